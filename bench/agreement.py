@@ -1,0 +1,103 @@
+"""Are an engine's numbers the same as the reference's, and by what right do we say so."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a dtype allows. unit_roundoff: half the gap between 1 and the next number. reason: of the tolerance."""
+
+    unit_roundoff: float
+    reason: str
+
+
+# The one table of tolerances, by the dtype an engine computes in; `tolerance_of` turns a row into a number.
+PRECISIONS = {
+    "float32": Precision(
+        2.0**-24,
+        "rounding errors of a dot product of K terms grow as sqrt(K) units of roundoff, those of the matmuls one after "
+        "another add as a random walk; 4 of its standard deviations, relative to the largest |logit|",
+    ),
+}
+CONFIDENCE = 4.0  # standard deviations
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an engine's logits compare with the reference's in float64.
+
+    max_abs_err: the largest |difference|. max_rel_err: the same over the reference's largest |logit|. top1_match: the
+    share of positions whose largest logit is the same, ties and near ties included. tolerance: of max_rel_err.
+    reason: why not, or None if it agrees. The first three are None where shape, dtype or finiteness already failed.
+    """
+
+    max_abs_err: float | None
+    max_rel_err: float | None
+    top1_match: float | None
+    agrees: bool
+    tolerance: float
+    reason: str | None
+
+
+def tolerance_of(dtype: str, config: GPTConfig) -> float:
+    """The largest max_rel_err that rounding in `dtype` explains: λ·u·sqrt(M·K).
+
+    u: the dtype's unit roundoff. M = 4·n_layer + 1 matmuls follow one another, the longest of K = 4·n_embd terms.
+    λ·u·sqrt(K) for one dot product: Higham & Mary, https://doi.org/10.1137/18M1226312.
+    """
+    matmuls = 4 * config.n_layer + 1
+    return CONFIDENCE * PRECISIONS[dtype].unit_roundoff * math.sqrt(matmuls * 4 * config.n_embd)
+
+
+def compare_logits(reference: np.ndarray, logits: np.ndarray, tolerance: float) -> Agreement:
+    """Compare logits, float32 [B, T, V], with the reference's, float64 [B, T, V]: shape, dtype, finite, values, top-1.
+
+    A position's top-1 counts against the engine only where the reference's first two logits are further apart than
+    two errors of the tolerance's size.
+    """
+    if reason := _reason_not_comparable(reference, logits):
+        return Agreement(None, None, None, False, tolerance, reason)
+    largest = float(np.abs(reference).max())
+    error = float(np.abs(logits - reference).max())
+    relative = error / largest if largest else error
+    same = reference.argmax(-1) == logits.argmax(-1)  # [B, T]
+    flips = int((~same & (margin_of(reference) > 2 * tolerance * largest)).sum())
+    reason = None
+    if relative > tolerance:
+        reason = f"error {relative:.1e} of the largest |logit| is above the tolerance {tolerance:.1e}"
+    elif flips:
+        reason = f"the most likely token differs at {flips} of {same.size} positions, beyond what rounding explains"
+    return Agreement(error, relative, float(same.mean()), reason is None, tolerance, reason)
+
+
+def margin_of(reference: np.ndarray) -> np.ndarray:
+    """By how much the largest logit beats the second: [B, T, V] to [B, T]; infinite where V is 1."""
+    if reference.shape[-1] < 2:
+        return np.full(reference.shape[:-1], np.inf)
+    top = np.partition(reference, -2, axis=-1)[..., -2:]  # [B, T, 2]
+    return top[..., 1] - top[..., 0]
+
+
+def odd_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+    """The (B, T) at which every engine is checked whatever is timed: one token, no round number, the longest."""
+    return list(dict.fromkeys([(1, 1), (3, min(17, config.block_size)), (1, config.block_size)]))
+
+
+def random_ids(config: GPTConfig, B: int, T: int, seed: int) -> np.ndarray:
+    """Random ids int64 [B, T] that depend on the seed and the shape alone."""
+    return np.random.default_rng([seed, B, T]).integers(0, config.vocab_size, (B, T))
+
+
+def _reason_not_comparable(reference: np.ndarray, logits: np.ndarray) -> str | None:
+    if logits.shape != reference.shape:
+        return f"shape {list(logits.shape)} instead of {list(reference.shape)}"
+    if logits.dtype != np.float32:
+        return f"dtype {logits.dtype} instead of float32"
+    if bad := int((~np.isfinite(logits)).sum()):
+        return f"{bad} of {logits.size} logits are not finite"
+    return None

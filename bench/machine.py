@@ -1,0 +1,48 @@
+"""The machine that a result is of: what it is, and how many threads it makes sense to use."""
+
+import os
+import platform
+from pathlib import Path
+
+CPUS = Path("/sys/devices/system/cpu")
+
+
+def physical_cores() -> int:
+    """Number of physical cores among the CPUs that this process may use; two hyperthreads of a core count once."""
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def describe_machine() -> dict[str, str | int]:
+    """What a reader needs to judge a time: CPU, cores, memory, operating system, Python."""
+    cpu = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    kilobytes = (_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]
+    return {
+        "cpu": cpu,
+        "architecture": platform.machine(),
+        "physical_cores": physical_cores(),
+        "logical_cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": int(kilobytes) * 1024,
+        "simd": _widest_simd(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _siblings(cpu: int) -> str:
+    path = CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    return path.read_text().strip() if path.exists() else str(cpu)
+
+
+def _widest_simd() -> str:
+    flags = (_field("/proc/cpuinfo", "flags") or _field("/proc/cpuinfo", "Features") or "").split()
+    return next((name for name in ("avx512f", "avx2", "avx", "sse2", "asimd") if name in flags), "unknown")
+
+
+def _field(path: str, name: str) -> str | None:
+    if not Path(path).exists():
+        return None
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None

@@ -1,0 +1,169 @@
+"""The report's plots, as SVG that takes its ink and its font from the page around it, so it suits light and dark."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bench.verdict import rounds_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # stands for the page's text colour, which replaces it
+FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and on near-black
+WIDTH_IN = 5.4
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+    "grid.color": OTHER,
+    "grid.alpha": 0.25,
+    "savefig.transparent": True,
+}
+
+
+def latency(rows: list[dict], baseline: str) -> str | None:
+    """One shape's medians, fastest on top, with the range of their rounds and the machine's limit. Log axis, ms."""
+    rows = [row for row in rows if row["status"] == "timed"]
+    if not rows:
+        return None
+    with _drawing(len(rows), "Milliseconds a prefill, by engine") as (axes, done):
+        limit = rows[0]["limit_ms"]
+        for y, row in enumerate(rows):
+            color = FIRST if y == 0 else BASELINE if row["engine"] == baseline else OTHER
+            medians = rounds_ms(row)
+            axes.plot([limit, row["median_ms"]], [y, y], color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
+            axes.plot([min(medians), max(medians)], [y, y], color=color, linewidth=2, marker="|", markersize=10)
+            axes.plot(row["median_ms"], y, "o", color=color, markersize=8)
+            _right(axes, y, f"{_short(row['median_ms'])} ms", 1.23, bold=y == 0)
+            percent = row["percent_of_limit"]
+            _right(axes, y, f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %", 1.42, bold=y == 0)
+        axes.axvline(limit, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
+        axes.set_xscale("log")
+        highest = max(max(rounds_ms(row)) for row in rows)
+        axes.set_xlim(min(limit, rows[0]["median_ms"]) / 1.25, max(highest, limit * 2) * 1.3)
+        _label_rows(axes, [row["label"] for row in rows])
+        heading = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
+        axes.text(1.23, -0.85, "median", ha="right", **heading)
+        axes.text(1.42, -0.85, "of limit", ha="right", **heading)
+        axes.text(limit, -0.85, f" limit {_short(limit)} ms", color=LIMIT, fontsize=9)
+        axes.set_xlabel("ms, log scale; bars reach from the fastest to the slowest round", fontsize=9, alpha=0.75)
+    return done[0]
+
+
+def errors(rows: list[dict]) -> str:
+    """Each engine's largest error at the timed shapes, beside the tolerance. Log axis, relative to the largest logit."""
+    largest: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        old = largest.get(row["label"], (0.0, 0.0))
+        largest[row["label"]] = max(old, (row["max_rel_err"], row["tolerance"]))
+    smallest = min(error for error, _ in largest.values() if error > 0) if any(e for e, _ in largest.values()) else 1e-9
+    with _drawing(len(largest), "Largest error of each engine") as (axes, done):
+        order = sorted(largest.items(), key=lambda item: item[1][0])
+        for y, (_, (error, tolerance)) in enumerate(order):
+            color = FIRST if error <= tolerance else LIMIT
+            axes.plot([smallest / 3, max(error, smallest / 3)], [y, y], color=color, alpha=0.3, linewidth=5)
+            axes.plot(max(error, smallest / 3), y, "o", color=color, markersize=8)
+            _right(axes, y, f"{error:.1e}", 1.23)
+        tolerance = max(value for _, value in largest.values())
+        axes.axvline(tolerance, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
+        axes.text(tolerance, -0.85, f"tolerance {tolerance:.1e} ", color=LIMIT, fontsize=9, ha="right")
+        axes.set_xscale("log")
+        axes.set_xlim(smallest / 3, max(tolerance, max(e for e, _ in largest.values())) * 2)
+        _label_rows(axes, [label for label, _ in order])
+        axes.set_xlabel("largest |difference| over largest |logit|, log scale", fontsize=9, alpha=0.75)
+    return done[0]
+
+
+def before_after(pairs: list[dict]) -> str:
+    """An engine's first variant and its last at each shape, and how many times faster. Log axis, ms."""
+    with _drawing(len(pairs), "Before and after optimisation") as (axes, done):
+        for y, pair in enumerate(pairs):
+            before, after = pair["before"], pair["after"]
+            arrow = {"arrowstyle": "-|>", "color": FIRST, "linewidth": 2, "shrinkA": 6, "shrinkB": 6, "alpha": 0.6}
+            axes.annotate("", (after["median_ms"], y), (before["median_ms"], y), arrowprops=arrow)
+            axes.plot(before["median_ms"], y, "o", color=OTHER, markersize=8)
+            axes.plot(after["median_ms"], y, "o", color=FIRST, markersize=8)
+            style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+            axes.annotate(f"{_short(before['median_ms'])} ms", (before["median_ms"], y), **style)
+            axes.annotate(f"{_short(after['median_ms'])} ms", (after["median_ms"], y), **style)
+            _right(axes, y, f"{pair['ratio']:,.0f}× faster", 1.33, bold=True)
+        times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
+        axes.set_xscale("log")
+        axes.set_xlim(min(times) / 2, max(times) * 2)
+        engine, shapes = pairs[0]["before"]["engine"], [f"{pair['shape'][0]}×{pair['shape'][1]}" for pair in pairs]
+        _label_rows(axes, shapes)
+        legend = f"{engine} {pairs[0]['before']['variant']} → {pairs[0]['after']['variant']}, ms, log scale"
+        axes.set_xlabel(legend, fontsize=9, alpha=0.75)
+    return done[0]
+
+
+@contextmanager
+def _drawing(rows: int, label: str) -> "Iterator[tuple[Axes, list[str]]]":
+    """Axes for some rows; the finished SVG is appended to the list at the end of the block."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    done: list[str] = []
+    with rc_context(STYLE):
+        height = 0.34 * rows + 0.95
+        figure = Figure(figsize=(WIDTH_IN, height))
+        axes = figure.add_axes((0.2, 0.6 / height, 0.51, (0.34 * rows + 0.05) / height))
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        yield axes, done
+        done.append(_svg(figure, label))
+
+
+def _svg(figure: "Figure", label: str) -> str:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    small = high / low < 60
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if small else (1,), numticks=12))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(axis="x", labelsize=9)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL).replace(INK, "currentColor")
+    # The page's own font: the family that matplotlib wrote is left out of each text's style.
+    text = re.sub(r"font: (?:(bold|\d+) )?([\d.]+)px [^;\"]*", _font, text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _font(match: re.Match) -> str:
+    weight = f"font-weight: {match[1]}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}px"
+
+
+def _label_rows(axes: "Axes", labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.6)
+
+
+def _right(axes: "Axes", y: float, text: str, x: float, bold: bool = False) -> None:
+    """Text in a column right of the axes."""
+    weight = "bold" if bold else "normal"
+    axes.text(x, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight=weight)
+
+
+def _short(value: float) -> str:
+    from bench.report import milliseconds
+
+    return milliseconds(value)

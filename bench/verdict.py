@@ -1,0 +1,93 @@
+"""What the results come to: the sentence at the top of the report, and the numbers behind it."""
+
+from statistics import median
+
+Rows = list[dict]
+
+
+def timed(results: dict) -> Rows:
+    """The rows that hold a time."""
+    return [row for row in results["rows"] if row["status"] == "timed"]
+
+
+def headline_shape(results: dict) -> tuple[int, int]:
+    """The (B, T) that the verdict is about: the one with the most tokens that was timed, the last of equals."""
+    rows = timed(results) or results["rows"]
+    return max(((row["B"], row["T"]) for row in reversed(rows)), key=lambda shape: shape[0] * shape[1])
+
+
+def rounds_ms(row: dict) -> list[float]:
+    """The median of each round that has samples, in ms."""
+    found, start = [], 0
+    for count in row["samples_by_round"]:
+        if count:
+            found.append(median(row["samples_ms"][start : start + count]))
+        start += count
+    return found
+
+
+def paired_variants(results: dict) -> list[dict]:
+    """Engines timed in more than one variant: the first and the last of them at each shape, and the ratio."""
+    pairs = []
+    for row in timed(results):
+        same = [each for each in timed(results) if all(each[key] == row[key] for key in ("engine", "B", "T"))]
+        if row is same[0] and len(same) > 1:
+            before, after = same[0], same[-1]
+            ratio = before["median_ms"] / after["median_ms"]
+            pairs.append({"before": before, "after": after, "shape": (row["B"], row["T"]), "ratio": ratio})
+    return pairs
+
+
+def worst_error(results: dict) -> dict | None:
+    """The timed row that comes closest to its tolerance."""
+    return max(timed(results), key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
+
+
+def sentence(results: dict) -> str:
+    """The comparison in two sentences: who is fastest and how near the limit, and whether the numbers are right."""
+    shape = headline_shape(results)
+    rows = [row for row in timed(results) if (row["B"], row["T"]) == shape]
+    if not rows:
+        return "No engine could be timed: see the reasons in the table. " + _agreement(results)
+    first, *others = sorted(rows, key=lambda row: row["median_ms"])
+    share = f"{first['percent_of_limit']:.0f} % of what {_cores(first['threads'])} of this machine can do"
+    return f"At {shape[0]}×{shape[1]} {_lead(first, others)}{_against_baseline(first, results)} {share}. " + _agreement(
+        results
+    )
+
+
+def _lead(first: dict, others: Rows) -> str:
+    from bench.report import milliseconds
+
+    time = f"{milliseconds(first['median_ms'])} ms"
+    if not others:
+        return f"{first['label']} takes {time},"
+    second = others[0]
+    if min(rounds_ms(second)) <= max(rounds_ms(first)):
+        return f"{first['label']} takes {time}, level with {second['label']} (their rounds overlap),"
+    return f"{first['label']} is fastest with {time} (next: {second['label']}, {milliseconds(second['median_ms'])} ms),"
+
+
+def _against_baseline(first: dict, results: dict) -> str:
+    speedup = first["speedup"]
+    if not speedup or first["engine"] == results["baseline"]:
+        return " at"
+    return f" {speedup['median']:.2g} times as fast as {results['baseline']} and at"
+
+
+def _agreement(results: dict) -> str:
+    wrong = sorted({row["label"] for row in results["rows"] if row["agrees"] is False})
+    if wrong:
+        return f"Not to be trusted: {', '.join(wrong)} (disagrees with the reference and was not timed)."
+    worst = worst_error(results)
+    if worst is None:
+        return ""
+    count = len({row["label"] for row in timed(results)})
+    return (
+        f"{'All ' + str(count) + ' agree' if count > 1 else 'It agrees'} with eager in float64: the largest error is "
+        f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
+    )
+
+
+def _cores(threads: int) -> str:
+    return "one core" if threads == 1 else f"{threads} cores"

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX. May import `gpt`, nothing else of the project."""

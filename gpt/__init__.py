@@ -1,0 +1,1 @@
+"""The reference GPT and its training. Imports nothing else of the project."""

@@ -1,0 +1,167 @@
+"""A trained model as one file: written whole or not at all, and read without running anything from it."""
+
+import hashlib
+import io
+import pickle
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.files import atomic_output, sha256_file
+from gpt.model import GPT
+from gpt.tokenizer import CharTokenizer, NoTokenizer, tokenizer_from_json
+
+KIND = "gpt-frontend checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one truth to compare by
+class Checkpoint:
+    """All that the next room needs of a model.
+
+    state: GPT's state dict, on the CPU. step: updates it was trained for. tokenizer: as `gpt.tokenizer` spells it in
+    JSON. losses: {"step": [...], "train": [...], "val": [...]}, nats a token at each evaluation. sha256: of the file
+    that it was read from, None for one that never was in a file.
+    """
+
+    config: GPTConfig
+    state: dict[str, Tensor]
+    step: int = 0
+    tokenizer: dict[str, Any] = field(default_factory=NoTokenizer().to_json)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    sha256: str | None = None
+
+    def build(self, attention: str = "explicit") -> GPT:
+        """The model with these weights, in eval mode. Raises UserError for an unknown attention."""
+        model = GPT(self.config, attention)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def state_of(model: GPT) -> dict[str, Tensor]:
+    """A copy of a model's state dict on the CPU; the tied head stays one tensor under two names."""
+    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    return state | {"lm_head.weight": state["transformer.wte.weight"]}
+
+
+def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written."""
+    content = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "sha256"}
+    content |= {"kind": KIND, "version": VERSION, "config": asdict(checkpoint.config)}
+    buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as a RuntimeError
+    torch.save(content, buffer)
+    with atomic_output(path) as part:
+        part.write_bytes(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read what `save_checkpoint` wrote, with every weight checked against the config.
+
+    Raises UserError for a file that is missing, truncated, damaged, not one of ours, of another version of the format,
+    or that would run code when loaded.
+    """
+    path = Path(path)
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path}: has version {content.get('version')!r} of the checkpoint format, this code reads {VERSION}; "
+            "train again, or use the code that wrote it"
+        )
+    try:
+        checkpoint = Checkpoint(
+            config=GPTConfig(**content["config"]),
+            state=content["state"],
+            step=content["step"],
+            tokenizer=tokenizer_from_json(content["tokenizer"]).to_json(),
+            losses=content["losses"],
+            sha256=sha256_file(path),
+        )
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path}: is damaged ({error}); train again") from error
+    _check_fit(path, checkpoint)
+    return checkpoint
+
+
+def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
+    """A model with random weights that depend on `seed` alone, for comparing engines without training one.
+
+    GPT's own initialisation, but every gain and bias is moved by a normal of std 0.1, so that an engine that leaves
+    one out is caught. It has no tokenizer.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = GPT(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return Checkpoint(config, state_of(model))
+
+
+def _read(path: Path) -> Any:
+    """The object in a file of torch.save, by tensors and plain values only. Raises UserError."""
+    try:
+        _check_whole(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make one with: python -m gpt.train") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, because it holds more than tensors and plain values and could run code when loaded; "
+            "use a checkpoint that python -m gpt.train wrote"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # torch's words for a zip file that torch.save did not write
+        raise UserError(f"{path}: not a checkpoint; make one with: python -m gpt.train") from error
+
+
+def _check_whole(path: Path) -> None:
+    """Raise UserError unless the file is a zip archive, as torch.save writes, whose parts match their checksums."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise UserError(f"{path}: not a checkpoint; make one with: python -m gpt.train")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error):
+        damaged = "its table of contents"  # one of these, by what the damage looks like to zipfile
+    if damaged:
+        raise UserError(f"{path}: is truncated or damaged ({damaged}); train again, or copy it again")
+
+
+def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise UserError unless the state and the tokenizer are of the config's shape."""
+    with torch.device("meta"):  # shapes without memory
+        wanted = GPT(checkpoint.config).state_dict()
+    state = checkpoint.state
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: is damaged (its state is not a dict of tensors); train again")
+    for name in sorted(wanted.keys() | state.keys()):
+        expected, found = (_describe(tensors.get(name)) for tensors in (wanted, state))
+        if expected != found:
+            raise UserError(f"{path}: does not fit its own config: {name} is {found}, not {expected}; train again")
+    if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+        raise UserError(
+            f"{path}: does not fit: lm_head.weight differs from wte.weight, to which it is tied; train again"
+        )
+    tokenizer = tokenizer_from_json(checkpoint.tokenizer)
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
+        raise UserError(
+            f"{path}: does not fit: {tokenizer.vocab_size} characters but vocab_size={checkpoint.config.vocab_size}"
+        )
+
+
+def _describe(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

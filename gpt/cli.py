@@ -1,0 +1,27 @@
+"""What every command of the project shares: how a user's mistake ends it. Standard library only."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run `command` as a process's whole work; exit with 2 after a user's mistake, with 130 after Ctrl-C.
+
+    Both are one line without a traceback. Any other exception is a fault of the project and keeps its traceback.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone (`... | head`): not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,39 @@
+import pytest
+
+from gpt.cli import UserError, run_command
+
+
+def outcome(error: BaseException) -> int:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(command)
+    return exit_.value.code
+
+
+def test_success_returns(capsys):
+    run_command(lambda: print("done"))
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_a_users_mistake_is_one_line_and_exit_2(capsys):
+    assert outcome(UserError("x=3: must be 4")) == 2
+    assert capsys.readouterr().err == "error: x=3: must be 4\n"
+
+
+def test_interrupt_is_exit_130(capsys):
+    assert outcome(KeyboardInterrupt()) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_project_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)
+
+
+def test_a_reader_that_goes_early_is_no_error(start):
+    with start("gpt.generate", "--help") as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

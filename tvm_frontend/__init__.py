@@ -1,0 +1,1 @@
+"""ONNX to a compiled library. Imports `export.artifact` and the torch-free files of `gpt`; never torch."""

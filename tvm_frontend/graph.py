@@ -1,0 +1,19 @@
+"""What flows from the importer through the passes: a Relax module and its weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+ENTRY = "forward"  # the name of the one Relax function, ONNX to library
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A Relax module whose function `forward(ids, *weights)` takes the weights in the order of the dict.
+
+    Weights stay parameters: as constants they would be copied into every rewrite and baked in the library.
+    """
+
+    module: tvm.IRModule
+    weights: dict[str, np.ndarray]

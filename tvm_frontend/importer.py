@@ -1,0 +1,239 @@
+"""ONNX to Relax, with B and T symbolic and the weights as parameters.
+
+TVM's own importer needs static shapes for these graphs: it turns Shape, Range and Concat into tensors. Here a shape is
+a list of symbolic integers while the graph is read, so index arithmetic never reaches the compiled program.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from onnx import numpy_helper
+from tvm import relax
+from tvm.relax import op
+
+from gpt.cli import UserError
+from tvm_frontend.graph import ENTRY, Graph
+
+OLDEST_OPSET, NEWEST_OPSET = 18, 25
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The value of an index computation: symbolic or plain integers, a list of them or (scalar) one."""
+
+    values: list[Any]
+    scalar: bool = False
+
+
+Value = relax.Expr | Integers
+
+
+@dataclass
+class _Import:
+    """The graph while it is being read: what each ONNX name stands for so far."""
+
+    builder: relax.BlockBuilder
+    values: dict[str, Value] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> relax.Expr:
+        value = self.values[name]
+        if isinstance(value, Integers):
+            raise UserError(f"{name!r} is index arithmetic where a tensor is needed")
+        return value
+
+    def integers(self, name: str) -> list[Any]:
+        value = self.values[name]
+        if not isinstance(value, Integers):
+            raise UserError(f"{name!r} is a tensor where a shape, known while compiling, is needed")
+        return value.values
+
+    def shape(self, name: str) -> list:
+        return list(self.tensor(name).ty.shape.values)
+
+
+def import_onnx(proto: onnx.ModelProto) -> Graph:
+    """Read a GPT forward pass written by `export.onnx` into a Relax function `forward(ids, *weights) -> logits`.
+
+    Dimensions named in the file (B, T) become symbolic integers. Raises UserError naming the first node that is not
+    supported, with its operator, domain and opset.
+    """
+    opset = _check_operators(proto)
+    builder = relax.BlockBuilder()
+    state = _Import(builder)
+    symbols: dict[str, tvm.tirx.Var] = {}
+    inputs = [_declare_input(state, value, symbols) for value in proto.graph.input]
+    weights = _declare_weights(state, proto.graph)
+    parameters = [state.values[name] for name in weights]
+    with builder.function(ENTRY, [*inputs, *parameters], attrs={"num_input": len(inputs)}):
+        with builder.dataflow():
+            for node in proto.graph.node:
+                _convert(state, node, opset)
+            outputs = [builder.emit_output(state.tensor(value.name)) for value in proto.graph.output]
+        builder.emit_func_output(outputs[0] if len(outputs) == 1 else outputs)
+    return Graph(builder.finalize(), weights)
+
+
+def _check_operators(proto: onnx.ModelProto) -> int:
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    opset = opsets.get("ai.onnx", 0)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with --opset 23")
+    for node in proto.graph.node:
+        domain = node.domain or "ai.onnx"
+        if domain != "ai.onnx" or node.op_type not in CONVERTERS:
+            raise UserError(
+                f"node {node.name!r}: operator {node.op_type} of domain {domain} (opset {opsets.get(domain, '?')}) is "
+                f"not supported, so this is not a GPT that the frontend knows; supported are {', '.join(CONVERTERS)}"
+            )
+    return opset
+
+
+def _declare_input(state: _Import, value: onnx.ValueInfoProto, symbols: dict[str, tvm.tirx.Var]) -> relax.Var:
+    shape = []
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.dim_param:
+            shape.append(symbols.setdefault(dim.dim_param, tvm.tirx.Var(dim.dim_param, "int64")))
+        else:
+            shape.append(dim.dim_value)
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    var = relax.Var(value.name, relax.TensorType(shape, dtype))
+    state.values[value.name] = var
+    return var
+
+
+def _declare_weights(state: _Import, graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Floating-point initialisers become parameters; integers (shapes, axes, ranges) become numbers."""
+    weights = {}
+    for initializer in graph.initializer:
+        array = numpy_helper.to_array(initializer)
+        if np.issubdtype(array.dtype, np.integer):
+            state.values[initializer.name] = Integers(array.ravel().tolist(), scalar=array.ndim == 0)
+        else:
+            state.values[initializer.name] = relax.Var(
+                initializer.name, relax.TensorType(array.shape, str(array.dtype))
+            )
+            weights[initializer.name] = array
+    return weights
+
+
+def _convert(state: _Import, node: onnx.NodeProto, opset: int) -> None:
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    try:
+        results = CONVERTERS[node.op_type](state, node, attributes)
+    except UserError as error:
+        raise UserError(f"node {node.name!r} ({node.op_type}, ai.onnx opset {opset}): {error}") from error
+    for name, result in zip(node.output, results if isinstance(results, tuple) else (results,), strict=True):
+        state.values[name] = result if isinstance(result, Integers) else state.builder.emit(result, name_hint=name)
+
+
+def _refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
+    """Raise UserError if an attribute is present with a value other than the one that is supported."""
+    for name, value in expected.items():
+        found = attributes.get(name, value)
+        if found != value:
+            raise UserError(f"attribute {name}={found!r} is not supported, only {value!r}")
+
+
+# ---- index arithmetic ----
+
+
+def _shape(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return Integers(state.shape(node.input[0])[attributes.get("start", 0) : attributes.get("end")])
+
+
+def _squeeze(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return Integers(state.integers(node.input[0]), scalar=True)
+
+
+def _range(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    start, stop, step = (state.integers(name)[0] for name in node.input)
+    return op.arange(relax.prim_value(start), relax.prim_value(stop), relax.prim_value(step), dtype="int64")
+
+
+def _concat(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    if all(isinstance(state.values[name], Integers) for name in node.input):
+        return Integers([item for name in node.input for item in state.integers(name)])
+    return op.concat([state.tensor(name) for name in node.input], axis=attributes["axis"])
+
+
+# ---- tensors ----
+
+
+def _gather(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.take(state.tensor(node.input[0]), state.tensor(node.input[1]), axis=attributes.get("axis", 0))
+
+
+def _add(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.add(state.tensor(node.input[0]), state.tensor(node.input[1]))
+
+
+def _matmul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.matmul(state.tensor(node.input[0]), state.tensor(node.input[1]))
+
+
+def _layer_norm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    _refuse_unless(attributes, stash_type=1)
+    x, gain = state.tensor(node.input[0]), state.tensor(node.input[1])
+    if attributes.get("axis", -1) not in (-1, len(x.ty.shape.values) - 1):
+        raise UserError(f"axis={attributes['axis']} is not supported, only the last one")
+    if len(node.input) > 2:
+        bias = state.tensor(node.input[2])
+    else:
+        bias = op.zeros(gain.ty.shape, gain.ty.dtype.dtype if hasattr(gain.ty.dtype, "dtype") else gain.ty.dtype)
+    return op.nn.layer_norm(x, gain, bias, axes=[-1], epsilon=attributes.get("epsilon", 1e-5))
+
+
+def _gelu(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    exact = attributes.get("approximate", b"none") == b"none"
+    return (op.nn.gelu if exact else op.nn.gelu_tanh)(state.tensor(node.input[0]))
+
+
+def _split(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    x, axis = state.tensor(node.input[0]), attributes.get("axis", 0)
+    if len(node.input) > 1:
+        sizes = state.integers(node.input[1])
+        parts: int | list[int] = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    else:
+        parts = attributes.get("num_outputs", len(node.output))
+    pieces = state.builder.emit(op.split(x, parts, axis))
+    return tuple(relax.TupleGetItem(pieces, i) for i in range(len(node.output)))
+
+
+def _reshape(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.reshape(state.tensor(node.input[0]), state.integers(node.input[1]))
+
+
+def _transpose(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.permute_dims(state.tensor(node.input[0]), attributes.get("perm"))
+
+
+def _attention(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
+    _refuse_unless(attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
+    if len([name for name in node.input if name]) != 3:
+        raise UserError("a mask or a cache is not supported, only q, k and v")
+    q, k, v = (op.permute_dims(state.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
+    scale = attributes.get("scale")
+    y = op.nn.attention(q, k, v, scale=scale and tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")
+    return op.permute_dims(y, [0, 2, 1, 3])
+
+
+CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]] = {
+    "Add": _add,
+    "Attention": _attention,
+    "Concat": _concat,
+    "Gather": _gather,
+    "Gelu": _gelu,
+    "LayerNormalization": _layer_norm,
+    "MatMul": _matmul,
+    "Range": _range,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+}

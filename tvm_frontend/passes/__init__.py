@@ -1,0 +1,1 @@
+"""Graph rewrites: one a file, put in order by `tvm_frontend.pipeline`."""

@@ -1,0 +1,23 @@
+"""LayerNorm becomes one vectorised kernel."""
+
+from tvm import relax
+from tvm.relax.dpl import is_op, wildcard
+
+from tvm_frontend.graph import Graph
+from tvm_frontend.passes.rewrite import Matched, Rewriting
+from tvm_frontend.schedules import Kernels
+
+
+def fuse_layer_norm(graph: Graph, kernels: Kernels) -> Graph:
+    """layer_norm(x [B, T, C], gain, bias) over the last axis → one kernel."""
+    rewriting = Rewriting(graph)
+    x, gain, bias = wildcard(), wildcard(), wildcard()
+
+    def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
+        if len(call.ty.shape.values) != 3 or [int(axis) for axis in call.attrs.axes] not in ([-1], [2]):
+            return None
+        kernel = kernels.layer_norm(int(call.ty.shape.values[2]), float(call.attrs.epsilon))
+        return kernel and rewriting.call("layer_norm", kernel, [matched[x], matched[gain], matched[bias]], call)
+
+    rewriting.apply(is_op("relax.nn.layer_norm")(x, gain, bias), fuse)
+    return rewriting.finish()

@@ -1,0 +1,70 @@
+"""A matmul by a constant weight becomes a GEMM over packed weights, with what follows it in the epilogue."""
+
+import numpy as np
+from tvm import relax
+from tvm.relax.dpl import DFPattern, is_op, wildcard
+
+from tvm_frontend.graph import Graph
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of
+from tvm_frontend.schedules import Kernels
+
+GELUS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu"}
+
+
+def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
+    """x · W [+ bias] [→ GELU | + residual] → one kernel, the longest form first."""
+    rewriting = Rewriting(graph)
+    x, weight, transposed, bias, residual = (wildcard() for _ in range(5))
+    product = is_op("relax.matmul")(x, is_op("relax.permute_dims")(transposed)) | is_op("relax.matmul")(x, weight)
+    biased = add_of(product, bias)
+
+    def rewrite(pattern: DFPattern, *, activation: str | None = None) -> None:
+        def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
+            source = matched.get(weight, matched.get(transposed))
+            W = rewriting.weight(source)
+            if W is None or W.ndim != 2 or len(call.ty.shape.values) != 3:
+                return None
+            if residual in matched and not _same_shape(matched[residual], call):
+                return None
+            if bias in matched and rewriting.weight(matched[bias]) is None:
+                return None
+            W = W.T if transposed in matched else W  # [K, N]
+            K, N = W.shape
+            kernel = kernels.linear(K, N, activation=activation, residual=residual in matched)
+            if kernel is None:
+                return None
+            packed = rewriting.add_weight(f"{rewriting.name(source)}.packed", lambda: kernels.pack_weight(W))
+            addend = (
+                matched[bias]
+                if bias in matched
+                else rewriting.add_weight(f"zeros_{N}", lambda: np.zeros(N, W.dtype))
+            )
+            rest = [matched[residual]] if residual in matched else []
+            return rewriting.call(
+                "linear" + (f"_{activation}" if activation else "") + ("_residual" if rest else ""),
+                kernel,
+                [matched[x], packed, addend, *rest],
+                call,
+            )
+
+        rewriting.apply(pattern, fuse)
+
+    rewrite(add_of(biased, residual))
+    rewrite(add_of(product, residual))
+    for name, activation in GELUS.items():
+        rewrite(is_op(name)(biased), activation=activation)
+        rewrite(is_op(name)(product), activation=activation)
+    rewrite(biased)
+    rewrite(product)
+    return rewriting.finish()
+
+
+def _same_shape(a: relax.Expr, b: relax.Expr) -> bool:
+    left, right = list(a.ty.shape.values), list(b.ty.shape.values)
+    return len(left) == len(right) and all(_equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _equal(x: object, y: object) -> bool:
+    import tvm
+
+    return tvm.sym.Analyzer().can_prove_equal(x, y)

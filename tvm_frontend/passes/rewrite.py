@@ -1,0 +1,78 @@
+"""What every rewrite shares: matching a pattern in the graph and putting a kernel in its place."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.dpl import DFPattern, is_op, rewrite_call
+
+from tvm_frontend.graph import ENTRY, Graph
+
+Matched = dict[DFPattern, relax.Expr]
+
+
+class Rewriting:
+    """A graph while it is being rewritten: its weights may be read and new weights and kernels added."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.builder = relax.BlockBuilder(graph.module)
+        self.function = graph.module[ENTRY]
+        self.inputs = int(self.function.attrs["num_input"])
+        self.weights = dict(graph.weights)
+        self.variables = dict(zip(graph.weights, self.function.params[self.inputs :], strict=True))
+
+    def weight(self, expr: relax.Expr) -> np.ndarray | None:
+        """The values of `expr` if it is one of the weights, else None."""
+        return next((self.weights[name] for name, var in self.variables.items() if var.same_as(expr)), None)
+
+    def name(self, expr: relax.Expr) -> str:
+        """The name of the weight that `expr` is."""
+        return next(name for name, var in self.variables.items() if var.same_as(expr))
+
+    def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
+        """The parameter of that name; made from `value()` where it is not there yet."""
+        if name not in self.weights:
+            array = value()
+            self.weights[name] = array
+            self.variables[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+        return self.variables[name]
+
+    def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
+        """A call of `kernel` with an output of the type of `like`; equal kernels are kept once."""
+        return relax.call_tir(self.builder.add_func(_with_root(kernel), name), arguments, out_ty=like.ty)
+
+    def apply(self, pattern: DFPattern, rewriter: Callable[[relax.Expr, Matched], relax.Expr | None]) -> None:
+        """Replace each match by what `rewriter` returns; None leaves it as it is."""
+
+        def replace(call: relax.Expr, matched: Matched) -> relax.Expr:
+            replacement = rewriter(call, matched)
+            return call if replacement is None else replacement
+
+        self.function = rewrite_call(pattern, replace, self.function)
+
+    def finish(self) -> Graph:
+        """The rewritten graph, without the weights that nothing uses any more."""
+        used = {var for var in relax.analysis.free_vars(self.function.body)}
+        kept = [name for name, var in self.variables.items() if var in used]
+        function = relax.Function(
+            [*self.function.params[: self.inputs], *(self.variables[name] for name in kept)],
+            self.function.body,
+            self.function.ret_ty,
+            attrs=self.function.attrs,
+        )
+        module = self.builder.get()
+        module.update_func(module.get_global_var(ENTRY), function)
+        return Graph(module, {name: self.weights[name] for name in kept})
+
+
+def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
+    """left + right, in either order."""
+    add = is_op("relax.add")
+    return add(left, right) | add(right, left)
+
+
+def _with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    # TVM's graph passes look into every kernel and expect its body to be a block, as scheduled ones have.
+    block = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
+    return kernel.with_body(tvm.s_tir.SBlockRealize([], True, block))

@@ -1,0 +1,34 @@
+"""Kernels for each kind of target: one family a file."""
+
+from typing import Protocol
+
+import numpy as np
+import tvm
+
+from tvm_frontend.target import CompileTarget
+
+
+class Kernels(Protocol):
+    """What a target offers to the graph rewrites. None means: no kernel for this, leave it to TVM."""
+
+    def linear(self, K: int, N: int, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc | None:
+        """activation(x · W + bias) [+ residual]; see `schedules.cpu.linear`."""
+
+    def pack_weight(self, weight: np.ndarray) -> np.ndarray:
+        """Weight [K, N] in the layout that `linear` reads."""
+
+    def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc | None:
+        """Causal attention from fused QKV; see `schedules.cpu.attention`."""
+
+    def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc | None:
+        """LayerNorm over the last axis; see `schedules.cpu.layer_norm`."""
+
+    def embedding(self, V: int, block_size: int, C: int) -> tvm.tirx.PrimFunc | None:
+        """Token plus position embedding; see `schedules.cpu.embedding`."""
+
+
+def kernels_for(target: CompileTarget) -> Kernels | None:
+    """The hand-written kernels of a target; None where there are none yet and TVM's own rules schedule everything."""
+    from tvm_frontend.schedules.cpu import CpuKernels
+
+    return CpuKernels(target) if target.kind == "llvm" else None

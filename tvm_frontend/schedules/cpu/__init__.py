@@ -1,0 +1,39 @@
+"""Kernels for CPUs with vector registers (AVX-512, AVX2, SSE), in TensorIR, float32."""
+
+from functools import cache
+
+import numpy as np
+import tvm
+
+from tvm_frontend.schedules.cpu.attention import causal_attention
+from tvm_frontend.schedules.cpu.embedding import embedding
+from tvm_frontend.schedules.cpu.layer_norm import layer_norm
+from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.tile import tile_for
+from tvm_frontend.target import CompileTarget
+
+
+class CpuKernels:
+    """The kernels of this folder with the register tile of one CPU; see `schedules.Kernels`."""
+
+    def __init__(self, target: CompileTarget) -> None:
+        self.tile = tile_for(target)
+        # A layer repeats the shapes of the one before it, and parsing a kernel takes longer than compiling it.
+        self._linear, self._attention, self._layer_norm, self._embedding = map(
+            cache, (linear, causal_attention, layer_norm, embedding)
+        )
+
+    def linear(self, K: int, N: int, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc:
+        return self._linear(K, N, self.tile, activation=activation, residual=residual)
+
+    def pack_weight(self, weight: np.ndarray) -> np.ndarray:
+        return pack_weight(weight, self.tile)
+
+    def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
+        return self._attention(nh, hs, self.tile, scale)
+
+    def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc:
+        return self._layer_norm(C, self.tile.lanes, epsilon)
+
+    def embedding(self, V: int, block_size: int, C: int) -> tvm.tirx.PrimFunc:
+        return self._embedding(V, block_size, C, self.tile.lanes)

@@ -1,0 +1,58 @@
+"""LayerNorm over the last axis, a row at a time in cache. Bound by reading and writing the activations once."""
+
+import tvm
+from tvm.script import tirx as T
+
+from tvm_frontend.schedules.cpu.tile import divisor
+
+
+def layer_norm(C: int, lanes: int, epsilon: float) -> tvm.tirx.PrimFunc:
+    """out = (x - mean) / √(variance + epsilon) · gain + bias, float32 (https://arxiv.org/abs/1607.06450).
+
+    Arguments: x [B, T, C], gain [C], bias [C], out [B, T, C]. The variance is taken about the mean in a second pass:
+    the one-pass form E[x²] - E[x]² loses all digits when the mean is large.
+    """
+    LANES = divisor(C, lanes)
+    vectors = C // LANES
+
+    @T.macro
+    def add_lanes(total, partial):
+        total[0] = T.float32(0)
+        for lane in T.unroll(LANES):
+            total[0] = total[0] + partial[lane]
+
+    @T.prim_func(s_tir=True, private=True)
+    def normalise(x: T.handle, gain: T.Buffer((C,), "float32"), bias: T.Buffer((C,), "float32"), out: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        B, S = T.int64(), T.int64()
+        x_btc = T.match_buffer(x, (B, S, C), "float32")
+        out_btc = T.match_buffer(out, (B, S, C), "float32")
+        x_mc = T.decl_buffer((B * S, C), "float32", data=x_btc.data)
+        out_mc = T.decl_buffer((B * S, C), "float32", data=out_btc.data)
+        for row in T.parallel(B * S):
+            partial = T.alloc_buffer((LANES,), "float32", scope="local")
+            mean = T.alloc_buffer((1,), "float32", scope="local")
+            scale = T.alloc_buffer((1,), "float32", scope="local")
+            for lane in T.vectorized(LANES):
+                partial[lane] = T.float32(0)
+            for v in range(vectors):
+                for lane in T.vectorized(LANES):
+                    partial[lane] = partial[lane] + x_mc[row, v * LANES + lane]
+            add_lanes(mean, partial)
+            mean[0] = mean[0] * T.float32(1 / C)
+            for lane in T.vectorized(LANES):
+                partial[lane] = T.float32(0)
+            for v in range(vectors):
+                for lane in T.vectorized(LANES):
+                    partial[lane] = partial[lane] + (x_mc[row, v * LANES + lane] - mean[0]) * (
+                        x_mc[row, v * LANES + lane] - mean[0]
+                    )
+            add_lanes(scale, partial)
+            scale[0] = T.float32(1) / T.sqrt(scale[0] * T.float32(1 / C) + T.float32(epsilon))
+            for v in range(vectors):
+                for lane in T.vectorized(LANES):
+                    out_mc[row, v * LANES + lane] = (x_mc[row, v * LANES + lane] - mean[0]) * scale[0] * gain[
+                        v * LANES + lane
+                    ] + bias[v * LANES + lane]
+
+    return normalise

@@ -1,0 +1,114 @@
+"""Linear layers: a GEMM over packed weights with bias, GELU and residual in its epilogue.
+
+Bound by arithmetic when B·T is large (a multiply-add a cycle and unit), by reading the weights once when it is small.
+"""
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from tvm_frontend.schedules.cpu.elementary import gelu_exact, gelu_tanh
+from tvm_frontend.schedules.cpu.tile import Tile, clear
+
+ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact}
+UNROLL = 4  # steps of k in one turn of the inner loop; without it the loop's own bookkeeping costs up to half
+ROWS_A_TASK = 64  # rows of x that one parallel task takes through one panel of weights
+
+
+def pack_weight(weight: np.ndarray, tile: Tile) -> np.ndarray:
+    """Weight [K, N] as panels [ceil(N / columns), K, columns], zeros at the end: what the inner loop reads in order."""
+    K, N = weight.shape
+    panels = -(-N // tile.columns)
+    padded = np.zeros((K, panels * tile.columns), weight.dtype)
+    padded[:, :N] = weight
+    return np.ascontiguousarray(padded.reshape(K, panels, tile.columns).transpose(1, 0, 2))
+
+
+def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc:
+    """out = activation(x · W + bias) [+ residual], float32.
+
+    Arguments: x [B, T, K], W packed by `pack_weight`, bias [N], residual [B, T, N] if asked for, out [B, T, N].
+    """
+    MR, NR, LANES, VECTORS = tile.rows, tile.columns, tile.lanes, tile.vectors
+    panels = -(-N // NR)
+    activate = ACTIVATIONS[activation]
+
+    @T.macro
+    def step(acc, x, w, panel, first, last, k):
+        for i in T.unroll(MR):
+            for v in T.unroll(VECTORS):
+                for lane in T.vectorized(LANES):
+                    acc[i, v * LANES + lane] = (
+                        acc[i, v * LANES + lane] + x[T.min(first + i, last), k] * w[panel, k, v * LANES + lane]
+                    )
+
+    @T.macro
+    def finish(acc, bias, addend, out, i, row, c, n):
+        if residual:
+            out[row, n] = activate(acc[i, c] + bias[n]) + addend[row, n]
+        else:
+            out[row, n] = activate(acc[i, c] + bias[n])
+
+    @T.macro
+    def multiply(x, w, bias, addend, out, M):
+        tasks = T.meta_var((M + ROWS_A_TASK - 1) // ROWS_A_TASK)
+        for task in T.parallel(panels * tasks):
+            panel = T.meta_var(task // tasks)
+            first_tile = T.meta_var(task % tasks * (ROWS_A_TASK // MR))
+            for tile_of_rows in range(T.min(ROWS_A_TASK // MR, (M + MR - 1) // MR - first_tile)):
+                first = T.meta_var((first_tile + tile_of_rows) * MR)
+                acc = T.alloc_buffer((MR, NR), "float32", scope="local")
+                clear(tile, acc)
+                for k in range(K // UNROLL):
+                    for u in T.unroll(UNROLL):
+                        step(acc, x, w, panel, first, M - 1, k * UNROLL + u)
+                for u in T.unroll(K % UNROLL):
+                    step(acc, x, w, panel, first, M - 1, K // UNROLL * UNROLL + u)
+                # Rows beyond the last are the last row again, and write the same values there.
+                if panel * NR + NR <= N:
+                    for i in T.unroll(MR):
+                        for v in T.unroll(VECTORS):
+                            for lane in T.vectorized(LANES):
+                                finish(
+                                    acc, bias, addend, out, i, T.min(first + i, M - 1),
+                                    v * LANES + lane, panel * NR + v * LANES + lane,
+                                )  # fmt: skip
+                else:
+                    for i in T.unroll(MR):
+                        for c in range(NR):
+                            if panel * NR + c < N:
+                                finish(acc, bias, addend, out, i, T.min(first + i, M - 1), c, panel * NR + c)
+
+    if residual:
+
+        @T.prim_func(s_tir=True, private=True)
+        def fused(
+            x: T.handle,
+            w: T.Buffer((panels, K, NR), "float32"),
+            bias: T.Buffer((N,), "float32"),
+            addend: T.handle,
+            out: T.handle,
+        ):
+            T.func_attr({"tirx.noalias": True})
+            B, S = T.int64(), T.int64()
+            x_btk = T.match_buffer(x, (B, S, K), "float32")
+            addend_btn = T.match_buffer(addend, (B, S, N), "float32")
+            out_btn = T.match_buffer(out, (B, S, N), "float32")
+            x_mk = T.decl_buffer((B * S, K), "float32", data=x_btk.data)
+            addend_mn = T.decl_buffer((B * S, N), "float32", data=addend_btn.data)
+            out_mn = T.decl_buffer((B * S, N), "float32", data=out_btn.data)
+            multiply(x_mk, w, bias, addend_mn, out_mn, B * S)
+
+    else:
+
+        @T.prim_func(s_tir=True, private=True)
+        def fused(x: T.handle, w: T.Buffer((panels, K, NR), "float32"), bias: T.Buffer((N,), "float32"), out: T.handle):
+            T.func_attr({"tirx.noalias": True})
+            B, S = T.int64(), T.int64()
+            x_btk = T.match_buffer(x, (B, S, K), "float32")
+            out_btn = T.match_buffer(out, (B, S, N), "float32")
+            x_mk = T.decl_buffer((B * S, K), "float32", data=x_btk.data)
+            out_mn = T.decl_buffer((B * S, N), "float32", data=out_btn.data)
+            multiply(x_mk, w, bias, bias, out_mn, B * S)
+
+    return fused

@@ -1,0 +1,49 @@
+"""The register tile that every kernel here is built from, and how large it may be on a CPU."""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from tvm_frontend.target import CompileTarget
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An accumulator of rows × columns that stays in vector registers.
+
+    rows: values broadcast a step. vectors: registers across. lanes: float32 a register. One step of the inner loop
+    loads `vectors` registers, broadcasts `rows` values and does rows · vectors fused multiply-adds.
+    """
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        """float32 values across the tile."""
+        return self.vectors * self.lanes
+
+
+def tile_for(target: CompileTarget) -> Tile:
+    """The largest tile that hides the multiply-add's latency and leaves registers for the operands.
+
+    AVX-512 has 32 registers: 8 × 2 accumulators. AVX2 and SSE have 16: 6 × 2. Fewer than about 8 chains would wait for
+    the 4 cycles that a multiply-add takes on current cores (https://uops.info).
+    """
+    lanes = target.vector_bits // 32
+    return Tile(8, 2, lanes) if target.vector_bits == 512 else Tile(6, 2, lanes)
+
+
+@T.macro
+def clear(tile, accumulator):
+    """accumulator[rows, columns] = 0."""
+    for i in T.unroll(tile.rows):
+        for v in T.unroll(tile.vectors):
+            for lane in T.vectorized(tile.lanes):
+                accumulator[i, v * tile.lanes + lane] = T.float32(0)
+
+
+def divisor(number: int, largest: int) -> int:
+    """The largest power of two up to `largest` that divides `number`."""
+    return next(size for size in (64, 32, 16, 8, 4, 2, 1) if size <= largest and number % size == 0)

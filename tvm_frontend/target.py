@@ -1,0 +1,173 @@
+"""What code is compiled for: kinds, CPU and arch names, and what each can do. The only file that knows them."""
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpt.cli import UserError
+
+if TYPE_CHECKING:
+    import tvm
+
+KINDS = ("llvm", "cuda")
+DEFAULT_ARCH = "sm_86"
+# What nvcc 13.0 lists with --list-gpu-code. sm_50 to sm_72 left with CUDA 13.
+CUDA_ARCHS = tuple(f"sm_{n}" for n in (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121))
+
+# CPU features that LLVM uses only where the program asks for one by name (cache control, keys, random numbers, AES,
+# AMX, …). A machine without them runs our code, and virtual machines hide many of them.
+_ONLY_BY_NAME = frozenset(
+    """
+    adx aes amx-avx512 amx-bf16 amx-complex amx-fp16 amx-fp8 amx-int8 amx-movrs amx-tf32 amx-tile cldemote
+    clflushopt clwb clzero cmpccxadd crc32 enqcmd fsgsbase fxsr hreset invpcid kl lwp movdir64b movdiri movrs mwaitx
+    pclmul pconfig pku prefetchi prfchw ptwrite raoint rdpid rdpru rdrnd rdseed rtm serialize sgx sha sha512 shstk
+    sm3 sm4 tsxldtrk uintr usermsr vaes vpclmulqdq waitpkg wbnoinvd widekl xsave xsavec xsaveopt xsaves
+    """.split()  # noqa: SIM905 (a list of sixty strings is unreadable)
+)
+
+
+@dataclass(frozen=True)
+class CompileTarget:
+    """One thing to compile for; `resolve_target` makes it.
+
+    kind: `llvm` or `cuda`. mcpu: the host CPU by LLVM's name, for both kinds. arch: the GPU's, as `sm_86`; None for
+    llvm. features: the CPU's instruction sets that the code may use, by LLVM's names (`avx2`, `fma`, `avx512f`, …).
+    """
+
+    kind: str
+    mcpu: str
+    arch: str | None
+    features: frozenset[str]
+
+    @property
+    def vector_bits(self) -> int:
+        """Width of the CPU's widest vector register for float32: 512, 256 or 128 bits."""
+        return 512 if "avx512f" in self.features else 256 if "avx" in self.features else 128
+
+    @property
+    def name(self) -> str:
+        """`llvm`, or for a GPU its arch: short enough for a folder's name."""
+        return self.arch or self.kind
+
+    def to_tvm(self) -> "tvm.target.Target":
+        """The same as TVM's Target, always with an explicit CPU, and for cuda an explicit arch and host."""
+        from tvm.target import Target
+
+        # LLVM names a CPU by its model, even where the hypervisor hides some of that model's features.
+        hidden = sorted(_features_of_cpu(self.mcpu) - self.features)
+        host = {"kind": "llvm", "mcpu": self.mcpu} | ({"mattr": [f"-{name}" for name in hidden]} if hidden else {})
+        if self.kind == "llvm":
+            return Target(host)
+        # What every arch above has without opting in to more (CUDA programming guide, compute capabilities).
+        limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
+        return Target({"kind": "cuda", "arch": self.arch, "host": host, **limits})
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON; `from_json` reads it back."""
+        return {"kind": self.kind, "mcpu": self.mcpu, "arch": self.arch, "features": sorted(self.features)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "CompileTarget":
+        """Read what `to_json` wrote."""
+        return cls(data["kind"], data["mcpu"], data["arch"], frozenset(data["features"]))
+
+
+def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:
+    """The target that a user's words mean: mcpu defaults to this machine's CPU, arch (cuda only) to sm_86.
+
+    The arch is never taken from a GPU that happens to be here. Raises UserError for an unknown kind, mcpu or arch,
+    and for an arch given with llvm.
+    """
+    if kind not in KINDS:
+        raise UserError(f"target {kind!r}: not known{_near(kind, KINDS)}; known are {', '.join(KINDS)}")
+    if kind == "llvm" and arch is not None:
+        raise UserError(f"arch {arch!r} is a GPU's and target llvm is the CPU: leave --arch out, or say --target cuda")
+    if kind == "cuda" and arch is None:
+        arch = DEFAULT_ARCH
+    if arch is not None and arch not in CUDA_ARCHS:
+        raise UserError(f"arch {arch!r}: not known{_near(arch, CUDA_ARCHS)}; known are {', '.join(CUDA_ARCHS)}")
+    if mcpu is None:
+        mcpu = _host_cpu()
+        features = _features_of_cpu(mcpu) & _host_features()
+    else:
+        features = _known_cpu_features(mcpu)
+    return CompileTarget(kind, mcpu, arch, features)
+
+
+def check_runs_here(target: dict[str, Any]) -> None:
+    """Check that code for `target` (as `CompileTarget.to_json` wrote it) runs on this machine.
+
+    Raises UserError that names what the code needs and what this machine has; without it a lesser CPU would end in
+    SIGILL.
+    """
+    needed = CompileTarget.from_json(target)
+    if missing := needed.features - _host_features():
+        raise UserError(
+            f"this artifact was compiled for the CPU {needed.mcpu}, and this machine's ({_host_cpu()}) lacks "
+            f"{', '.join(sorted(missing))}: compile it here with python -m tvm_frontend.compile, or elsewhere with "
+            f"--mcpu {_host_cpu()}"
+        )
+    if needed.kind == "cuda":
+        _check_gpu(needed.arch)
+
+
+def _check_gpu(arch: str) -> None:
+    from tvm_frontend.cuda_toolchain import gpu_arch
+
+    here = gpu_arch()
+    if here is None:
+        raise UserError(
+            f"this artifact needs a GPU that runs {arch}, and this machine shows none: run it on one that has it"
+        )
+    # Machine code runs on its own arch and later minor ones of the same major (CUDA programming guide, binary
+    # compatibility).
+    number, present = int(arch.removeprefix("sm_")), int(here.removeprefix("sm_"))
+    if number // 10 != present // 10 or number > present:
+        raise UserError(
+            f"this artifact was compiled for {arch}, and this machine's GPU is {here}: compile it again with "
+            f"--target cuda --arch {here}"
+        )
+
+
+def _known_cpu_features(mcpu: str) -> frozenset[str]:
+    from tvm.target import Target, codegen
+
+    names = [str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm"}))]
+    if mcpu not in names:
+        raise UserError(f"mcpu {mcpu!r}: not known to LLVM{_near(mcpu, names)}; this machine's is {_host_cpu()}")
+    features = _features_of_cpu(mcpu)
+    if "64bit" in _features_of_cpu(_host_cpu()) and "64bit" not in features:
+        raise UserError(f"mcpu {mcpu!r}: a 32-bit CPU; name a 64-bit one, as x86-64 or this machine's {_host_cpu()}")
+    return features
+
+
+def _features_of_cpu(mcpu: str) -> frozenset[str]:
+    from tvm.target import Target, codegen
+
+    # LLVM's list holds tuning hints too; what it can detect on a host are the instruction sets.
+    listed = frozenset(str(name) for name in codegen.llvm_get_cpu_features(Target({"kind": "llvm", "mcpu": mcpu})))
+    return (listed & frozenset(_host_detection())) - _ONLY_BY_NAME
+
+
+def _host_features() -> frozenset[str]:
+    return frozenset(name for name, present in _host_detection().items() if present) - _ONLY_BY_NAME
+
+
+def _host_detection() -> dict[str, bool]:
+    """Every feature that LLVM can detect on this kind of host, and whether it is there."""
+    import tvm  # noqa: F401  (registers the function)
+    import tvm_ffi
+
+    detected = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return {str(name): bool(present) for name, present in detected.items()}
+
+
+def _host_cpu() -> str:
+    from tvm.target import codegen
+
+    return str(codegen.llvm_get_system_cpu())
+
+
+def _near(name: str, names: "tuple[str, ...] | list[str]") -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    return f" (near: {', '.join(near)})" if near else ""
