@@ -105,6 +105,7 @@ def compare(artifacts: Artifacts, config: GPTConfig, contenders: list[Contender]
         "limits": asdict(measured),
         "checks": [check for runner in runners for check in _checks_of(runner, config, plan)],
         "rows": rows,
+        "versions": {name: version for runner in runners for name, version in sorted(runner.versions.items())},
         "seconds": time.perf_counter() - started,
     }
 
@@ -133,9 +134,7 @@ def _failures_of(runner: Runner, shape: Shape | None = None) -> Iterator[None]:
 
 def _load(runner: Runner, artifacts: Artifacts, plan: Plan) -> None:
     with _failures_of(runner):
-        runner.worker.call(
-            "load", artifacts, plan.threads, runner.contender.variant, deadline_s=LOAD_DEADLINE_S
-        )
+        runner.worker.call("load", artifacts, plan.threads, runner.contender.variant, deadline_s=LOAD_DEADLINE_S)
         runner.versions = runner.worker.call("versions")
 
 
@@ -230,6 +229,7 @@ def _rows_at(
             "engine": contender.engine,
             "variant": contender.variant,
             "label": contender.label,
+            "summary": contender.summary,
             "phase": PHASE,
             "dtype": contender.dtype,
             "B": shape[0],
@@ -289,5 +289,3 @@ def _checks_of(runner: Runner, config: GPTConfig, plan: Plan) -> Iterator[dict]:
         note = "too slow to be checked here" if shape in runner.unchecked else runner.errors.get(shape)
         found = asdict(agreement) if agreement else {"agrees": None, "reason": note or runner.failed}
         yield {"label": runner.contender.label, "B": shape[0], "T": shape[1]} | found
-
-

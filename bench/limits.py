@@ -120,9 +120,7 @@ class Probe:
 
     def peak_flops_per_s(self) -> float:
         """Float32 fused multiply-adds a second, times two. The second time only the best kernel runs again."""
-        pairs = (
-            [self._best_fma[1:]] if self._best_fma else [(width, sums) for width in WIDTHS for sums in ACCUMULATORS]
-        )
+        pairs = [self._best_fma[1:]] if self._best_fma else [(width, sums) for width in WIDTHS for sums in ACCUMULATORS]
         found = max((self._fma(*pair), *pair) for pair in pairs)
         self._best_fma = max(found, self._best_fma or found)
         return self._best_fma[0]

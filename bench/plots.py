@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from bench.units import milliseconds, percent, shape_name
 from bench.verdict import rounds_ms
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ def latency(rows: list[dict], baseline: str) -> str | None:
             axes.plot([limit, row["median_ms"]], [y, y], color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
             axes.plot([min(medians), max(medians)], [y, y], color=color, linewidth=2, marker="|", markersize=10)
             axes.plot(row["median_ms"], y, "o", color=color, markersize=8)
-            _right(axes, y, f"{_short(row['median_ms'])} ms", 1.23, bold=y == 0)
-            percent = row["percent_of_limit"]
-            _right(axes, y, f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %", 1.42, bold=y == 0)
+            _right(axes, y, f"{milliseconds(row['median_ms'])} ms", 1.23, bold=y == 0)
+            _right(axes, y, percent(row["percent_of_limit"]), 1.42, bold=y == 0)
         axes.axvline(limit, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
         axes.set_xscale("log")
         highest = max(max(rounds_ms(row)) for row in rows)
@@ -58,7 +58,7 @@ def latency(rows: list[dict], baseline: str) -> str | None:
         heading = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
         axes.text(1.23, -0.85, "median", ha="right", **heading)
         axes.text(1.42, -0.85, "of limit", ha="right", **heading)
-        axes.text(limit, -0.85, f" limit {_short(limit)} ms", color=LIMIT, fontsize=9)
+        axes.text(limit, -0.85, f" limit {milliseconds(limit)} ms", color=LIMIT, fontsize=9)
         axes.set_xlabel("ms, log scale; bars reach from the fastest to the slowest round", fontsize=9, alpha=0.75)
     return done[0]
 
@@ -97,13 +97,13 @@ def before_after(pairs: list[dict]) -> str:
             axes.plot(before["median_ms"], y, "o", color=OTHER, markersize=8)
             axes.plot(after["median_ms"], y, "o", color=FIRST, markersize=8)
             style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-            axes.annotate(f"{_short(before['median_ms'])} ms", (before["median_ms"], y), **style)
-            axes.annotate(f"{_short(after['median_ms'])} ms", (after["median_ms"], y), **style)
+            axes.annotate(f"{milliseconds(before['median_ms'])} ms", (before["median_ms"], y), **style)
+            axes.annotate(f"{milliseconds(after['median_ms'])} ms", (after["median_ms"], y), **style)
             _right(axes, y, f"{pair['ratio']:,.0f}× faster", 1.33, bold=True)
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")
         axes.set_xlim(min(times) / 2, max(times) * 2)
-        engine, shapes = pairs[0]["before"]["engine"], [f"{pair['shape'][0]}×{pair['shape'][1]}" for pair in pairs]
+        engine, shapes = pairs[0]["before"]["engine"], [shape_name(pair["shape"]) for pair in pairs]
         _label_rows(axes, shapes)
         legend = f"{engine} {pairs[0]['before']['variant']} → {pairs[0]['after']['variant']}, ms, log scale"
         axes.set_xlabel(legend, fontsize=9, alpha=0.75)
@@ -161,9 +161,3 @@ def _right(axes: "Axes", y: float, text: str, x: float, bold: bool = False) -> N
     """Text in a column right of the axes."""
     weight = "bold" if bold else "normal"
     axes.text(x, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight=weight)
-
-
-def _short(value: float) -> str:
-    from bench.report import milliseconds
-
-    return milliseconds(value)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bench import plots
 from bench.agreement import PRECISIONS
-from bench.verdict import headline_shape, paired_variants, rounds_ms, sentence, timed, worst_error
+from bench.units import milliseconds, percent, shape_name
+from bench.verdict import headline_shape, paired_variants, sentence, timed, worst_error
 from gpt.files import atomic_output
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,21 +71,10 @@ def cells_of(row: dict) -> list[str]:
         f"{milliseconds(row['median_ms'])} ms",
         "–" if row["spread"] is None else f"{100 * row['spread']:.1f} %",
         f"{speedup['median']:.2f} ({speedup['low']:.2f}–{speedup['high']:.2f})" if speedup else "–",
-        f"{row['percent_of_limit']:.0f} %" if row["percent_of_limit"] >= 10 else f"{row['percent_of_limit']:.1f} %",
+        percent(row["percent_of_limit"]),
         f"{row['max_rel_err']:.1e}",
         f"{100 * row['top1_match']:.4g} %",
     ]
-
-
-def milliseconds(value: float) -> str:
-    """A time in ms with three significant digits or so."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
-    return f"{value:,.{digits}f}"
-
-
-def shape_name(shape: tuple[int, int]) -> str:
-    """(B, T) as `B×T`."""
-    return f"{shape[0]}×{shape[1]}"
 
 
 def _columns(results: dict) -> list[str]:
@@ -109,7 +99,7 @@ def _render(template: str, results: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": milliseconds, "shape": shape_name}
+    environment.filters |= {"ms": milliseconds, "shape": shape_name, "percent": percent}
     return environment.get_template(template).render(_view(results, with_plots=template.startswith("report.html")))
 
 
@@ -137,6 +127,3 @@ def _view(results: dict, with_plots: bool) -> dict:
             "pairs": plots.before_after(view["pairs"]) if view["pairs"] else None,
         }
     return view
-
-
-__all__ = ["cells_of", "milliseconds", "rounds_ms", "rows_at", "shape_name", "shapes_of", "table_text", "write_report"]

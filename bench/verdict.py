@@ -2,6 +2,8 @@
 
 from statistics import median
 
+from bench.units import milliseconds, percent, shape_name
+
 Rows = list[dict]
 
 
@@ -50,15 +52,12 @@ def sentence(results: dict) -> str:
     if not rows:
         return "No engine could be timed: see the reasons in the table. " + _agreement(results)
     first, *others = sorted(rows, key=lambda row: row["median_ms"])
-    share = f"{first['percent_of_limit']:.0f} % of what {_cores(first['threads'])} of this machine can do"
-    return f"At {shape[0]}×{shape[1]} {_lead(first, others)}{_against_baseline(first, results)} {share}. " + _agreement(
-        results
-    )
+    share = f"{percent(first['percent_of_limit'])} of what {_cores(first['threads'])} of this machine can do"
+    lead = f"At {shape_name(shape)} {_lead(first, others)}{_against_baseline(first, results)} {share}."
+    return f"{lead} {_agreement(results)}"
 
 
 def _lead(first: dict, others: Rows) -> str:
-    from bench.report import milliseconds
-
     time = f"{milliseconds(first['median_ms'])} ms"
     if not others:
         return f"{first['label']} takes {time},"

@@ -86,11 +86,13 @@ def load_exported_proto(path: Path | str) -> "tuple[ExportedModel, onnx.ModelPro
     found = {prop.key.removeprefix(PREFIX): prop.value for prop in proto.metadata_props if prop.key.startswith(PREFIX)}
     if found.get("format") != str(FORMAT):
         raise UserError(
-            f"{path}: not an export of this project (no {PREFIX}format={FORMAT} in its metadata); make one with python -m export.onnx"
+            f"{path}: not an export of this project (no {PREFIX}format={FORMAT} in its metadata); "
+            "make one with python -m export.onnx"
         )
     if _graph_sha256(proto.graph) != found["graph_sha256"]:
         raise UserError(
-            f"{path}: its graph does not match its own hash, so it was damaged or edited; export it again with python -m export.onnx"
+            f"{path}: its graph does not match its own hash, so it was damaged or edited; "
+            "export it again with python -m export.onnx"
         )
     model = ExportedModel(
         path=path,

@@ -34,10 +34,18 @@ Value = relax.Expr | Integers
 
 @dataclass
 class _Import:
-    """The graph while it is being read: what each ONNX name stands for so far."""
+    """The graph while it is being read: the weights, and what each ONNX name stands for so far."""
 
-    builder: relax.BlockBuilder
+    builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
+
+    def add_weight(self, name: str, array: np.ndarray) -> relax.Var:
+        """The parameter of that name, made where it is not there yet."""
+        if name not in self.weights:
+            self.weights[name] = array
+            self.values[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+        return self.values[name]
 
     def tensor(self, name: str) -> relax.Expr:
         value = self.values[name]
@@ -62,19 +70,17 @@ def import_onnx(proto: onnx.ModelProto) -> Graph:
     supported, with its operator, domain and opset.
     """
     opset = _check_operators(proto)
-    builder = relax.BlockBuilder()
-    state = _Import(builder)
+    state = _Import()
     symbols: dict[str, tvm.tirx.Var] = {}
     inputs = [_declare_input(state, value, symbols) for value in proto.graph.input]
-    weights = _declare_weights(state, proto.graph)
-    parameters = [state.values[name] for name in weights]
-    with builder.function(ENTRY, [*inputs, *parameters], attrs={"num_input": len(inputs)}):
-        with builder.dataflow():
+    _declare_initializers(state, proto.graph)
+    with state.builder.function(ENTRY, attrs={"num_input": len(inputs)}):
+        with state.builder.dataflow():
             for node in proto.graph.node:
                 _convert(state, node, opset)
-            outputs = [builder.emit_output(state.tensor(value.name)) for value in proto.graph.output]
-        builder.emit_func_output(outputs[0] if len(outputs) == 1 else outputs)
-    return Graph(builder.finalize(), weights)
+            (output,) = (state.builder.emit_output(state.tensor(value.name)) for value in proto.graph.output)
+        state.builder.emit_func_output(output, [*inputs, *(state.values[name] for name in state.weights)])
+    return Graph(state.builder.finalize(), state.weights)
 
 
 def _check_operators(proto: onnx.ModelProto) -> int:
@@ -105,19 +111,14 @@ def _declare_input(state: _Import, value: onnx.ValueInfoProto, symbols: dict[str
     return var
 
 
-def _declare_weights(state: _Import, graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+def _declare_initializers(state: _Import, graph: onnx.GraphProto) -> None:
     """Floating-point initialisers become parameters; integers (shapes, axes, ranges) become numbers."""
-    weights = {}
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         if np.issubdtype(array.dtype, np.integer):
             state.values[initializer.name] = Integers(array.ravel().tolist(), scalar=array.ndim == 0)
         else:
-            state.values[initializer.name] = relax.Var(
-                initializer.name, relax.TensorType(array.shape, str(array.dtype))
-            )
-            weights[initializer.name] = array
-    return weights
+            state.add_weight(initializer.name, array)
 
 
 def _convert(state: _Import, node: onnx.NodeProto, opset: int) -> None:
@@ -182,8 +183,9 @@ def _layer_norm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]
         raise UserError(f"axis={attributes['axis']} is not supported, only the last one")
     if len(node.input) > 2:
         bias = state.tensor(node.input[2])
-    else:
-        bias = op.zeros(gain.ty.shape, gain.ty.dtype.dtype if hasattr(gain.ty.dtype, "dtype") else gain.ty.dtype)
+    else:  # Relax's operator always adds one
+        C = int(gain.ty.shape.values[0])
+        bias = state.add_weight(f"zeros_{C}", np.zeros(C, str(gain.ty.dtype)))
     return op.nn.layer_norm(x, gain, bias, axes=[-1], epsilon=attributes.get("epsilon", 1e-5))
 
 

@@ -35,9 +35,7 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
                 return None
             packed = rewriting.add_weight(f"{rewriting.name(source)}.packed", lambda: kernels.pack_weight(W))
             addend = (
-                matched[bias]
-                if bias in matched
-                else rewriting.add_weight(f"zeros_{N}", lambda: np.zeros(N, W.dtype))
+                matched[bias] if bias in matched else rewriting.add_weight(f"zeros_{N}", lambda: np.zeros(N, W.dtype))
             )
             rest = [matched[residual]] if residual in matched else []
             return rewriting.call(

@@ -53,7 +53,7 @@ class Rewriting:
 
     def finish(self) -> Graph:
         """The rewritten graph, without the weights that nothing uses any more."""
-        used = {var for var in relax.analysis.free_vars(self.function.body)}
+        used = set(relax.analysis.free_vars(self.function.body))
         kept = [name for name, var in self.variables.items() if var in used]
         function = relax.Function(
             [*self.function.params[: self.inputs], *(self.variables[name] for name in kept)],

@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 import tvm
-from tvm.script import tirx as T
 from tvm.ir import Expr
+from tvm.script import tirx as T
 
 LOG2_E = math.log2(math.e)
 

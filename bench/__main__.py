@@ -1,0 +1,88 @@
+"""python -m bench
+python -m bench --seeded gpt2 --minutes 3
+python -m bench --engine onnxruntime --engine tvm --shapes 1x64 8x64
+
+Compare every engine on the same work: check that its numbers are right, time it, and write results.json, report.md
+and report.html beside the model.
+"""
+
+import datetime
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bench.backends import find_contenders
+from bench.compare import BASELINE, PHASE, ROUNDS, Plan, Shape, compare, default_shapes
+from bench.machine import describe_machine, physical_cores
+from bench.prepare import choose_artifacts, prepare
+from bench.report import table_text, write_report
+from bench.verdict import sentence
+from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
+from gpt.files import sha256_file
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """One comparison of all engines, or of those asked for."""
+
+    artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
+    seeded: str | None = None  # compare on a model with random weights: demo or gpt2
+    engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
+    shapes: tuple[str, ...] = ()  # BxT each, as 1x64 8x64; by default three that suit the model
+    threads: int | None = None  # of every engine; by default the physical cores that this process may use
+    minutes: float = 0.75  # for the timing; loading, compiling and checking come on top
+    seed: int | None = None  # of the random ids; by default a fresh one, which the results record
+
+
+def run_bench(config: BenchConfig) -> dict:
+    """Run the comparison, write the report files and return the results. Raises UserError for what the user can mend."""
+    contenders = find_contenders(config.engine)
+    artifacts, words = choose_artifacts(config.artifacts, config.seeded)
+    threads = physical_cores() if config.threads is None else config.threads
+    print(f"comparing {len(contenders)} engines on {words}, {threads} threads", file=sys.stderr, flush=True)
+    model = prepare(artifacts, contenders)
+    shapes = tuple(parse_shape(text, model) for text in config.shapes) or default_shapes(model)
+    chosen = {} if config.seed is None else {"seed": config.seed}
+    try:
+        plan = Plan(shapes, threads, config.minutes, **chosen)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    results = {
+        "machine": describe_machine(),
+        "model": {"words": words, "config": asdict(model), "checkpoint_sha256": sha256_file(artifacts.checkpoint)},
+        "phase": PHASE,
+        "baseline": BASELINE,
+        "rounds": ROUNDS,
+        "threads": threads,
+        "minutes": plan.minutes,
+        "seed": plan.seed,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+    } | compare(artifacts, model, contenders, plan)
+    report = write_report(results, artifacts.folder)
+    print(f"{sentence(results)}\n\n{table_text(results)}\n\nreport: {report}")
+    return results
+
+
+def parse_shape(text: str, config: GPTConfig) -> Shape:
+    """`BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
+    B, separator, T = text.partition("x")
+    if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
+        raise UserError(f"shape {text!r}: must be BxT, as 1x64, with B at least 1 and T in 1 … {config.block_size}")
+    return int(B), int(T)
+
+
+def main() -> None:
+    """The command line. Exits with 1 if an engine disagrees with the reference."""
+    results = run_bench(tyro.cli(Annotated[BenchConfig, tyro.conf.arg(name="")], description=__doc__))
+    if any(row["agrees"] is False for row in results["rows"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,125 @@
+"""The compiled model: a folder with a library, its weights and a description. Runs without ONNX and without torch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.files import sha256_file
+from gpt.tokenizer import check_ids
+from tvm_frontend.graph import ENTRY
+from tvm_frontend.target import CompileTarget, check_runs_here
+
+FORMAT = 1
+LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
+REMAKE = "make it again with: python -m tvm_frontend.compile"
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A compiled model on disk and what the next room needs to know of it; `load_compiled` reads it.
+
+    path: the folder. config, tokenizer, dtype: as in the export. target: `CompileTarget` as JSON. opt_level: 0 or 3.
+    pipeline: the phases that made it, in order. phases_s: the seconds each took. exported_sha256, checkpoint_sha256:
+    of the ONNX file and the checkpoint that it came from. files_sha256: of the library and the weights. versions: of
+    the compiler.
+    """
+
+    path: Path
+    config: GPTConfig
+    tokenizer: dict[str, Any]
+    dtype: str
+    target: dict[str, Any]
+    opt_level: int
+    pipeline: list[str]
+    phases_s: dict[str, float]
+    exported_sha256: str
+    checkpoint_sha256: str
+    files_sha256: dict[str, str]
+    versions: dict[str, str]
+
+    def start(self, threads: int | None = None) -> "Session":
+        """Load the library and the weights, ready to run on `threads` CPU threads (default: all cores given to us).
+
+        The number of threads is the process's: TVM reads it once, when the first kernel runs. Raises UserError if this
+        machine cannot run the code.
+        """
+        check_runs_here(self.target)
+        return Session(self, threads or len(os.sched_getaffinity(0)))
+
+
+class Session:
+    """A compiled model in memory."""
+
+    def __init__(self, model: CompiledModel, threads: int) -> None:
+        os.environ["TVM_NUM_THREADS"] = str(threads)  # before TVM's thread pool starts
+        import tvm
+        from tvm import relax
+
+        self.model = model
+        if CompileTarget.from_json(model.target).kind == "cuda":
+            from tvm_frontend.cuda_toolchain import load_cuda_runtime
+
+            load_cuda_runtime()
+            self._device = tvm.cuda()
+        else:
+            self._device = tvm.cpu()
+        weights = tvm.runtime.load_param_dict_from_file(str(model.path / WEIGHTS))
+        # Named by their place, as the order of the arguments is what matters.
+        self._weights = [weights[str(i)].copyto(self._device) for i in range(len(weights))]
+        library = tvm.runtime.load_module(str(model.path / LIBRARY))
+        self._forward = relax.VirtualMachine(library, self._device)[ENTRY]
+
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        """The logits at every position: ids int64 [B, T], any B, T up to block_size → float32 [B, T, V].
+
+        Raises UserError if T is too large or an id is not in the vocabulary.
+        """
+        import tvm
+
+        ids = np.asarray(ids)
+        config = self.model.config
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.block_size:
+            raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T] with T from 1 to {config.block_size}")
+        check_ids(ids, config)
+        return self._forward(tvm.runtime.tensor(ids.astype(np.int64), self._device), self._weights).numpy()
+
+
+def save_compiled(folder: Path, executable: Any, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Write library, weights and description into an existing folder; `description` holds CompiledModel's fields."""
+    import tvm
+
+    executable.export_library(str(folder / LIBRARY))
+    by_place = {str(i): tvm.runtime.tensor(array) for i, array in enumerate(weights.values())}
+    tvm.runtime.save_param_dict_to_file(by_place, str(folder / WEIGHTS))
+    files = {name: sha256_file(folder / name) for name in (LIBRARY, WEIGHTS)}
+    content = {"format": FORMAT, **description, "files_sha256": files}
+    (folder / DESCRIPTION).write_text(json.dumps(content, indent=1))
+
+
+def load_compiled(path: Path | str) -> CompiledModel:
+    """Read a compiled model's description, after checking that its files are whole. Loads no code.
+
+    Raises UserError if the folder is missing, not one of ours, of another format, or damaged.
+    """
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        raise UserError(f"{path}: no compiled model there (no {DESCRIPTION}); {REMAKE}")
+    try:
+        content = json.loads((path / DESCRIPTION).read_text())
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{path}: written in another format than this code reads; {REMAKE}")
+        model = CompiledModel(path=path, **content | {"config": GPTConfig(**content["config"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path / DESCRIPTION}: damaged ({error}); {REMAKE}") from error
+    for name, sha256 in model.files_sha256.items():
+        if not (path / name).is_file() or sha256_file(path / name) != sha256:
+            raise UserError(f"{path / name}: missing or damaged, it does not match its hash; {REMAKE}")
+    return model

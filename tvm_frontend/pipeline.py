@@ -1,0 +1,146 @@
+"""From an ONNX file to an executable: the phases in order, to be read from top to bottom."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import tvm
+from tqdm import tqdm
+from tvm import relax
+from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
+
+from gpt.files import atomic_output
+from tvm_frontend.cuda_toolchain import cuda_machine_code
+from tvm_frontend.graph import Graph
+from tvm_frontend.importer import import_onnx
+from tvm_frontend.passes.cancel_transposes import cancel_transposes
+from tvm_frontend.passes.fuse_attention import fuse_attention
+from tvm_frontend.passes.fuse_embedding import fuse_embedding
+from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
+from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.schedules import kernels_for
+from tvm_frontend.schedules.cuda.default import schedule_cuda
+from tvm_frontend.target import CompileTarget
+
+OPT_LEVELS = {0: "TVM's own untuned pipeline", 3: "this project's rewrites and schedules"}
+
+Phase = tuple[str, Callable[[Graph], Graph]]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the phases made of an ONNX file: the executable, the graph with its weights, and the seconds each took."""
+
+    executable: relax.VMExecutable
+    graph: Graph
+    phases_s: dict[str, float]
+
+
+@dataclass
+class _Trace:
+    """What is told of each phase: its time, and its IR if a folder was asked for."""
+
+    dump_ir: Path | None
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    def record(self, name: str, seconds: float, text: Callable[[], str], suffix: str = "py") -> None:
+        self.phases_s[name] = seconds
+        if self.dump_ir is not None:
+            with atomic_output(self.dump_ir / f"{len(self.phases_s):02d}-{name}.{suffix}") as part:
+                part.write_text(text())
+
+
+def compile_onnx(
+    proto: onnx.ModelProto,
+    target: CompileTarget,
+    opt_level: int,
+    *,
+    cuda_compiler: str = "auto",
+    dump_ir: Path | None = None,
+) -> Compiled:
+    """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes to that folder."""
+    trace = _Trace(dump_ir)
+    phases: list[Phase] = [("import", lambda _: import_onnx(proto)), *graph_phases(target, opt_level)]
+    graph = None
+    with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
+        for name, phase in phases:
+            bar.set_postfix_str(name)
+            start = time.perf_counter()
+            graph = phase(graph)
+            trace.record(name, time.perf_counter() - start, graph.module.script)
+            bar.update()
+        bar.set_postfix_str("machine_code")
+        start = time.perf_counter()
+        executable = machine_code(graph, target, cuda_compiler)
+        (kernels,) = executable.mod.imports
+        trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
+        bar.update()
+    return Compiled(executable, graph, trace.phases_s)
+
+
+def graph_phases(target: CompileTarget, opt_level: int) -> list[Phase]:
+    """The phases between the imported graph and machine code."""
+    kernels = kernels_for(target) if opt_level > 0 else None
+    rewrites: list[Phase] = [("cancel_transposes", cancel_transposes)] if opt_level > 0 else []
+    if kernels is not None:
+        rewrites += [
+            ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),
+            ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),
+            ("fuse_layer_norm", lambda graph: fuse_layer_norm(graph, kernels)),
+            ("fuse_embedding", lambda graph: fuse_embedding(graph, kernels)),
+        ]
+    return [
+        *rewrites,
+        ("bundle_weights", bundle_weights),
+        ("lower", lambda graph: lower(graph, target, opt_level)),
+    ]
+
+
+def bundle_weights(graph: Graph) -> Graph:
+    """forward(ids, *weights) → forward(ids, weights): one tuple, so that a call hands over two arguments."""
+    return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
+
+
+def lower(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
+    """Relax to kernels and calls of the virtual machine."""
+    tvm_target = target.to_tvm()
+    if target.kind == "cuda":
+        passes = [
+            *schedule_cuda(target),
+            *cpu_generic.dataflow_lower_passes(tvm_target),
+            *cpu_generic.finalize_passes(tvm_target),
+        ]
+    elif opt_level == 0:
+        passes = [relax.get_pipeline("default")]
+    else:
+        passes = [
+            *cpu_generic.legalize_passes(tvm_target),
+            *cpu_generic.dataflow_lower_passes(tvm_target),
+            *cpu_generic.finalize_passes(tvm_target),
+        ]
+    with tvm_target:
+        module = tvm.transform.Sequential(passes)(graph.module)
+    return Graph(_promise_no_alias(module) if opt_level > 0 else module, graph.weights)
+
+
+def machine_code(graph: Graph, target: CompileTarget, cuda_compiler: str = "auto") -> relax.VMExecutable:
+    """Kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC."""
+    tvm_target = target.to_tvm()
+    if target.kind == "cuda":
+        with cuda_machine_code(target.arch, cuda_compiler), tvm_target:
+            return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
+    return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
+
+
+def _promise_no_alias(module: tvm.IRModule) -> tvm.IRModule:
+    """Mark every kernel as having arguments that do not overlap.
+
+    TVM 0.27's LLVM back end drops the promise for all kernels of a module if one lacks it, and the virtual machine's
+    own `shape_func` does: the accumulators of every kernel are then stored at each step, three times slower.
+    """
+    for name, function in module.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            module.update_func(name, function.with_attr("tirx.noalias", True))
+    return module
