@@ -89,7 +89,9 @@ def check_operators(proto: onnx.ModelProto) -> int:
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     opset = opsets.get("ai.onnx", 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with --opset {WHOLE_OPSET}")
+        raise UserError(
+            f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with --opset {WHOLE_OPSET}"
+        )
     for node in proto.graph.node:
         domain = node.domain or "ai.onnx"
         if domain != "ai.onnx" or node.op_type not in CONVERTERS:

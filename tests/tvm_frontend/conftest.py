@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ Export = Callable[[GPTConfig], tuple[Checkpoint, ExportedModel]]
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export random weights, large enough that every part of the model moves the logits, and a tokenizer."""
 
+    @cache
     def exported(config: GPTConfig) -> tuple[Checkpoint, ExportedModel]:
         random = seeded_checkpoint(config)
         state = {name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in random.state.items()}

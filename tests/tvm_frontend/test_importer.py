@@ -132,7 +132,7 @@ def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
         (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
         (attention(is_causal=1, outputs=["y", "", "", "qk"]), "outputs y, , , qk"),
         (
-            model([node("Attention", "xxx", is_causal=1, q_num_heads=2, kv_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
+            model([node("Attention", "xxx", is_causal=1, q_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
             "only .B, nh, T, hs. with one nh",
         ),
         (

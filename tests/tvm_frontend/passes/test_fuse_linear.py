@@ -23,7 +23,7 @@ def product(emit, x, w):
 
 FORMS = {
     "linear": (product, X, W),
-    "linear, weight transposed": (lambda emit, x, w: product(emit, x, emit(op.permute_dims(w))), X, {"w": normal(N, K)}),
+    "linear, transposed": (lambda emit, x, w: product(emit, x, emit(op.permute_dims(w))), X, {"w": normal(N, K)}),
     "linear, bias": (lambda emit, x, w, bias: op.add(product(emit, x, w), bias), X, W | BIAS),
     "linear, bias first": (lambda emit, x, w, bias: op.add(bias, product(emit, x, w)), X, W | BIAS),
     "linear_gelu_tanh": (lambda emit, x, w: op.nn.gelu_tanh(product(emit, x, w)), X, W),

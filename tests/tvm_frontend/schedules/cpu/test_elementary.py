@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import tvm
 from tvm.script import tirx as T
 
 from tvm_frontend.schedules.cpu.elementary import exp2, gelu_exact, gelu_tanh

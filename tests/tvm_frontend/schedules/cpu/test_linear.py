@@ -16,7 +16,8 @@ def activate(x, name):
     """In float64."""
     if name is None:
         return x
-    return torch.nn.functional.gelu(torch.from_numpy(x), approximate={"gelu": "none", "gelu_tanh": "tanh"}[name]).numpy()
+    approximate = {"gelu": "none", "gelu_tanh": "tanh"}[name]
+    return torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
 
 
 def check(build, tile, shapes, K, N, activation, residual):

@@ -1,0 +1,169 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.files import sha256_file
+from tvm_frontend import target as target_module
+from tvm_frontend.artifact import load_compiled
+from tvm_frontend.compile import compile_model
+
+ROOT = Path(__file__).parents[2]
+# Against float64. Logits of up to 3 in float32, each behind some hundred roundings of 6e-8; one row or key too few,
+# another mask, epsilon or GELU is off by more than 1e-3.
+TOLERANCE = 2e-5
+SHAPES = [(1, 1), (1, 2), (3, 17), (2, 31), (1, 32), (1, 33), (1, 64), (5, 13), (4, 65), (1, 70), (7, 70)]
+
+
+def random_ids(config, B, T):
+    return np.random.default_rng([B, T]).integers(0, config.vocab_size, (B, T))
+
+
+@pytest.mark.parametrize(("B", "T"), SHAPES)
+def test_one_artifact_serves_every_batch_and_length(session, checkpoint, eager, B, T):
+    ids = random_ids(checkpoint.config, B, T)
+    logits = session.prefill(ids)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
+
+
+OTHERS = {
+    "no bias, exact gelu": GPTConfig(
+        block_size=8, vocab_size=37, n_layer=2, n_head=3, n_embd=21, bias=False, activation="gelu"
+    ),
+    "block_size 1": GPTConfig(block_size=1, vocab_size=5, n_layer=1, n_head=1, n_embd=8),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models(export, eager, name):
+    checkpoint, exported = export(OTHERS[name])
+    session = compile_model(exported.path).start(threads=2)
+    for B, T in [(1, 1), (3, checkpoint.config.block_size)]:
+        ids = random_ids(checkpoint.config, B, T)
+        np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
+
+
+def test_it_knows_what_it_came_from(compiled, exported, checkpoint):
+    assert compiled == load_compiled(compiled.path)
+    assert compiled.path == exported.path.with_name("tvm-llvm-O3")
+    assert (compiled.config, compiled.tokenizer) == (checkpoint.config, checkpoint.tokenizer)
+    assert (compiled.dtype, compiled.opt_level, compiled.target["kind"]) == ("float32", 3, "llvm")
+    assert compiled.pipeline == list(compiled.phases_s)
+    assert compiled.exported_sha256 == sha256_file(exported.path)
+    assert compiled.checkpoint_sha256 == exported.checkpoint_sha256
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (np.full((1, 3), 211), r"token id 211: must be in 0 … 210"),
+        (np.array([[0, -1]]), "token id -1: must be in"),
+        (np.zeros((1, 71), "int64"), r"\[1, 71\]: must be \[B, T\] with T from 1 to 70"),
+        (np.zeros((1, 0), "int64"), r"\[1, 0\]: must be"),
+        (np.zeros((0, 4), "int64"), "no token ids"),
+        (np.zeros(4, "int64"), r"\[4\]: must be"),
+        (np.zeros((1, 2, 3), "int64"), r"\[1, 2, 3\]: must be"),
+        (np.zeros((1, 4), "float32"), "whole numbers"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(session, ids, said):
+    with pytest.raises(UserError, match=said):
+        session.prefill(ids)
+
+
+def test_a_list_and_narrow_integers_are_ids_too(session):
+    expected = session.prefill(np.array([[1, 2, 3]]))
+    np.testing.assert_array_equal(session.prefill([[1, 2, 3]]), expected)
+    np.testing.assert_array_equal(session.prefill(np.array([[1, 2, 3]], "uint8")), expected)
+    np.testing.assert_array_equal(session.prefill(np.array([[3, 2, 1]])[:, ::-1]), expected)
+
+
+def test_it_runs_where_torch_and_onnx_are_not_installed(compiled, session, tmp_path):
+    ids = random_ids(compiled.config, 2, 9)
+    np.save(tmp_path / "ids.npy", ids)
+    code = """
+import sys
+for name in ("torch", "onnx", "onnxruntime", "onnxscript"):
+    sys.modules[name] = None  # importing it fails
+import numpy as np
+from tvm_frontend.artifact import load_compiled
+np.save("logits.npy", load_compiled(sys.argv[1]).start(threads=1).prefill(np.load("ids.npy")))
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(compiled.path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), session.prefill(ids))
+
+
+@pytest.fixture
+def copy(compiled, tmp_path):
+    return Path(shutil.copytree(compiled.path, tmp_path / "copy"))
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def refused(path, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_compiled(path)
+    assert str(caught.value).startswith(f"{path}")
+    assert "python -m tvm_frontend.compile" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["library.so", "weights.bin"])
+def test_a_damaged_or_missing_file_is_found_and_named(copy, name):
+    flip_a_bit(copy / name, 5000)
+    refused(copy, rf"{re.escape(name)}: missing or damaged")
+    (copy / name).unlink()
+    refused(copy, rf"{re.escape(name)}: missing or damaged")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"format": 1}', "\udcff"])
+def test_a_description_that_is_none_is_refused(copy, text):
+    (copy / "model.json").write_text(text, errors="surrogateescape")
+    refused(copy, r"model\.json: damaged")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["config"].update(block_size=140),
+        lambda content: content.update(opt_level=0),
+        lambda content: content["files_sha256"].pop("library.so"),
+        lambda content: content.update(format=2),
+    ],
+)
+def test_an_edited_description_is_found(copy, edit):
+    content = json.loads((copy / "model.json").read_text())
+    edit(content)
+    (copy / "model.json").write_text(json.dumps(content))
+    refused(copy, r"model\.json: damaged or edited")
+
+
+def test_what_is_no_compiled_model_is_refused(tmp_path):
+    refused(tmp_path / "none", "no compiled model there")
+    refused(tmp_path, "no compiled model there")
+
+
+def test_a_lesser_cpu_is_refused_before_its_code_is_loaded(compiled, monkeypatch):
+    lacking = sorted(compiled.target["features"])[0]
+    here = target_module._host_features() - {lacking}
+    monkeypatch.setattr(target_module, "_host_features", lambda: here)
+    with pytest.raises(UserError, match=f"lacks {re.escape(lacking)}: compile it here"):
+        compiled.start()

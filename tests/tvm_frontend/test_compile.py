@@ -1,0 +1,256 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.onnx import export_onnx
+from gpt.cli import UserError, run_command
+from tvm_frontend import compile as compile_module
+from tvm_frontend import cuda_toolchain
+from tvm_frontend.artifact import load_compiled
+from tvm_frontend.compile import compile_model
+from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(exported, tmp_path):
+    """The exported model in a folder of its own."""
+    return Path(shutil.copy(exported.path, tmp_path / "model.onnx"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process: exit code, stdout, stderr without the progress bar."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tvm_frontend.compile", *map(str, arguments)])
+        try:
+            run_command(compile_module.main)
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        return code, out, re.sub(r"\r[^\n]*\r|\r", "", err)
+
+    return run
+
+
+@pytest.fixture
+def compiler():
+    try:
+        return find_compiler()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_time_went(model, command):
+    code, out, err = command(model, "--dump-ir", model.parent / "ir", "--print-pass-times")
+    assert (code, err) == (0, "")
+    assert names(model.parent) == ["ir", "model.onnx", "tvm-llvm-O3"]
+    assert names(model.parent / "tvm-llvm-O3") == ["library.so", "model.json", "weights.bin"]
+    phases = load_compiled(model.parent / "tvm-llvm-O3").pipeline
+    dumped = names(model.parent / "ir")
+    assert [name[3:].split(".")[0] for name in dumped] == phases
+    assert [name[:2] for name in dumped] == [f"{number:02d}" for number in range(1, len(phases) + 1)]
+    texts = {name[3:].split(".")[0]: (model.parent / "ir" / name).read_text() for name in dumped}
+    assert "R.nn.attention" in texts["import"]
+    assert "R.nn.attention" not in texts["fuse_attention"]
+    assert "causal_attention" in texts["fuse_attention"]
+    assert "target triple" in texts["machine_code"]
+    for phase in phases:
+        assert re.search(rf"^ +\d+\.\d{{3}} s  {phase}$", out, re.MULTILINE), phase
+    assert "VMShapeLower: " in out  # one of TVM's own
+    assert re.search(r"^wrote \S+tvm-llvm-O3 \(\d+\.\d MB, llvm \S+, opt level 3, \d+\.\d s\)$", out, re.MULTILINE)
+
+
+def test_the_command_works_as_a_process_of_its_own(model):
+    done = subprocess.run(
+        [sys.executable, "-m", "tvm_frontend.compile", "model.onnx", "-o", "out", "--opt-level", "0"],
+        cwd=model.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote out (")
+    assert "arning" not in done.stderr
+    assert load_compiled(model.parent / "out").opt_level == 0
+
+
+def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, eager):
+    compiled = compile_model(model, mcpu="x86-64")
+    assert compiled.target["mcpu"] == "x86-64"
+    disassembled = subprocess.check_output(["objdump", "-d", compiled.path / "library.so"], text=True)
+    assert "xmm" in disassembled
+    assert "ymm" not in disassembled
+    ids = np.random.default_rng(0).integers(0, 211, (2, 64))
+    np.testing.assert_allclose(compiled.start().prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.onnx"], "none.onnx: no such file; make one with: python -m export.onnx"),
+        (["--target", "tpu"], "target 'tpu': not known; known are llvm, cuda"),
+        (["--target", "cuda", "--arch", "sm_50"], "arch 'sm_50': not known.*sm_86"),
+        (["--arch", "sm_86"], "say --target cuda"),
+        (["--mcpu", "skylark"], "mcpu 'skylark': not known to LLVM.*near: skylake"),
+        (["-o", "full"], "full: exists and is no compiled model, so it is not replaced"),
+        (["-o", "model.onnx"], "model.onnx: exists and is no compiled model"),
+        (["-o", "model.onnx/out"], "cannot write model.onnx/out"),
+        (["--dump-ir", "model.onnx/ir"], "cannot write model.onnx/ir"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_leaves_nothing(model, command, monkeypatch, arguments, said):
+    monkeypatch.chdir(model.parent)
+    (model.parent / "full").mkdir()
+    (model.parent / "full" / "model.json").write_text("{}")
+    (model.parent / "full" / "thesis.tex").write_text("years of work")
+    code, out, err = command(*arguments, *([] if "none.onnx" in arguments else ["model.onnx"]))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", err), err
+    assert names(model.parent) == ["full", "model.onnx"]
+    assert (model.parent / "full" / "thesis.tex").read_text() == "years of work"
+
+
+def test_another_opt_level_is_refused(model, command):
+    code, _, err = command(model, "--opt-level", "1")
+    assert code == 2
+    assert "--opt-level" in err
+    with pytest.raises(UserError, match=r"opt level 1: must be 0 \(TVM's own untuned pipeline\) or 3"):
+        compile_model(model, opt_level=1)
+    assert names(model.parent) == ["model.onnx"]
+
+
+def test_a_damaged_export_is_refused(model):
+    proto = onnx.load(model)
+    proto.graph.initializer[0].raw_data = bytes(len(proto.graph.initializer[0].raw_data))
+    onnx.save(proto, model)
+    with pytest.raises(UserError, match="does not match its own hash"):
+        compile_model(model)
+    assert names(model.parent) == ["model.onnx"]
+
+
+def test_an_export_with_attention_spelt_out_is_refused_with_the_way_out(checkpoint, exported, tmp_path):
+    export_onnx(exported.path.with_name("ckpt.pt"), tmp_path / "model.onnx", opset=20)
+    with pytest.raises(UserError, match=r"node '.+': operator \w+ of .* \(opset 20\).*opset 23 or later"):
+        compile_model(tmp_path / "model.onnx")
+    assert names(tmp_path) == ["model.onnx"]
+
+
+def test_without_a_cpp_compiler_the_user_is_told_what_to_install(model, monkeypatch):
+    for name, value in (("PATH", ""), ("CC", ""), ("CXX", "")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"no C\+\+ compiler on PATH.*install g\+\+"):
+        compile_model(model)
+    assert names(model.parent) == ["model.onnx"]
+
+
+def test_a_damaged_artifact_or_an_empty_folder_is_replaced(model):
+    output = model.parent / "out"
+    output.mkdir()
+    (output / "model.json").write_text("damaged")
+    assert compile_model(model, output, opt_level=0) == load_compiled(output)
+
+
+def test_an_earlier_artifact_survives_a_failed_compilation(model, compiled, monkeypatch):
+    output = Path(shutil.copytree(compiled.path, model.parent / "tvm-llvm-O3"))
+
+    def fail(folder, *_):
+        (folder / "library.so").write_text("half")
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(compile_module, "save_compiled", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        compile_model(model)
+    assert names(model.parent) == ["model.onnx", "tvm-llvm-O3"]
+    assert load_compiled(output).files_sha256 == compiled.files_sha256
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, UserError])
+def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch, exception):
+    def fail(*_):
+        raise exception("stop")
+
+    monkeypatch.setattr("tvm_frontend.schedules.cpu.pack_weight", fail)
+    with pytest.raises(exception):
+        compile_model(model)
+    assert names(model.parent) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
+def test_ctrl_c_half_way_leaves_nothing(model, phase):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tvm_frontend.compile", "model.onnx"],
+        cwd=model.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        seen = b""
+        while phase.encode() not in seen:  # the progress bar names the phase that has begun
+            some = os.read(process.stderr.fileno(), 1000)
+            assert some, seen
+            seen += some
+        time.sleep(0.05)
+        assert len(names(model.parent)) == 2  # the half-written one is there
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out == b""
+    assert err.splitlines()[-1].split(b"\r")[-1].strip() == b"interrupted: nothing half-written was left behind"
+    assert b"Traceback" not in err
+    assert names(model.parent) == ["model.onnx"]
+
+
+def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(compiler, model, command):
+    code, out, err = command(model, "--target", "cuda")
+    assert (code, err) == (0, "")
+    assert re.search(r"^wrote \S+tvm-sm_86-O3 \(\d+\.\d MB, cuda sm_86, opt level 3, ", out, re.MULTILINE)
+    output = model.parent / "tvm-sm_86-O3"
+    assert cubin_archs((output / "library.so").read_bytes()) == {"sm_86"}
+    compiled = load_compiled(output)
+    assert compiled.target["arch"] == "sm_86"
+    assert json.loads((output / "model.json").read_text())["target"]["kind"] == "cuda"
+
+
+def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):
+    monkeypatch.setattr(cuda_toolchain, "gpu_arch", lambda: None)
+    compiled = compile_model(model, target="cuda", opt_level=0)
+    with pytest.raises(UserError, match="needs a GPU that runs sm_86, and this machine shows none"):
+        compiled.start()
+
+
+@pytest.mark.skipif(gpu_arch() is None, reason="no NVIDIA driver with a GPU on this machine")
+def test_on_a_gpu_it_computes_what_eager_does(compiler, model, checkpoint, eager):
+    session = compile_model(model, target="cuda", arch=gpu_arch()).start()
+    for B, T in [(1, 1), (3, 17), (2, 70)]:
+        ids = np.random.default_rng(0).integers(0, 211, (B, T))
+        np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=1e-4)
+
+
+def test_without_a_cuda_compiler_the_user_is_told_what_to_install(model, command, monkeypatch):
+    monkeypatch.setattr(cuda_toolchain, "_nvcc_candidates", list)
+    monkeypatch.setattr(cuda_toolchain, "_nvrtc_candidates", list)
+    code, out, err = command(model, "--target", "cuda")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: target cuda needs a CUDA compiler, [^\n]*pip install nvidia-cuda-nvrtc[^\n]*\n", err)
+    assert names(model.parent) == ["model.onnx"]
