@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli import UserError
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, config_from_json
 from gpt.files import sha256_file
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load_exported_proto(path: Path | str) -> "tuple[ExportedModel, onnx.ModelPro
         )
     model = ExportedModel(
         path=path,
-        config=GPTConfig(**json.loads(found["config"])),
+        config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
         opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),

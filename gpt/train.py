@@ -25,6 +25,7 @@ from gpt.files import check_output
 from gpt.generate import generate
 from gpt.model import GPT, loss_of
 from gpt.tokenizer import CharTokenizer
+from gpt.zoo import build_model
 
 Draw = Callable[[], tuple[Tensor, Tensor]]
 
@@ -60,7 +61,9 @@ class TrainConfig:
     block_size: int = 64  # the longest sequence, in tokens
     dropout: float = 0.0  # probability
     bias: bool = False  # biases in every Linear and LayerNorm
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"  # GPT-2's approximation, or exact
+    activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"  # GPT-2's approximation, exact, or the lecture's
+    tied_head: bool = True  # the head is the token embedding
+    model: Literal["gpt", "bigram"] = "gpt"  # a bigram is a table of vocab_size², with nothing else to choose
 
     max_steps: int = 1500  # updates; the learning rate falls towards the last
     batch_size: int = 12  # sequences an update
@@ -95,6 +98,8 @@ class TrainConfig:
 
     def model_config(self, vocab_size: int) -> GPTConfig:
         """The model's shape: the fields of the same names, and the tokenizer's size."""
+        if self.model == "bigram":
+            return GPTConfig.bigram(vocab_size, self.block_size)
         shared = {each.name for each in fields(GPTConfig)} - {"vocab_size"}
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
 
@@ -143,7 +148,7 @@ def train(config: TrainConfig) -> Checkpoint:
     corpus = load_corpus(config.corpus)
     tokenizer = CharTokenizer.of_text(corpus.text)
     parts = split(tokenizer.encode(corpus.text), config.block_size, corpus.name)
-    model = GPT(config.model_config(tokenizer.vocab_size), attention="sdpa").to(device)
+    model = build_model(config.model_config(tokenizer.vocab_size), attention="sdpa").to(device)
     print(
         f"corpus: {corpus.name}, {len(corpus.text):,} characters, {tokenizer.vocab_size} different"
         + (f"; {corpus.dropped:,} others than ASCII left out" if corpus.dropped else "")

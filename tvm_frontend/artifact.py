@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpt.cli import UserError
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, config_from_json
 from gpt.files import sha256_file
 from gpt.tokenizer import check_ids
 from tvm_frontend.graph import ENTRY
@@ -114,7 +114,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
         content = json.loads((path / DESCRIPTION).read_text())
         if content.pop("format") != FORMAT:
             raise UserError(f"{path}: written in another format than this code reads; {REMAKE}")
-        model = CompiledModel(path=path, **content | {"config": GPTConfig(**content["config"])})
+        model = CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
