@@ -11,18 +11,18 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from bench.backends import find_contenders
-from bench.compare import BASELINE, PHASE, ROUNDS, Plan, Shape, compare, default_shapes
+from bench.compare import ROUNDS, Plan, compare, default_shapes, parse_shape
 from bench.machine import describe_machine, physical_cores
 from bench.prepare import choose_artifacts, prepare
 from bench.report import table_text, write_report
+from bench.rows import BASELINE
+from bench.runner import PHASE
 from bench.verdict import sentence
-from gpt.cli import UserError, run_command
-from gpt.config import GPTConfig
+from gpt.cli import run_command
 from gpt.files import sha256_file
 
 
@@ -40,7 +40,7 @@ class BenchConfig:
 
 
 def run_bench(config: BenchConfig) -> dict:
-    """Run the comparison, write the report files and return the results. Raises UserError for what the user can mend."""
+    """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     contenders = find_contenders(config.engine)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded)
     threads = physical_cores() if config.threads is None else config.threads
@@ -48,10 +48,7 @@ def run_bench(config: BenchConfig) -> dict:
     model = prepare(artifacts, contenders)
     shapes = tuple(parse_shape(text, model) for text in config.shapes) or default_shapes(model)
     chosen = {} if config.seed is None else {"seed": config.seed}
-    try:
-        plan = Plan(shapes, threads, config.minutes, **chosen)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    plan = Plan(shapes, threads, config.minutes, **chosen)
     results = {
         "machine": describe_machine(),
         "model": {"words": words, "config": asdict(model), "checkpoint_sha256": sha256_file(artifacts.checkpoint)},
@@ -69,17 +66,9 @@ def run_bench(config: BenchConfig) -> dict:
     return results
 
 
-def parse_shape(text: str, config: GPTConfig) -> Shape:
-    """`BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
-    B, separator, T = text.partition("x")
-    if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
-        raise UserError(f"shape {text!r}: must be BxT, as 1x64, with B at least 1 and T in 1 … {config.block_size}")
-    return int(B), int(T)
-
-
 def main() -> None:
     """The command line. Exits with 1 if an engine disagrees with the reference."""
-    results = run_bench(tyro.cli(Annotated[BenchConfig, tyro.conf.arg(name="")], description=__doc__))
+    results = run_bench(tyro.cli(BenchConfig, prog="python -m bench"))
     if any(row["agrees"] is False for row in results["rows"]):
         sys.exit(1)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bench.units import milliseconds, percent, shape_name
+from bench.units import duration, percent, shape_name
 from bench.verdict import rounds_ms
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INK = "#010203"  # stands for the page's text colour, which replaces it
 FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and on near-black
 WIDTH_IN = 5.4
+OFF_SCALE = 30
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -36,35 +37,41 @@ STYLE = {
 
 
 def latency(rows: list[dict], baseline: str) -> str | None:
-    """One shape's medians, fastest on top, with the range of their rounds and the machine's limit. Log axis, ms."""
+    """One shape's medians, fastest on top, with the range of their rounds and the machine's limit. Log axis, ms.
+
+    What is OFF_SCALE times slower than the fastest would squeeze all others together: its bar leaves the plot.
+    """
     rows = [row for row in rows if row["status"] == "timed"]
     if not rows:
         return None
     with _drawing(len(rows), "Milliseconds a prefill, by engine") as (axes, done):
         limit = rows[0]["limit_ms"]
+        fitting = [row for row in rows if row["median_ms"] <= OFF_SCALE * rows[0]["median_ms"]]
+        right = 1.3 * max(2 * limit, *(min(max(rounds_ms(row)), 3 * row["median_ms"]) for row in fitting))
         for y, row in enumerate(rows):
             color = FIRST if y == 0 else BASELINE if row["engine"] == baseline else OTHER
             medians = rounds_ms(row)
             axes.plot([limit, row["median_ms"]], [y, y], color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
             axes.plot([min(medians), max(medians)], [y, y], color=color, linewidth=2, marker="|", markersize=10)
             axes.plot(row["median_ms"], y, "o", color=color, markersize=8)
-            _right(axes, y, f"{milliseconds(row['median_ms'])} ms", 1.23, bold=y == 0)
-            _right(axes, y, percent(row["percent_of_limit"]), 1.42, bold=y == 0)
+            if row not in fitting:
+                axes.plot(right, y, ">", color=color, markersize=8, clip_on=False)
+            _right(axes, y, duration(row["median_ms"]), 1.27, bold=y == 0)
+            _right(axes, y, percent(row["percent_of_limit"]), 1.47, bold=y == 0)
         axes.axvline(limit, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
         axes.set_xscale("log")
-        highest = max(max(rounds_ms(row)) for row in rows)
-        axes.set_xlim(min(limit, rows[0]["median_ms"]) / 1.25, max(highest, limit * 2) * 1.3)
+        axes.set_xlim(min(limit, rows[0]["median_ms"]) / 1.25, right)
         _label_rows(axes, [row["label"] for row in rows])
         heading = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
-        axes.text(1.23, -0.85, "median", ha="right", **heading)
-        axes.text(1.42, -0.85, "of limit", ha="right", **heading)
-        axes.text(limit, -0.85, f" limit {milliseconds(limit)} ms", color=LIMIT, fontsize=9)
+        axes.text(1.27, -0.85, "median", ha="right", **heading)
+        axes.text(1.47, -0.85, "of limit", ha="right", **heading)
+        axes.text(limit, -0.85, f" limit {duration(limit)}", color=LIMIT, fontsize=9)
         axes.set_xlabel("ms, log scale; bars reach from the fastest to the slowest round", fontsize=9, alpha=0.75)
     return done[0]
 
 
 def errors(rows: list[dict]) -> str:
-    """Each engine's largest error at the timed shapes, beside the tolerance. Log axis, relative to the largest logit."""
+    """Each engine's largest error at the timed shapes, beside the tolerance. Log axis, over the largest logit."""
     largest: dict[str, tuple[float, float]] = {}
     for row in rows:
         old = largest.get(row["label"], (0.0, 0.0))
@@ -76,7 +83,7 @@ def errors(rows: list[dict]) -> str:
             color = FIRST if error <= tolerance else LIMIT
             axes.plot([smallest / 3, max(error, smallest / 3)], [y, y], color=color, alpha=0.3, linewidth=5)
             axes.plot(max(error, smallest / 3), y, "o", color=color, markersize=8)
-            _right(axes, y, f"{error:.1e}", 1.23)
+            _right(axes, y, f"{error:.1e}", 1.3)
         tolerance = max(value for _, value in largest.values())
         axes.axvline(tolerance, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
         axes.text(tolerance, -0.85, f"tolerance {tolerance:.1e} ", color=LIMIT, fontsize=9, ha="right")
@@ -89,7 +96,7 @@ def errors(rows: list[dict]) -> str:
 
 def before_after(pairs: list[dict]) -> str:
     """An engine's first variant and its last at each shape, and how many times faster. Log axis, ms."""
-    with _drawing(len(pairs), "Before and after optimisation") as (axes, done):
+    with _drawing(len(pairs), "Before and after optimisation", row_in=0.62) as (axes, done):
         for y, pair in enumerate(pairs):
             before, after = pair["before"], pair["after"]
             arrow = {"arrowstyle": "-|>", "color": FIRST, "linewidth": 2, "shrinkA": 6, "shrinkB": 6, "alpha": 0.6}
@@ -97,9 +104,9 @@ def before_after(pairs: list[dict]) -> str:
             axes.plot(before["median_ms"], y, "o", color=OTHER, markersize=8)
             axes.plot(after["median_ms"], y, "o", color=FIRST, markersize=8)
             style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-            axes.annotate(f"{milliseconds(before['median_ms'])} ms", (before["median_ms"], y), **style)
-            axes.annotate(f"{milliseconds(after['median_ms'])} ms", (after["median_ms"], y), **style)
-            _right(axes, y, f"{pair['ratio']:,.0f}× faster", 1.33, bold=True)
+            axes.annotate(duration(before["median_ms"]), (before["median_ms"], y), **style)
+            axes.annotate(duration(after["median_ms"]), (after["median_ms"], y), **style)
+            _right(axes, y, f"{pair['ratio']:,.0f}× faster", 1.47, bold=True)
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")
         axes.set_xlim(min(times) / 2, max(times) * 2)
@@ -111,16 +118,16 @@ def before_after(pairs: list[dict]) -> str:
 
 
 @contextmanager
-def _drawing(rows: int, label: str) -> "Iterator[tuple[Axes, list[str]]]":
+def _drawing(rows: int, label: str, row_in: float = 0.34) -> "Iterator[tuple[Axes, list[str]]]":
     """Axes for some rows; the finished SVG is appended to the list at the end of the block."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     done: list[str] = []
     with rc_context(STYLE):
-        height = 0.34 * rows + 0.95
+        height = row_in * rows + 0.85
         figure = Figure(figsize=(WIDTH_IN, height))
-        axes = figure.add_axes((0.2, 0.6 / height, 0.51, (0.34 * rows + 0.05) / height))
+        axes = figure.add_axes((0.2, 0.5 / height, 0.53, (row_in * rows + 0.05) / height))
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         yield axes, done
@@ -132,7 +139,7 @@ def _svg(figure: "Figure", label: str) -> str:
 
     axes = figure.axes[0]
     low, high = axes.get_xlim()
-    small = high / low < 60
+    small = high / low < 100
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if small else (1,), numticks=12))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,4 +1,4 @@
-"""The chain ckpt.pt, model.onnx, tvm-llvm-O0 and -O3 of one folder: what is there is verified, what is absent is made."""
+"""The chain ckpt.pt, model.onnx, tvm-llvm-O0 and -O3 of a folder: what is there is verified, what is absent made."""
 
 import sys
 from collections.abc import Iterable

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bench import plots
 from bench.agreement import PRECISIONS
-from bench.units import milliseconds, percent, shape_name
-from bench.verdict import headline_shape, paired_variants, sentence, timed, worst_error
+from bench.units import duration, percent, shape_name, times
+from bench.verdict import headline_shape, noise_floor, paired_variants, sentence, timed, worst_error
 from gpt.files import atomic_output
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,7 +44,7 @@ def table_text(results: dict) -> str:
         rows = rows_at(results, shape)
         lines = [_columns(results), *(cells_of(row) for row in rows if row["status"] == "timed")]
         widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-        limit = f"limit {milliseconds(rows[0]['limit_ms'])} ms, by {rows[0]['limit_binds']}"
+        limit = f"limit {duration(rows[0]['limit_ms'])}, by {rows[0]['limit_binds']}"
         block = [f"{rows[0]['phase']} {shape_name(shape)} · {rows[0]['threads']} threads · {limit}"]
         block += ["  " + "  ".join(_aligned(line, widths)) for line in lines]
         block += [f"  {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "timed"]
@@ -68,9 +68,9 @@ def cells_of(row: dict) -> list[str]:
     speedup = row["speedup"]
     return [
         row["label"],
-        f"{milliseconds(row['median_ms'])} ms",
+        duration(row["median_ms"]),
         "–" if row["spread"] is None else f"{100 * row['spread']:.1f} %",
-        f"{speedup['median']:.2f} ({speedup['low']:.2f}–{speedup['high']:.2f})" if speedup else "–",
+        f"{times(speedup['median'])} ({times(speedup['low'])}–{times(speedup['high'])})" if speedup else "–",
         percent(row["percent_of_limit"]),
         f"{row['max_rel_err']:.1e}",
         f"{100 * row['top1_match']:.4g} %",
@@ -99,7 +99,7 @@ def _render(template: str, results: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": milliseconds, "shape": shape_name, "percent": percent}
+    environment.filters |= {"duration": duration, "shape": shape_name, "percent": percent}
     return environment.get_template(template).render(_view(results, with_plots=template.startswith("report.html")))
 
 
@@ -118,6 +118,12 @@ def _view(results: dict, with_plots: bool) -> dict:
         "worst": worst_error(results),
         "engines": list(dict.fromkeys((row["label"], row["summary"]) for row in results["rows"])),
         "tolerance_reasons": {row["dtype"]: PRECISIONS[row["dtype"]].reason for row in results["rows"]},
+        "noise": noise_floor(results),
+        "odd": [
+            shape
+            for shape in dict.fromkeys((each["B"], each["T"]) for each in results["checks"])
+            if shape not in shapes
+        ],
         "plots": {},
     }
     if with_plots:

@@ -3,13 +3,25 @@
 
 def milliseconds(value: float) -> str:
     """A time in ms with three significant digits or so, without its unit."""
+    if value < 0.1:
+        return f"{value:.2g}"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f}"
+
+
+def duration(value_ms: float) -> str:
+    """A time with its unit: ms, or from ten seconds on s."""
+    return f"{milliseconds(value_ms)} ms" if value_ms < 10_000 else f"{value_ms / 1000:.1f} s"
 
 
 def percent(value: float) -> str:
     """A percentage: whole from 10 on, with one decimal below."""
     return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %"
+
+
+def times(ratio: float) -> str:
+    """A ratio with two decimals, or two significant digits below 0.1."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def shape_name(shape: tuple[int, int]) -> str:

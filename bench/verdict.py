@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from bench.units import milliseconds, percent, shape_name
+from bench.units import duration, percent, shape_name
 
 Rows = list[dict]
 
@@ -18,14 +18,18 @@ def headline_shape(results: dict) -> tuple[int, int]:
     return max(((row["B"], row["T"]) for row in reversed(rows)), key=lambda shape: shape[0] * shape[1])
 
 
-def rounds_ms(row: dict) -> list[float]:
-    """The median of each round that has samples, in ms."""
+def medians_by_round(row: dict) -> list[float | None]:
+    """The median of each round in ms, None for a round without samples."""
     found, start = [], 0
     for count in row["samples_by_round"]:
-        if count:
-            found.append(median(row["samples_ms"][start : start + count]))
+        found.append(median(row["samples_ms"][start : start + count]) if count else None)
         start += count
     return found
+
+
+def rounds_ms(row: dict) -> list[float]:
+    """The median of each round that has samples, in ms."""
+    return [value for value in medians_by_round(row) if value is not None]
 
 
 def paired_variants(results: dict) -> list[dict]:
@@ -40,13 +44,19 @@ def paired_variants(results: dict) -> list[dict]:
     return pairs
 
 
+def noise_floor(results: dict) -> float | None:
+    """The median of the engines' spreads, over all shapes: what they differ from themselves by, between rounds."""
+    spreads = [row["spread"] for row in timed(results) if row["spread"] is not None]
+    return median(spreads) if spreads else None
+
+
 def worst_error(results: dict) -> dict | None:
     """The timed row that comes closest to its tolerance."""
     return max(timed(results), key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
 
 
 def sentence(results: dict) -> str:
-    """The comparison in two sentences: who is fastest and how near the limit, and whether the numbers are right."""
+    """The comparison in few sentences: who is fastest and how near the limit, and whether the numbers are right."""
     shape = headline_shape(results)
     rows = [row for row in timed(results) if (row["B"], row["T"]) == shape]
     if not rows:
@@ -54,17 +64,29 @@ def sentence(results: dict) -> str:
     first, *others = sorted(rows, key=lambda row: row["median_ms"])
     share = f"{percent(first['percent_of_limit'])} of what {_cores(first['threads'])} of this machine can do"
     lead = f"At {shape_name(shape)} {_lead(first, others)}{_against_baseline(first, results)} {share}."
-    return f"{lead} {_agreement(results)}"
+    pairs = [_gain(pair) for pair in paired_variants(results) if pair["shape"] == shape]
+    return " ".join([lead, *pairs, _agreement(results)])
 
 
 def _lead(first: dict, others: Rows) -> str:
-    time = f"{milliseconds(first['median_ms'])} ms"
+    time = duration(first["median_ms"])
     if not others:
         return f"{first['label']} takes {time},"
     second = others[0]
-    if min(rounds_ms(second)) <= max(rounds_ms(first)):
-        return f"{first['label']} takes {time}, level with {second['label']} (their rounds overlap),"
-    return f"{first['label']} is fastest with {time} (next: {second['label']}, {milliseconds(second['median_ms'])} ms),"
+    if _ever_behind(first, second):
+        return f"{first['label']} takes {time}, level with {second['label']} (neither won every round),"
+    return f"{first['label']} is fastest with {time} (next: {second['label']}, {duration(second['median_ms'])}),"
+
+
+def _gain(pair: dict) -> str:
+    before, after = (f"{duration(pair[key]['median_ms'])} at {pair[key]['variant']}" for key in ("before", "after"))
+    return f"Optimisation makes {pair['before']['engine']} {pair['ratio']:.3g} times as fast: {before}, {after}."
+
+
+def _ever_behind(first: dict, second: dict) -> bool:
+    """Whether the second was as fast in any round that both took part in."""
+    pairs = zip(medians_by_round(first), medians_by_round(second), strict=True)
+    return any(ours >= theirs for ours, theirs in pairs if ours is not None and theirs is not None)
 
 
 def _against_baseline(first: dict, results: dict) -> str:
@@ -83,7 +105,7 @@ def _agreement(results: dict) -> str:
         return ""
     count = len({row["label"] for row in timed(results)})
     return (
-        f"{'All ' + str(count) + ' agree' if count > 1 else 'It agrees'} with eager in float64: the largest error is "
+        f"{'It agrees' if count == 1 else f'All {count} agree'} with eager in float64: the largest error is "
         f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
     )
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "TVM_NUM_THREADS",
 )
+FEWEST_SAMPLES = 3  # a turn
 MOST_SAMPLES = 50  # a turn; more of them say nothing new about a call of microseconds
 MOST_CHARACTERS = 300  # of an engine's own words in a table
 WARM_UP = 0.2  # of a turn's budget, to bring clocks, caches and threads back after the others' turns
@@ -48,7 +50,7 @@ class Worker:
 
     def __init__(self, factory: str, threads: int) -> None:
         self._gone: str | None = None
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         self._pipe, theirs = Pipe()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -78,11 +80,13 @@ class Worker:
         """What the object's method returns."""
         return self._ask("call", method, arguments, deadline_s=deadline_s)
 
-    def time(
-        self, method: str, *arguments: Any, budget_s: float, minimum: int = 3, deadline_s: float = 600
-    ) -> list[float]:
+    def time(self, method: str, *arguments: Any, budget_s: float, deadline_s: float = 600) -> list[float]:
         """Seconds of each of several calls, as `sample` takes them, by the worker's clock."""
-        return self._ask("time", method, arguments, budget_s, minimum, deadline_s=deadline_s)
+        return self._ask("time", method, arguments, budget_s, deadline_s=deadline_s)
+
+    def time_once(self, method: str, *arguments: Any, deadline_s: float = 600) -> float:
+        """Seconds of one call by the worker's clock, without a warm-up."""
+        return self._ask("time once", method, arguments, deadline_s=deadline_s)
 
     def close(self) -> None:
         """Kill the process with everything it started, stopped or not, and reap it."""
@@ -132,19 +136,13 @@ class Worker:
         return WorkerError(self._gone)
 
 
-def sample(call: Callable[[], object], budget_s: float, minimum: int) -> list[float]:
-    """Seconds of each of at least `minimum` calls, more while the budget lasts, after a warm-up that is not counted.
-
-    A call as long as the whole budget needs no warm-up and is the only sample.
-    """
-    first = _seconds_of(call)
-    if first >= budget_s:
-        return [first]
-    warm = first
+def sample(call: Callable[[], object], budget_s: float) -> list[float]:
+    """Seconds of each of a few calls, more while the budget lasts, after a warm-up that is not counted."""
+    warm = 0.0
     while warm < WARM_UP * budget_s:
         warm += _seconds_of(call)
     samples: list[float] = []
-    while len(samples) < minimum or (len(samples) < MOST_SAMPLES and sum(samples) < budget_s):
+    while len(samples) < FEWEST_SAMPLES or (len(samples) < MOST_SAMPLES and sum(samples) < budget_s):
         samples.append(_seconds_of(call))
     return samples
 
@@ -153,6 +151,10 @@ def _seconds_of(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+# What the parent can ask for, by the first word of its message.
+ANSWERS = {"call": lambda call: call(), "time": sample, "time once": _seconds_of}
 
 
 def _serve(pipe: Connection, factory: str) -> None:
@@ -168,7 +170,7 @@ def _serve(pipe: Connection, factory: str) -> None:
                 module, name = factory.split(":")
                 subject = getattr(importlib.import_module(module), name)()
             call = getattr(subject, method)
-            answer = call(*arguments) if kind == "call" else sample(lambda: call(*arguments), *rest)  # noqa: B023
+            answer = ANSWERS[kind](partial(call, *arguments), *rest)
         except UserError as error:
             pipe.send((False, str(error)))
         except Exception as error:
@@ -181,8 +183,8 @@ def _serve(pipe: Connection, factory: str) -> None:
 
 def _die_with_parent() -> None:
     """Have the kernel kill this process if its parent dies without a word: a stopped process would never notice."""
-    PR_SET_PDEATHSIG = 1  # noqa: N806 (linux/prctl.h)
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PREFIX = "gpt_frontend."  # of our keys in the file's metadata_props
 FORMAT = 1
+HASH = "content_sha256"
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def metadata_of(
     dtype: str,
     exporter: str,
     checkpoint_sha256: str,
-    graph: "onnx.GraphProto",
+    proto: "onnx.ModelProto",
 ) -> dict[str, str]:
-    """The metadata_props that `load_exported` reads back; `graph_sha256` covers the graph with its weights."""
-    return {
+    """The metadata_props that `load_exported` reads back; `content_sha256` covers them and the graph."""
+    metadata = {
         PREFIX + "format": str(FORMAT),
         PREFIX + "config": json.dumps(asdict(config)),
         PREFIX + "tokenizer": json.dumps(tokenizer),
@@ -57,20 +58,20 @@ def metadata_of(
         PREFIX + "dtype": dtype,
         PREFIX + "exporter": exporter,
         PREFIX + "checkpoint_sha256": checkpoint_sha256,
-        PREFIX + "graph_sha256": _graph_sha256(graph),
     }
+    return metadata | {PREFIX + HASH: _content_sha256(proto, metadata)}
 
 
-def load_exported(path: Path | str) -> "ExportedModel":
+def load_exported(path: Path | str) -> ExportedModel:
     """Read the description of an ONNX file written by `python -m export.onnx`, after checking that it is whole.
 
-    Raises UserError if the file is missing, not ONNX, not one of ours, or its graph does not match its own hash.
+    Raises UserError if the file is missing, not ONNX, not one of ours, or does not match its own hash.
     """
-    return load_exported_proto(path)[0]
+    return exported_from(read_proto(path), path)
 
 
-def load_exported_proto(path: Path | str) -> "tuple[ExportedModel, onnx.ModelProto]":
-    """As `load_exported`, with the parsed file beside it."""
+def read_proto(path: Path | str) -> "onnx.ModelProto":
+    """Parse any ONNX file. Raises UserError if it is missing or not ONNX."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -78,35 +79,51 @@ def load_exported_proto(path: Path | str) -> "tuple[ExportedModel, onnx.ModelPro
     if not path.is_file():
         raise UserError(f"{path}: no such file; make one with: python -m export.onnx CHECKPOINT -o {path}")
     try:
-        proto = onnx.load(path)
+        # Whatever the file is called; weights in other files are not ours.
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise UserError(
             f"{path}: not a readable ONNX file ({error}); export it again with python -m export.onnx"
         ) from error
-    found = {prop.key.removeprefix(PREFIX): prop.value for prop in proto.metadata_props if prop.key.startswith(PREFIX)}
+    if not proto.graph.node:  # protobuf takes an empty file for an empty message
+        raise UserError(f"{path}: holds no graph; export it again with python -m export.onnx")
+    return proto
+
+
+def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
+    """The description in a parsed file; raises UserError if the file is not one of ours or does not match its hash."""
+    metadata = {prop.key: prop.value for prop in proto.metadata_props if prop.key.startswith(PREFIX)}
+    sha256 = metadata.pop(PREFIX + HASH, None)
+    found = {key.removeprefix(PREFIX): value for key, value in metadata.items()}
     if found.get("format") != str(FORMAT):
         raise UserError(
             f"{path}: not an export of this project (no {PREFIX}format={FORMAT} in its metadata); "
             "make one with python -m export.onnx"
         )
-    if _graph_sha256(proto.graph) != found["graph_sha256"]:
+    if sha256 != _content_sha256(proto, metadata):
         raise UserError(
-            f"{path}: its graph does not match its own hash, so it was damaged or edited; "
+            f"{path}: does not match its own hash, so it was damaged or edited; "
             "export it again with python -m export.onnx"
         )
-    model = ExportedModel(
-        path=path,
+    return ExportedModel(
+        path=Path(path),
         config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
-        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=_opset(proto),
         dtype=found["dtype"],
         exporter=found["exporter"],
         checkpoint_sha256=found["checkpoint_sha256"],
         sha256=sha256_file(path),
     )
-    return model, proto
 
 
-def _graph_sha256(graph: "onnx.GraphProto") -> str:
-    return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
+def _content_sha256(proto: "onnx.ModelProto", metadata: dict[str, str]) -> str:
+    content = hashlib.sha256(proto.graph.SerializeToString(deterministic=True))
+    content.update(json.dumps([_opset(proto), metadata], sort_keys=True).encode())
+    return content.hexdigest()
+
+
+def _opset(proto: "onnx.ModelProto") -> int | None:
+    """The version of the default ONNX domain."""
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)

@@ -168,7 +168,7 @@ def _describe(proto: onnx.ModelProto, checkpoint: Checkpoint) -> None:
         dtype="float32",
         exporter=f"torch.onnx dynamo, torch {torch.__version__}, onnx {onnx.__version__}",
         checkpoint_sha256=checkpoint.sha256,
-        graph=proto.graph,
+        proto=proto,
     )
     onnx.helper.set_model_props(proto, metadata)
 

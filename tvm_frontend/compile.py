@@ -12,12 +12,14 @@ from typing import Annotated, Literal
 import tvm
 import tvm_ffi
 import tyro
+from tvm.support.cc import get_cc
 
-from export.artifact import load_exported_proto
+from export.artifact import exported_from, read_proto
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
-from tvm_frontend.artifact import LIBRARY, CompiledModel, load_compiled, save_compiled
+from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
+from tvm_frontend.importer import check_operators
 from tvm_frontend.pipeline import OPT_LEVELS, compile_onnx
 from tvm_frontend.target import resolve_target
 
@@ -40,12 +42,18 @@ def compile_model(
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
+    for exception in (KeyboardInterrupt, UserError):  # else TVM hands on what a rewrite raises as a RuntimeError
+        tvm_ffi.register_error(exception.__name__, exception)
+    if get_cc() is None:
+        raise UserError("no C++ compiler on PATH, and one must link the library: install g++ or clang++")
     compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
     if compile_for.kind == "cuda":
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
-    exported, proto = load_exported_proto(model)
+    proto = read_proto(model)
+    check_operators(proto)
+    exported = exported_from(proto, model)
     output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}")
-    if output.exists() and not (output / "model.json").is_file():
+    if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     with atomic_output(output, directory=True) as folder:
         compiled = compile_onnx(proto, compile_for, opt_level, cuda_compiler=cuda_compiler, dump_ir=dump_ir)

@@ -19,6 +19,7 @@ from gpt.cli import UserError
 from tvm_frontend.graph import ENTRY, Graph
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
+WHOLE_OPSET = 23  # from here on Attention is an operator
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def import_onnx(proto: onnx.ModelProto) -> Graph:
     Dimensions named in the file (B, T) become symbolic integers. Raises UserError naming the first node that is not
     supported, with its operator, domain and opset.
     """
-    opset = _check_operators(proto)
+    opset = check_operators(proto)
     state = _Import()
     symbols: dict[str, tvm.tirx.Var] = {}
     inputs = [_declare_input(state, value, symbols) for value in proto.graph.input]
@@ -83,17 +84,19 @@ def import_onnx(proto: onnx.ModelProto) -> Graph:
     return Graph(state.builder.finalize(), state.weights)
 
 
-def _check_operators(proto: onnx.ModelProto) -> int:
+def check_operators(proto: onnx.ModelProto) -> int:
+    """The file's opset, after checking it and every node; raises UserError naming the first that is not supported."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     opset = opsets.get("ai.onnx", 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with --opset 23")
+        raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with --opset {WHOLE_OPSET}")
     for node in proto.graph.node:
         domain = node.domain or "ai.onnx"
         if domain != "ai.onnx" or node.op_type not in CONVERTERS:
             raise UserError(
                 f"node {node.name!r}: operator {node.op_type} of domain {domain} (opset {opsets.get(domain, '?')}) is "
-                f"not supported, so this is not a GPT that the frontend knows; supported are {', '.join(CONVERTERS)}"
+                f"not supported, only {', '.join(CONVERTERS)} are; export a checkpoint with python -m export.onnx and "
+                f"opset {WHOLE_OPSET} or later, which keeps attention as one node"
             )
     return opset
 
@@ -127,7 +130,13 @@ def _convert(state: _Import, node: onnx.NodeProto, opset: int) -> None:
         results = CONVERTERS[node.op_type](state, node, attributes)
     except UserError as error:
         raise UserError(f"node {node.name!r} ({node.op_type}, ai.onnx opset {opset}): {error}") from error
-    for name, result in zip(node.output, results if isinstance(results, tuple) else (results,), strict=True):
+    results = results if isinstance(results, tuple) else (results,)
+    if len(node.output) != len(results):
+        raise UserError(
+            f"node {node.name!r} ({node.op_type}, ai.onnx opset {opset}): outputs {', '.join(node.output)} are not "
+            f"supported, only the first {len(results)}"
+        )
+    for name, result in zip(node.output, results, strict=True):
         state.values[name] = result if isinstance(result, Integers) else state.builder.emit(result, name_hint=name)
 
 
@@ -165,7 +174,9 @@ def _concat(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 
 
 def _gather(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.take(state.tensor(node.input[0]), state.tensor(node.input[1]), axis=attributes.get("axis", 0))
+    return op.take(
+        state.tensor(node.input[0]), state.tensor(node.input[1]), axis=attributes.get("axis", 0), mode="clip"
+    )
 
 
 def _add(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -219,9 +230,12 @@ def _transpose(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any])
 
 def _attention(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     """ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
-    _refuse_unless(attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
+    _refuse_unless({"is_causal": 0} | attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
     if len([name for name in node.input if name]) != 3:
         raise UserError("a mask or a cache is not supported, only q, k and v")
+    shapes = [state.shape(name) for name in node.input[:3]]
+    if any(len(shape) != 4 for shape in shapes) or len({int(shape[1]) for shape in shapes}) != 1:
+        raise UserError(f"q, k, v of shapes {shapes} are not supported, only [B, nh, T, hs] with one nh")
     q, k, v = (op.permute_dims(state.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
     scale = attributes.get("scale")
     y = op.nn.attention(q, k, v, scale=scale and tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")

@@ -60,7 +60,7 @@ def compile_onnx(
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
 ) -> Compiled:
-    """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes to that folder."""
+    """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there."""
     trace = _Trace(dump_ir)
     phases: list[Phase] = [("import", lambda _: import_onnx(proto)), *graph_phases(target, opt_level)]
     graph = None

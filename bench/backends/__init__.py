@@ -20,9 +20,9 @@ from gpt.cli import UserError
 class Backend(ABC):
     """One engine. Its file imports the packages in `requires` only inside methods, so that it can always be read.
 
-    requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by itself; `""` if there
-    is one. stage: the last stage of the artifacts that it needs: `checkpoint`, `exported` or `compiled`. dtype: of
-    its arithmetic. summary: what it is, in a few words.
+    requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by
+    itself; `""` if there is one. stage: the last stage of the artifacts that it needs: `checkpoint`, `exported` or
+    `compiled`. dtype: of its arithmetic. summary: what it is, in a few words.
     """
 
     requires: ClassVar[dict[str, str]]

@@ -4,7 +4,7 @@ from tvm import relax
 from tvm.relax.dpl import is_op, is_tuple_get_item, wildcard
 
 from tvm_frontend.graph import Graph
-from tvm_frontend.passes.rewrite import Matched, Rewriting
+from tvm_frontend.passes.rewrite import Matched, Rewriting, same_shape
 from tvm_frontend.schedules import Kernels
 
 
@@ -22,7 +22,10 @@ def fuse_attention(graph: Graph, kernels: Kernels) -> Graph:
         nh, hs = (int(size) for size in core.args[0].ty.shape.values[2:])
         if str(core.attrs.causal_mask) != "TopLeft" or core.attrs.window_size is not None:
             return None
-        if len(call.ty.shape.values) != 3 or int(matched[qkv].ty.shape.values[2]) != 3 * nh * hs:
+        B, T, *_ = core.args[0].ty.shape.values
+        if int(matched[thirds].attrs.axis) != 2 or not same_shape(matched[qkv].ty.shape.values, [B, T, 3 * nh * hs]):
+            return None
+        if not same_shape(call.ty.shape.values, [B, T, nh * hs]):
             return None
         scale = hs**-0.5 if core.attrs.scale is None else float(core.attrs.scale)
         kernel = kernels.causal_attention(nh, hs, scale)

@@ -4,7 +4,7 @@ from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
 
 from tvm_frontend.graph import Graph
-from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
 from tvm_frontend.schedules import Kernels
 
 
@@ -14,18 +14,25 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
     tokens, ids, positions = wildcard(), wildcard(), wildcard()
     start, stop, step = wildcard(), wildcard(), wildcard()
     places = is_op("relax.arange")(start, stop, step)
-    take = is_op("relax.take")
+    of_tokens = is_op("relax.take")(tokens, ids)
+    of_positions = is_op("relax.take")(positions, places)
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
-        if any(rewriting.weight(matched[table]) is None for table in (tokens, positions)):
+        tables = [rewriting.weight(matched[table]) for table in (tokens, positions)]
+        if any(table is None or table.ndim != 2 for table in tables):
             return None
-        if len(call.ty.shape.values) != 3 or _integer(matched[start]) != 0 or _integer(matched[step]) != 1:
+        if any(matched[rows].attrs.axis != 0 for rows in (of_tokens, of_positions)):
             return None
-        V, C = rewriting.weight(matched[tokens]).shape
-        kernel = kernels.embedding(V, rewriting.weight(matched[positions]).shape[0], C)
+        if _integer(matched[start]) != 0 or _integer(matched[step]) != 1:
+            return None
+        (V, C), (block_size, _) = (table.shape for table in tables)
+        *batch, length = matched[ids].ty.shape.values
+        if len(batch) != 1 or not same_shape(matched[of_positions].ty.shape.values, [length, C]):
+            return None
+        kernel = kernels.embedding(V, block_size, C)
         return kernel and rewriting.call("embedding", kernel, [matched[tokens], matched[ids], matched[positions]], call)
 
-    rewriting.apply(add_of(take(tokens, ids), take(positions, places)), fuse)
+    rewriting.apply(add_of(of_tokens, of_positions), fuse)
     return rewriting.finish()
 
 

@@ -5,7 +5,7 @@ from tvm import relax
 from tvm.relax.dpl import DFPattern, is_op, wildcard
 
 from tvm_frontend.graph import Graph
-from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
 from tvm_frontend.schedules import Kernels
 
 ACTIVATIONS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu", "relax.nn.relu": "relu"}
@@ -24,16 +24,17 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
             W = rewriting.weight(source)
             if W is None or W.ndim != 2 or len(call.ty.shape.values) != 3:
                 return None
-            if residual in matched and not _same_shape(matched[residual], call):
-                return None
-            if bias in matched and rewriting.weight(matched[bias]) is None:
+            if residual in matched and not same_shape(matched[residual].ty.shape.values, call.ty.shape.values):
                 return None
             W = W.T if transposed in matched else W  # [K, N]
             K, N = W.shape
+            if bias in matched and getattr(rewriting.weight(matched[bias]), "shape", None) != (N,):
+                return None
             kernel = kernels.linear(K, N, activation=activation, residual=residual in matched)
             if kernel is None:
                 return None
-            packed = rewriting.add_weight(f"{rewriting.name(source)}.packed", lambda: kernels.pack_weight(W))
+            layout = "transposed.packed" if transposed in matched else "packed"
+            packed = rewriting.add_weight(f"{rewriting.name(source)}.{layout}", lambda: kernels.pack_weight(W))
             addend = (
                 matched[bias] if bias in matched else rewriting.add_weight(f"zeros_{N}", lambda: np.zeros(N, W.dtype))
             )
@@ -55,14 +56,3 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
     rewrite(biased)
     rewrite(product)
     return rewriting.finish()
-
-
-def _same_shape(a: relax.Expr, b: relax.Expr) -> bool:
-    left, right = list(a.ty.shape.values), list(b.ty.shape.values)
-    return len(left) == len(right) and all(_equal(x, y) for x, y in zip(left, right, strict=True))
-
-
-def _equal(x: object, y: object) -> bool:
-    import tvm
-
-    return tvm.sym.Analyzer().can_prove_equal(x, y)

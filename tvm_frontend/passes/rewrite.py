@@ -1,6 +1,6 @@
 """What every rewrite shares: matching a pattern in the graph and putting a kernel in its place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
@@ -70,6 +70,12 @@ def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
     """left + right, in either order."""
     add = is_op("relax.add")
     return add(left, right) | add(right, left)
+
+
+def same_shape(left: Sequence, right: Sequence) -> bool:
+    """Whether two shapes, of numbers or symbols, are provably equal."""
+    analyzer = tvm.sym.Analyzer()
+    return len(left) == len(right) and all(analyzer.can_prove_equal(x, y) for x, y in zip(left, right, strict=True))
 
 
 def _with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:

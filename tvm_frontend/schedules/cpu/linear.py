@@ -12,7 +12,7 @@ from tvm_frontend.schedules.cpu.tile import Tile, clear
 
 ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
 UNROLL = 4  # steps of k in one turn of the inner loop; without it the loop's own bookkeeping costs up to half
-ROWS_A_TASK = 64  # rows of x that one parallel task takes through one panel of weights
+ROWS_A_TASK = 64  # rows of x that one parallel task takes through one panel of weights, at most
 
 
 def pack_weight(weight: np.ndarray, tile: Tile) -> np.ndarray:
@@ -31,6 +31,7 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
     """
     MR, NR, LANES, VECTORS = tile.rows, tile.columns, tile.lanes, tile.vectors
     panels = -(-N // NR)
+    tiles_a_task = ROWS_A_TASK // MR
     activate = ACTIVATIONS[activation]
 
     @T.macro
@@ -51,11 +52,12 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
 
     @T.macro
     def multiply(x, w, bias, addend, out, M):
-        tasks = T.meta_var((M + ROWS_A_TASK - 1) // ROWS_A_TASK)
+        tiles = T.meta_var((M + MR - 1) // MR)
+        tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
         for task in T.parallel(panels * tasks):
             panel = T.meta_var(task // tasks)
-            first_tile = T.meta_var(task % tasks * (ROWS_A_TASK // MR))
-            for tile_of_rows in range(T.min(ROWS_A_TASK // MR, (M + MR - 1) // MR - first_tile)):
+            first_tile = T.meta_var(task % tasks * tiles_a_task)
+            for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
                 first = T.meta_var((first_tile + tile_of_rows) * MR)
                 acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                 clear(tile, acc)

@@ -1,0 +1,40 @@
+# Each target sets up what it needs and can be run again. `make` alone lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
+	@echo "make test    lint and tests"
+	@echo "make bench   the benchmarks alone, by pytest-benchmark"
+	@echo "make lint    ruff: lint and format"
+	@echo "make clean   remove .venv and artifacts"
+
+# A change of a pin installs again; otherwise a second run installs nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m gpt.train demo $(if $(CORPUS),--corpus "$(CORPUS)")
+	$(BIN)/python -m export.onnx artifacts/ckpt.pt
+	$(BIN)/python -m tvm_frontend.compile --opt-level 0
+	$(BIN)/python -m tvm_frontend.compile
+	$(BIN)/python -m bench
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest bench/ --benchmark-only
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv artifacts

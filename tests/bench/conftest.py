@@ -1,0 +1,123 @@
+"""What the tests of `bench` share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.prepare import SEEDED
+from gpt.config import GPTConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config() -> GPTConfig:
+    """The seeded model for tests."""
+    return SEEDED["tiny"]
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run `python -m` with some arguments in an empty folder."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+
+    return run
+
+
+@pytest.fixture
+def results() -> dict:
+    """A comparison of five engines at two shapes: one wins, one has two variants, one is absent, one failed."""
+    rows = []
+    for T, limit_ms in ((16, 0.5), (64, 1.0)):
+        scale = T / 16
+        rows += [
+            _row("eager", "", T, limit_ms, [4 * scale, 4.1 * scale, 3.9 * scale]),
+            _row("fast", "O0", T, limit_ms, [100 * scale, 101 * scale, 102 * scale]),
+            _row("fast", "O3", T, limit_ms, [1 * scale, 1.01 * scale, 1.02 * scale]),
+            _row("gone", "", T, limit_ms, [], status="absent", reason="not installed: pip install gone"),
+            _row("broken", "", T, limit_ms, [], status="failed", reason="RuntimeError: <script>alert(1)</script>"),
+        ]
+    return {
+        "machine": {
+            "cpu": "Test CPU",
+            "architecture": "x86_64",
+            "physical_cores": 2,
+            "logical_cpus": 4,
+            "memory_bytes": 2**34,
+            "simd": "avx2",
+            "system": "Linux 6",
+            "python": "3.11.0",
+        },
+        "model": {
+            "words": "the seeded model 'tiny'",
+            "config": SEEDED["tiny"].__dict__,
+            "checkpoint_sha256": "ab" * 32,
+        },
+        "phase": "prefill",
+        "baseline": "eager",
+        "rounds": 3,
+        "threads": 2,
+        "minutes": 1.0,
+        "seed": 7,
+        "created": "2030-01-01 00:00 UTC",
+        "command": "python -m bench",
+        "limits": {
+            "threads": 2,
+            "peak_flops_per_s": 4e11,
+            "bandwidth_bytes_per_s": 2e11,
+            "working_set_bytes": 100_000,
+            "memory_bytes_per_s": 4e10,
+        },
+        "checks": [
+            {"label": "eager", "B": 1, "T": 1, "agrees": None, "reason": "left out"},
+            {"label": "fast O3", "B": 1, "T": 16, "agrees": True, "reason": None, "max_rel_err": 1e-7}
+            | {"tolerance": 1e-5, "top1_match": 1.0},
+        ],
+        "rows": rows,
+        "versions": {"torch": "2", "fast": "1"},
+        "seconds": 12.0,
+    }
+
+
+def _row(engine: str, variant: str, T: int, limit_ms: float, samples_ms: list[float], **changes: object) -> dict:
+    median_ms = sorted(samples_ms)[1] if samples_ms else None
+    speedup = 4 * (T / 16) / median_ms if samples_ms else None
+    return {
+        "engine": engine,
+        "variant": variant,
+        "label": f"{engine} {variant}".strip(),
+        "summary": f"the engine {engine}",
+        "phase": "prefill",
+        "dtype": "float32",
+        "B": 1,
+        "T": T,
+        "threads": 2,
+        "status": "timed",
+        "reason": None,
+        "samples_ms": samples_ms,
+        "samples_by_round": [1] * len(samples_ms),
+        "median_ms": median_ms,
+        "spread": 0.05 if samples_ms else None,
+        "speedup": {"median": speedup, "low": speedup, "high": speedup} if samples_ms else None,
+        "limit_ms": limit_ms,
+        "limit_binds": "arithmetic",
+        "percent_of_limit": 100 * limit_ms / median_ms if samples_ms else None,
+        "max_abs_err": 1e-6 if samples_ms else None,
+        "max_rel_err": 2e-7 if samples_ms else None,
+        "top1_match": 1.0 if samples_ms else None,
+        "agrees": True if samples_ms else None,
+        "tolerance": 1e-5,
+    } | changes

@@ -1,0 +1,95 @@
+"""How logits are compared, on arrays made to fail in one way each."""
+
+import numpy as np
+import pytest
+
+from bench.agreement import compare_logits, odd_shapes, random_ids, tolerance_of
+from bench.prepare import SEEDED
+from gpt.config import GPTConfig
+
+
+@pytest.fixture
+def reference() -> np.ndarray:
+    """Logits [1, 2, 3] whose largest is 4; the first position is nearly a tie."""
+    return np.array([[[1.0, 1.000001, 0.0], [4.0, -2.0, 0.5]]])
+
+
+def test_equal_logits_agree(reference: np.ndarray) -> None:
+    agreement = compare_logits(reference, reference.astype("float32"), tolerance=1e-6)
+    assert agreement.agrees
+    assert agreement.top1_match == 1
+    assert agreement.reason is None
+
+
+def test_errors_are_measured_over_the_largest_logit(reference: np.ndarray) -> None:
+    logits = reference.astype("float32")
+    logits[0, 1, 2] += 0.25
+    agreement = compare_logits(reference, logits, tolerance=0.1)
+    assert agreement.max_abs_err == pytest.approx(0.25)
+    assert agreement.max_rel_err == pytest.approx(0.25 / 4)
+    assert agreement.agrees
+
+
+def test_an_error_above_the_tolerance_disagrees(reference: np.ndarray) -> None:
+    logits = reference.astype("float32")
+    logits[0, 1, 2] += 0.25
+    agreement = compare_logits(reference, logits, tolerance=0.01)
+    assert not agreement.agrees
+    assert "above the tolerance 1.0e-02" in agreement.reason
+
+
+def test_a_shape_comes_before_everything(reference: np.ndarray) -> None:
+    agreement = compare_logits(reference, np.full((1, 1, 3), np.nan, "float64"), tolerance=1)
+    assert agreement.reason == "shape [1, 1, 3] instead of [1, 2, 3]"
+    assert agreement.max_abs_err is None
+
+
+def test_a_dtype_comes_before_values(reference: np.ndarray) -> None:
+    agreement = compare_logits(reference, reference, tolerance=1)
+    assert agreement.reason == "dtype float64 instead of float32"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_disagrees(reference: np.ndarray, bad: float) -> None:
+    logits = reference.astype("float32")
+    logits[0, 0, 0] = bad
+    assert compare_logits(reference, logits, tolerance=1).reason == "1 of 6 logits are not finite"
+
+
+def test_a_near_tie_may_flip(reference: np.ndarray) -> None:
+    logits = reference.astype("float32")
+    logits[0, 0, :2] = logits[0, 0, 1::-1]
+    agreement = compare_logits(reference, logits, tolerance=1e-5)
+    assert agreement.top1_match == 0.5
+    assert agreement.agrees
+
+
+def test_a_decided_position_may_not_flip() -> None:
+    reference = np.array([[[1.0, 0.0, -9.0]]])
+    agreement = compare_logits(reference, np.array([[[0.0, 1.0, -9.0]]], "float32"), tolerance=0.05)
+    assert not agreement.agrees
+
+
+def test_all_zero_logits_have_an_absolute_error() -> None:
+    zeros = np.zeros((1, 1, 2))
+    assert compare_logits(zeros, np.full((1, 1, 2), 0.5, "float32"), tolerance=0.1).max_rel_err == 0.5
+
+
+def test_the_tolerance_grows_with_depth_and_width() -> None:
+    demo, gpt2 = tolerance_of("float32", SEEDED["demo"]), tolerance_of("float32", SEEDED["gpt2"])
+    assert demo == pytest.approx(2**-24 * (17 * 512) ** 0.5)
+    assert demo < gpt2 < 1e-4
+
+
+def test_odd_shapes_suit_the_model() -> None:
+    assert odd_shapes(GPTConfig(block_size=64)) == [(1, 1), (3, 17), (1, 64)]
+    assert odd_shapes(GPTConfig(block_size=1)) == [(1, 1), (3, 1)]
+
+
+def test_random_ids_repeat_with_their_seed(config: GPTConfig) -> None:
+    ids = random_ids(config, 3, 5, seed=1)
+    assert ids.shape == (3, 5)
+    assert ids.dtype == np.int64
+    assert 0 <= ids.min() <= ids.max() < config.vocab_size
+    assert (ids == random_ids(config, 3, 5, seed=1)).all()
+    assert (ids != random_ids(config, 3, 5, seed=2)).any()

@@ -1,0 +1,55 @@
+"""Operations and bytes against a count by hand; the probes run and are not absurd."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.limits import FACTORY, Limits, bound_of, prefill_bytes, prefill_flops, weight_bytes
+from bench.worker import Worker
+from gpt.config import GPTConfig
+
+CONFIG = GPTConfig(block_size=8, vocab_size=5, n_layer=2, n_head=2, n_embd=4)
+
+
+@pytest.fixture(scope="module")
+def probe() -> Iterator[Worker]:
+    with Worker(FACTORY, threads=1) as worker:
+        worker.call("load", 1)
+        yield worker
+
+
+def test_operations_as_counted_by_hand() -> None:
+    """Each matmul of the model, written out: rows × columns × inner length × 2."""
+    B, T, C, V, nh, hs = 3, 7, 4, 5, 2, 2
+    linear = sum(2 * T * inner * outer for inner, outer in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)))
+    scores = sum(2 * hs * 1 for query in range(T) for _ in range(query + 1))  # one dot product for each pair
+    attention = nh * (scores + scores)  # and as much for the weighted sum of values
+    assert prefill_flops(CONFIG, B, T) == B * (2 * (linear + attention) + 2 * T * C * V)
+
+
+def test_gpt2_takes_about_two_operations_a_weight() -> None:
+    assert prefill_flops(GPTConfig(), 1, 128) == pytest.approx(2 * 124e6 * 128, rel=0.02)
+
+
+def test_bytes_as_counted_by_hand() -> None:
+    weights = 4 * (2 * (4 * 12 + 4 * 4 + 4 * 16 + 16 * 4) + 5 * 4)
+    assert weight_bytes(CONFIG) == weights
+    assert prefill_bytes(CONFIG, 3, 7) == weights + 3 * 7 * 8 + 3 * 7 * 5 * 4
+
+
+@pytest.mark.parametrize(("peak", "binds"), [(1.0, "arithmetic"), (1e15, "reading")])
+def test_the_slower_of_the_two_binds(peak: float, binds: str) -> None:
+    limits = Limits(1, peak, 100.0, 1, 1.0)
+    bound = bound_of(limits, CONFIG, 1, 8)
+    assert bound.binds == binds
+    assert bound.seconds == max(prefill_flops(CONFIG, 1, 8) / peak, prefill_bytes(CONFIG, 1, 8) / 100.0)
+
+
+def test_the_peak_is_that_of_a_vector_unit(probe: Worker) -> None:
+    """Scalar code would stay below 10 GFLOP/s; no core does more than 2 FMA of 16 lanes at 6 GHz (384 GFLOP/s)."""
+    assert 5e9 < probe.call("peak_flops_per_s") < 4e11
+
+
+def test_a_small_working_set_is_really_read(probe: Worker) -> None:
+    """Passes that the compiler had left out would show as more than two 64-byte loads a cycle at 6 GHz."""
+    assert 1e9 < probe.call("read_bytes_per_s", 100_000) < 2 * 64 * 6e9

@@ -1,0 +1,100 @@
+"""Which model is compared, and that its files come from each other."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.artifacts import Artifacts
+from bench.backends import Contender, find_contenders
+from bench.prepare import SEEDED, choose_artifacts, prepare
+from gpt.checkpoint import save_checkpoint, seeded_checkpoint
+from gpt.cli import UserError
+
+
+@pytest.fixture(scope="module")
+def contenders() -> list[Contender]:
+    """Engines that need every stage."""
+    return find_contenders(["eager", "onnxruntime", "tvm"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, contenders: list[Contender]) -> Artifacts:
+    """A folder in which the whole chain was made."""
+    artifacts, _ = choose_artifacts(tmp_path_factory.mktemp("whole"), "tiny")
+    prepare(artifacts, contenders)
+    return artifacts
+
+
+@pytest.fixture
+def copied(whole: Artifacts, tmp_path: Path) -> Artifacts:
+    """The same files in a folder that a test may spoil."""
+    for path in whole.folder.rglob("*"):
+        if path.is_file():
+            to = tmp_path / "seeded-tiny" / path.relative_to(whole.folder)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, to)
+    return Artifacts(tmp_path / "seeded-tiny")
+
+
+def replace_checkpoint(artifacts: Artifacts) -> None:
+    """Another model of the same shape in the checkpoint's place."""
+    save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
+
+
+def test_the_chain_is_made_once(whole: Artifacts, contenders: list[Contender]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
+    assert whole.compiled("O0").is_dir()
+    assert whole.compiled("O3").is_dir()
+    assert prepare(whole, contenders) == SEEDED["tiny"]
+    assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
+
+
+def test_only_what_is_needed_is_made(tmp_path: Path) -> None:
+    artifacts, _ = choose_artifacts(tmp_path, "tiny")
+    prepare(artifacts, find_contenders(["eager"]))
+    assert [path.name for path in artifacts.folder.iterdir()] == ["ckpt.pt"]
+
+
+def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
+    replace_checkpoint(copied)
+    with pytest.raises(UserError) as error:
+        prepare(copied, contenders)
+    command = f"python -m export.onnx {copied.checkpoint} -o {copied.exported}"
+    assert str(error.value) == f"{copied.exported} was not exported from {copied.checkpoint}: remake it with {command}"
+
+
+def test_a_library_of_another_export_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
+    replace_checkpoint(copied)
+    copied.exported.unlink()  # so that it is made again
+    with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
+        prepare(copied, contenders)
+
+
+def test_a_users_model_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    replace_checkpoint(Artifacts(tmp_path))
+    artifacts, words = choose_artifacts(tmp_path, None)
+    assert artifacts.folder == tmp_path
+    assert words == f"the model in {tmp_path / 'ckpt.pt'}"
+
+
+def test_a_seeded_model_never_lies_in_the_users_folder(tmp_path: Path) -> None:
+    replace_checkpoint(Artifacts(tmp_path))
+    assert choose_artifacts(tmp_path, "gpt2")[0].folder == tmp_path / "seeded-gpt2"
+
+
+def test_without_a_model_it_says_that_it_takes_a_seeded_one(tmp_path: Path) -> None:
+    artifacts, words = choose_artifacts(tmp_path, None)
+    assert artifacts.folder == tmp_path / "seeded-demo"
+    assert words.startswith(f"no {tmp_path / 'ckpt.pt'}, so the seeded model 'demo'")
+
+
+def test_an_export_whose_checkpoint_is_gone_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match=r"model\.onnx is there, but not .*ckpt\.pt"):
+        choose_artifacts(tmp_path, None)
+
+
+def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'gpt5': not known; known are demo, gpt2, tiny"):
+        choose_artifacts(tmp_path, "gpt5")

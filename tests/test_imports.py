@@ -1,0 +1,70 @@
+"""Who may import whom, read from the source of the whole tree."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("gpt", "export", "tvm_frontend", "bench")
+# Prefixes of our own modules that a package may import besides itself.
+ALLOWED = {
+    "gpt": (),
+    "export": ("gpt",),
+    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer"),
+    "bench": OURS,
+}
+TORCH_FREE = (
+    "gpt/cli.py",
+    "gpt/files.py",
+    "gpt/config.py",
+    "gpt/tokenizer.py",
+    "export/artifact.py",
+    "bench/artifacts.py",
+    "bench/worker.py",
+)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The full name of every module that a file imports, anywhere in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the module's whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a module is one of the prefixes or below one."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def sources_of(package: str) -> list[Path]:
+    """A package's Python files."""
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    files = sources_of(package)
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imports_of(path)
+        if is_within(name, OURS) and not is_within(name, (package, *ALLOWED[package]))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [*sources_of("tvm_frontend"), *(ROOT / name for name in TORCH_FREE)], ids=str)
+def test_no_torch_where_there_must_be_none(path: Path) -> None:
+    assert [name for name in imports_of(path) if is_within(name, ("torch",))] == []
+
+
+def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
+    path = tmp_path / "late.py"
+    path.write_text("def f():\n    import torch.nn\n    from bench.measure import Ratio\n")
+    assert list(imports_of(path)) == ["torch.nn", "bench.measure.Ratio"]

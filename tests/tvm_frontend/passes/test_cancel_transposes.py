@@ -1,0 +1,34 @@
+import pytest
+import tvm
+from tvm.relax import op
+
+from tvm_frontend.passes.cancel_transposes import cancel_transposes
+
+B, T = tvm.tirx.Var("B", "int64"), tvm.tirx.Var("T", "int64")
+INPUT = {"x": ((B, T, 2, 8), "float32")}
+
+
+def twice(first, second):
+    return lambda emit, x: op.permute_dims(emit(op.permute_dims(x, first)), second)
+
+
+@pytest.mark.parametrize(("first", "second"), [([0, 2, 1, 3], [0, 2, 1, 3]), ([1, 2, 3, 0], [3, 0, 1, 2]), (None, None)])
+def test_two_that_undo_each_other_go(graph_of, calls, first, second):
+    before = graph_of(twice(first, second), INPUT, {})
+    assert calls(before) == {"relax.permute_dims": 2}
+    assert calls(cancel_transposes(before)) == {}
+
+
+@pytest.mark.parametrize(("first", "second"), [([0, 2, 1, 3], [0, 1, 3, 2]), ([1, 2, 3, 0], [1, 2, 3, 0])])
+def test_two_that_do_not_stay(graph_of, calls, first, second):
+    assert calls(cancel_transposes(graph_of(twice(first, second), INPUT, {}))) == {"relax.permute_dims": 2}
+
+
+def test_one_that_something_else_reads_stays(graph_of, calls):
+    def body(emit, x):
+        turned = emit(op.permute_dims(x, [0, 2, 1, 3]))
+        back = emit(op.permute_dims(turned, [0, 2, 1, 3]))
+        return op.matmul(emit(op.add(back, x)), op.permute_dims(turned, [0, 2, 3, 1]))
+
+    after = cancel_transposes(graph_of(body, {"x": ((B, 8, 8, 8), "float32")}, {}))
+    assert calls(after) == {"relax.add": 1, "relax.matmul": 1, "relax.permute_dims": 2}

@@ -1,0 +1,17 @@
+import numpy as np
+import pytest
+
+from tvm_frontend.schedules.cpu.embedding import embedding
+
+
+@pytest.mark.parametrize("C", [1, 7, 20, 64])
+def test_the_sum_of_both_rows_exactly(build, tile, C):
+    V, block_size = 11, 40
+    rng = np.random.default_rng(C)
+    tokens, positions = (rng.normal(size=(rows, C)).astype("float32") for rows in (V, block_size))
+    run = build(embedding(V, block_size, C, tile.lanes))
+    for B, T in [(1, 1), (3, 17), (2, block_size)]:
+        ids = rng.integers(0, V, (B, T))
+        np.testing.assert_array_equal(
+            run(tokens, ids, positions, shape=(B, T, C)), tokens[ids] + positions[:T], err_msg=f"{B} {T}"
+        )

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.tile import Tile
+
+ROUNDING = 2.0**-24  # of a float32, relative
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
+
+
+def activate(x, name):
+    """In float64."""
+    if name is None:
+        return x
+    return torch.nn.functional.gelu(torch.from_numpy(x), approximate={"gelu": "none", "gelu_tanh": "tanh"}[name]).numpy()
+
+
+def check(build, tile, shapes, K, N, activation, residual):
+    """One kernel on several [B, T] against float64, within the bound of a sum of K products in any order."""
+    w, bias = normal(K, N), normal(N)
+    run = build(linear(K, N, tile, activation=activation, residual=residual))
+    for B, T in shapes:
+        x, addend = normal(B, T, K), normal(B, T, N, seed=1)
+        found = run(x, pack_weight(w, tile), bias, *([addend] if residual else []), shape=(B, T, N))
+        x64, w64 = x.astype("float64"), w.astype("float64")
+        expected = activate(x64 @ w64 + bias, activation) + (addend if residual else 0)
+        # Higham, Accuracy and Stability, section 3.1; GELU's slope is at most 1.13, its own error 2e-7 · max(1, |x|).
+        sizes = np.abs(x64) @ np.abs(w64) + np.abs(bias)
+        bound = 1.13 * (K + 2) * ROUNDING * sizes + 2e-7 * np.maximum(1, sizes) + ROUNDING * np.abs(expected)
+        assert (np.abs(found - expected) <= bound).all(), (B, T, np.abs(found - expected).max())
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu"])
+def test_every_epilogue(build, tile, activation, residual):
+    check(build, tile, [(1, 1), (3, 17)], 20, 37, activation, residual)
+
+
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
+def test_any_width(build, tile, K, N):
+    check(build, tile, [(1, 1), (3, 17)], K, N, None, True)
+
+
+def test_any_number_of_rows_about_the_edges_of_a_task(build, tile):
+    # A task takes up to 64 rows in tiles of 8 or 6.
+    rows = [1, 5, 6, 7, 8, 9, 59, 60, 61, 63, 64, 65, 119, 120, 121, 127, 128, 129, 200]
+    check(build, tile, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.columns + 3, None, False)
+
+
+def test_packing_keeps_each_value_and_fills_up_with_zeros():
+    weight = np.arange(1, 16, dtype="float32").reshape(3, 5)  # [K, N]
+    packed = pack_weight(weight, Tile(rows=6, vectors=2, lanes=2))
+    assert packed.shape == (2, 3, 4)
+    assert packed.flags.c_contiguous
+    np.testing.assert_array_equal(np.hstack(list(packed)), np.hstack([weight, np.zeros((3, 3))]))
+
+
+def test_a_nan_in_a_row_stays_in_that_row(build, tile):
+    run = build(linear(8, 24, tile, activation="gelu_tanh", residual=False))
+    x = normal(1, 20, 8)
+    x[0, 19, 3] = np.nan
+    found = run(x, pack_weight(normal(8, 24), tile), normal(24), shape=(1, 20, 24))
+    assert np.isnan(found[0, 19]).all()
+    assert np.isfinite(found[0, :19]).all()
