@@ -132,7 +132,9 @@ def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
         (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
         (attention(is_causal=1, outputs=["y", "", "", "qk"]), "outputs y, , , qk"),
         (
-            model([node("Attention", "xxx", is_causal=1, q_num_heads=2, kv_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
+            model(
+                [node("Attention", "xxx", is_causal=1, q_num_heads=2, kv_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}
+            ),
             "only .B, nh, T, hs. with one nh",
         ),
         (
@@ -157,6 +159,7 @@ SMALL = {
     ),
     "exact GELU": model([node("Gelu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
     "tanh GELU": model([node("Gelu", "x", approximate="tanh")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
+    "ReLU": model([node("Relu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
     "a transpose that reverses": model([node("Transpose", "x")], {"x": ["B", 2, "T", 8]}, {"y": [8, "T", 2, "B"]}),
     "a reshape that keeps and infers": model(
         [node("Reshape", "xs")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "n"]}, {"s": np.array([0, 2, -1])}

@@ -23,7 +23,11 @@ def product(emit, x, w):
 
 FORMS = {
     "linear": (product, X, W),
-    "linear, weight transposed": (lambda emit, x, w: product(emit, x, emit(op.permute_dims(w))), X, {"w": normal(N, K)}),
+    "linear, weight transposed": (
+        lambda emit, x, w: product(emit, x, emit(op.permute_dims(w))),
+        X,
+        {"w": normal(N, K)},
+    ),
     "linear, bias": (lambda emit, x, w, bias: op.add(product(emit, x, w), bias), X, W | BIAS),
     "linear, bias first": (lambda emit, x, w, bias: op.add(bias, product(emit, x, w)), X, W | BIAS),
     "linear_gelu_tanh": (lambda emit, x, w: op.nn.gelu_tanh(product(emit, x, w)), X, W),
@@ -34,6 +38,7 @@ FORMS = {
     ),
     "linear_gelu, bias": (lambda emit, x, w, bias: op.nn.gelu(emit(op.add(product(emit, x, w), bias))), X, W | BIAS),
     "linear_gelu": (lambda emit, x, w: op.nn.gelu(product(emit, x, w)), X, W),
+    "linear_relu, bias": (lambda emit, x, w, bias: op.nn.relu(emit(op.add(product(emit, x, w), bias))), X, W | BIAS),
     "linear_residual": (lambda emit, x, r, w: op.add(product(emit, x, w), r), X | R, W),
     "linear_residual, bias": (
         lambda emit, x, r, w, bias: op.add(emit(op.add(product(emit, x, w), bias)), r),

@@ -14,9 +14,11 @@ def normal(*shape, seed=0):
 
 def activate(x, name):
     """In float64."""
-    if name is None:
-        return x
-    return torch.nn.functional.gelu(torch.from_numpy(x), approximate={"gelu": "none", "gelu_tanh": "tanh"}[name]).numpy()
+    if name in (None, "relu"):
+        return np.maximum(x, 0) if name else x
+    return torch.nn.functional.gelu(
+        torch.from_numpy(x), approximate={"gelu": "none", "gelu_tanh": "tanh"}[name]
+    ).numpy()
 
 
 def check(build, tile, shapes, K, N, activation, residual):
@@ -35,7 +37,7 @@ def check(build, tile, shapes, K, N, activation, residual):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu", "relu"])
 def test_every_epilogue(build, tile, activation, residual):
     check(build, tile, [(1, 1), (3, 17)], 20, 37, activation, residual)
 
