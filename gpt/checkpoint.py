@@ -17,7 +17,7 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import atomic_output, sha256_file
 from gpt.model import GPT
-from gpt.tokenizer import CharTokenizer, NoTokenizer, tokenizer_from_json
+from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.zoo import build_model
 
 KIND = "gpt-frontend checkpoint"
@@ -53,10 +53,15 @@ def state_of(model: GPT | Bigram) -> dict[str, Tensor]:
     return state | ({"lm_head.weight": state["transformer.wte.weight"]} if model.config.tied_head else {})
 
 
-def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written."""
+def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str, Any] | None = None) -> str:
+    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written.
+
+    training: what `load_training` gives back to go on with, tensors and plain values; `load_checkpoint` leaves it out.
+    """
     content = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "sha256"}
     content |= {"kind": KIND, "version": VERSION, "config": asdict(checkpoint.config)}
+    if training is not None:
+        content["training"] = training
     buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as a RuntimeError
     torch.save(content, buffer)
     with atomic_output(path) as part:
@@ -70,8 +75,20 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises UserError for a file that is missing, truncated, damaged, not one of ours, of another version of the format,
     or that would run code when loaded.
     """
-    path = Path(path)
-    content = _read(path)
+    return _parse(Path(path), _read(Path(path)))
+
+
+def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint and the state of its training. Raises UserError as `load_checkpoint`, and where there is none."""
+    content = _read(Path(path))
+    checkpoint = _parse(Path(path), content)
+    if not isinstance(content.get("training"), dict):
+        raise UserError(f"{path}: holds a model, but no training to go on with; use one of a run's step-….pt")
+    return checkpoint, content["training"]
+
+
+def _parse(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint in what `_read` gave. Raises UserError."""
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
     if content.get("version") != VERSION:
@@ -158,9 +175,10 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
             f"{path}: does not fit: lm_head.weight differs from wte.weight, to which it is tied; train again"
         )
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
-    if isinstance(tokenizer, CharTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
+    if not isinstance(tokenizer, NoTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise UserError(
-            f"{path}: does not fit: {tokenizer.vocab_size} characters but vocab_size={checkpoint.config.vocab_size}"
+            f"{path}: does not fit: its tokenizer has {tokenizer.vocab_size} ids, but "
+            f"vocab_size={checkpoint.config.vocab_size}"
         )
 
 

@@ -191,8 +191,8 @@ def _gpt2_encoding() -> "tiktoken.Encoding":
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"GPT-2's BPE table is not here and could not be fetched ({type(error).__name__}); put gpt2.tiktoken, or vocab.bpe and "
-            "encoder.json under the names of tiktoken's cache, in a folder and set TIKTOKEN_CACHE_DIR to it"
+            f"GPT-2's BPE table is not here and could not be fetched ({type(error).__name__}); put gpt2.tiktoken, "
+            "or vocab.bpe and encoder.json under the names of tiktoken's cache, in a folder and set TIKTOKEN_CACHE_DIR"
         ) from error
 
 
