@@ -179,9 +179,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON ({error}); take a folder of transformers"
-        ) from error
+        raise UserError(f"{path}: cannot be read as JSON ({error}); take a folder of transformers") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: is not a JSON object; take a folder of transformers")
     return found
