@@ -117,11 +117,11 @@ class GPT2Tokenizer:
 
 @dataclass(frozen=True)
 class NoTokenizer:
-    """Of a model with random weights, which knows ids and no text. `encode` and `decode` raise UserError."""
+    """Of a model that knows ids and no text: random weights, or other tokens. `encode`, `decode` raise UserError."""
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError."""
-        raise UserError("this model has random weights and no tokenizer; train one with: python -m gpt.train")
+        raise UserError("this model has no tokenizer, so it knows no text; train one with: python -m gpt.train")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Raises UserError."""

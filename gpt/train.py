@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 import tyro
 
+from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.corpus import load_corpus
@@ -24,7 +25,7 @@ from gpt.files import check_output
 from gpt.generate import generate
 from gpt.model import loss_of
 from gpt.optimizer import allow_tf32, autocast, learning_rate_at
-from gpt.peak import peak_flops
+from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
 from gpt.run import Run, batches_of
 from gpt.run_folder import RunFolder, plain
@@ -151,6 +152,9 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
         f"model: {run.raw.parameter_count():,} parameters, {run.raw.config.vocab_size:,} different tokens; on "
         f"{ranks.device} in {run.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
+    if run.raw.config.model == "gpt":
+        backend = sdpa_backend(run.raw.config, ranks.device, DTYPES.get(run.precision, torch.float32))
+        print(f"attention: sdpa, which runs {backend} here")
     if run.step:
         print(f"resumed: at step {run.step} of {folder.path}" + "".join(f"; {note}" for note in notes))
     folder.write_config(config)

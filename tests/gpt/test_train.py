@@ -242,3 +242,9 @@ def test_an_unwritable_output_is_found_before_training(run):
     assert done.stderr.startswith("error: cannot write /dev/null/ckpt.pt")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("dropout", "backend"), [(0.0, "flash"), (0.1, "math")])
+def test_says_which_attention_kernel_runs(train_config, capsys, dropout, backend):
+    train(replace(train_config, max_steps=1, dropout=dropout))  # torch's flash on a CPU has no dropout
+    assert f"attention: sdpa, which runs {backend} here" in capsys.readouterr().out
