@@ -31,7 +31,7 @@ class BenchConfig:
     """One comparison of all engines, or of those asked for."""
 
     artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
-    seeded: str | None = None  # compare on a model with random weights: demo or gpt2
+    seeded: str | None = None  # compare on a model with random weights: demo, gpt2 or bigram
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
     shapes: tuple[str, ...] = ()  # BxT each, as 1x64 8x64; by default three that suit the model
     threads: int | None = None  # of every engine; by default the physical cores that this process may use

@@ -48,10 +48,13 @@ def tolerance_of(dtype: str, config: GPTConfig) -> float:
     """The largest max_rel_err that rounding in `dtype` explains: u·sqrt(M·K).
 
     u: the dtype's unit roundoff. M = 4·n_layer + 1 matmuls follow one another, the longest of K = 4·n_embd terms.
-    u·sqrt(K) for one dot product: Higham & Mary, https://doi.org/10.1137/18M1226312, their λ being 1.
+    u·sqrt(K) for one dot product: Higham & Mary, https://doi.org/10.1137/18M1226312, their λ being 1. A bigram copies
+    its logits, which rounds them once at most: u.
     """
-    matmuls = 4 * config.n_layer + 1
-    return PRECISIONS[dtype].unit_roundoff * math.sqrt(matmuls * 4 * config.n_embd)
+    unit_roundoff = PRECISIONS[dtype].unit_roundoff
+    if config.model == "bigram":
+        return unit_roundoff
+    return unit_roundoff * math.sqrt((4 * config.n_layer + 1) * 4 * config.n_embd)
 
 
 def compare_logits(reference: np.ndarray, logits: np.ndarray, tolerance: float) -> Agreement:

@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("engines")
     group.addoption("--engine", action="append", default=[], metavar="NAME", help="only this engine; repeatable")
     group.addoption("--artifacts", type=Path, default=Path("artifacts"), help="the folder of the model")
-    group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo or gpt2")
+    group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo, gpt2 or bigram")
     group.addoption("--shape", action="append", default=[], metavar="BxT", help="time this shape; repeatable")
     group.addoption("--threads", type=int, help="of every engine; by default the physical cores")
 

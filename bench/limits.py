@@ -6,6 +6,7 @@ Prefill is bound by arithmetic as soon as a few rows share a weight; below that 
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig
+from gpt.costs import matmul_parameters, prefill_flops_per_token
 
 FLOAT32_BYTES = 4
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
@@ -83,24 +84,23 @@ class Bound:
     binds: str
 
 
-def prefill_flops(config: GPTConfig, B: int, T: int) -> int:
-    """Floating-point operations of the matmuls of a prefill; norms, softmax and GELU are left out (a lower bound).
-
-    B·[T·(n_layer·24·C² + 2·C·V) + n_layer·2·C·T·(T+1)]: a token meets 12·C² weights a layer and C·V in the head, two
-    operations each; causal attention takes 4·C for each of the T·(T+1)/2 pairs of a query and a key not after it.
-    """
-    C, L, V = config.n_embd, config.n_layer, config.vocab_size
-    return B * (T * (L * 24 * C * C + 2 * C * V) + L * 2 * C * T * (T + 1))
+def prefill_flops(config: GPTConfig, B: int, T: int) -> float:
+    """Floating-point operations of the matmuls of a prefill (a lower bound); see `gpt.costs`."""
+    return B * T * prefill_flops_per_token(config, T)
 
 
 def weight_bytes(config: GPTConfig) -> int:
-    """Bytes of the float32 weights that any prefill reads: a layer's four matrices and the head's, once each."""
-    return FLOAT32_BYTES * (config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd)
+    """Bytes of the float32 weights that a prefill works on: the matrices of products, once each; a bigram's table."""
+    return FLOAT32_BYTES * (matmul_parameters(config) or config.vocab_size**2)
 
 
 def prefill_bytes(config: GPTConfig, B: int, T: int) -> int:
-    """Bytes that must move (a lower bound): weights read, ids read, logits written; activations may stay in caches."""
-    return weight_bytes(config) + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
+    """Bytes that must move (a lower bound): weights read, ids read, logits written; activations may stay in caches.
+
+    Of a bigram's table one row is enough, where all ids are the same.
+    """
+    read = FLOAT32_BYTES * (matmul_parameters(config) or config.vocab_size)
+    return read + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
 
 
 def bound_of(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:

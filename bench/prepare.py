@@ -11,8 +11,9 @@ from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
 # Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
-# GPT-2 124M's shape, `tiny` is for tests.
+# GPT-2 124M's shape, `tiny` is for tests, `bigram` has no arithmetic at all.
 SEEDED = {
+    "bigram": GPTConfig.bigram(vocab_size=98, block_size=64),
     "demo": GPTConfig(block_size=64, vocab_size=98, n_layer=4, n_head=4, n_embd=128, bias=False),
     "gpt2": GPTConfig(),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli import UserError
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, config_from_json
 from gpt.files import sha256_file
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
         )
     return ExportedModel(
         path=Path(path),
-        config=GPTConfig(**json.loads(found["config"])),
+        config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
         opset=_opset(proto),

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt.bigram import Bigram
 from gpt.cli import UserError
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, config_from_json
 from gpt.files import atomic_output, sha256_file
 from gpt.model import GPT
-from gpt.tokenizer import CharTokenizer, NoTokenizer, tokenizer_from_json
+from gpt.tokenizer import NoTokenizer, tokenizer_from_json
+from gpt.zoo import build_model
 
 KIND = "gpt-frontend checkpoint"
 VERSION = 1
@@ -38,23 +40,28 @@ class Checkpoint:
     losses: dict[str, list[float]] = field(default_factory=dict)
     sha256: str | None = None
 
-    def build(self, attention: str = "explicit") -> GPT:
+    def build(self, attention: str = "explicit") -> GPT | Bigram:
         """The model with these weights, in eval mode. Raises UserError for an unknown attention."""
-        model = GPT(self.config, attention)
+        model = build_model(self.config, attention)
         model.load_state_dict(self.state)
         return model.eval()
 
 
-def state_of(model: GPT) -> dict[str, Tensor]:
-    """A copy of a model's state dict on the CPU; the tied head stays one tensor under two names."""
+def state_of(model: GPT | Bigram) -> dict[str, Tensor]:
+    """A copy of a model's state dict on the CPU; a tied head stays one tensor under two names."""
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    return state | {"lm_head.weight": state["transformer.wte.weight"]}
+    return state | ({"lm_head.weight": state["transformer.wte.weight"]} if model.config.tied_head else {})
 
 
-def save_checkpoint(path: Path | str, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written."""
+def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str, Any] | None = None) -> str:
+    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written.
+
+    training: what `load_training` gives back to go on with, tensors and plain values; `load_checkpoint` leaves it out.
+    """
     content = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "sha256"}
     content |= {"kind": KIND, "version": VERSION, "config": asdict(checkpoint.config)}
+    if training is not None:
+        content["training"] = training
     buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as a RuntimeError
     torch.save(content, buffer)
     with atomic_output(path) as part:
@@ -68,8 +75,20 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises UserError for a file that is missing, truncated, damaged, not one of ours, of another version of the format,
     or that would run code when loaded.
     """
-    path = Path(path)
-    content = _read(path)
+    return _parse(Path(path), _read(Path(path)))
+
+
+def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint and the state of its training. Raises UserError as `load_checkpoint`, and where there is none."""
+    content = _read(Path(path))
+    checkpoint = _parse(Path(path), content)
+    if not isinstance(content.get("training"), dict):
+        raise UserError(f"{path}: holds a model, but no training to go on with; use one of a run's step-….pt")
+    return checkpoint, content["training"]
+
+
+def _parse(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint in what `_read` gave. Raises UserError."""
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
     if content.get("version") != VERSION:
@@ -79,14 +98,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         )
     try:
         checkpoint = Checkpoint(
-            config=GPTConfig(**content["config"]),
+            config=config_from_json(content["config"]),
             state=content["state"],
             step=content["step"],
             tokenizer=tokenizer_from_json(content["tokenizer"]).to_json(),
             losses=content["losses"],
             sha256=sha256_file(path),
         )
-    except (KeyError, TypeError, UserError) as error:
+    except (AttributeError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: is damaged ({error}); train again") from error
     _check_fit(path, checkpoint)
     return checkpoint
@@ -100,7 +119,7 @@ def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = GPT(config)
+        model = build_model(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -142,7 +161,7 @@ def _check_whole(path: Path) -> None:
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     """Raise UserError unless the state and the tokenizer are of the config's shape."""
     with torch.device("meta"):  # shapes without memory
-        wanted = GPT(checkpoint.config).state_dict()
+        wanted = build_model(checkpoint.config).state_dict()
     state = checkpoint.state
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{path}: is damaged (its state is not a dict of tensors); train again")
@@ -150,14 +169,16 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
         expected, found = (_describe(tensors.get(name)) for tensors in (wanted, state))
         if expected != found:
             raise UserError(f"{path}: does not fit its own config: {name} is {found}, not {expected}; train again")
-    if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+    tied = checkpoint.config.tied_head
+    if tied and not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
         raise UserError(
             f"{path}: does not fit: lm_head.weight differs from wte.weight, to which it is tied; train again"
         )
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
-    if isinstance(tokenizer, CharTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
+    if not isinstance(tokenizer, NoTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
         raise UserError(
-            f"{path}: does not fit: {tokenizer.vocab_size} characters but vocab_size={checkpoint.config.vocab_size}"
+            f"{path}: does not fit: its tokenizer has {tokenizer.vocab_size} ids, but "
+            f"vocab_size={checkpoint.config.vocab_size}"
         )
 
 

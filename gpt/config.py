@@ -1,10 +1,12 @@
-"""The shape of a GPT. No torch here, so that an exported or compiled model can be described without it."""
+"""The shape of a model. No torch here, so that an exported or compiled model can be described without it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from gpt.cli import UserError
 
-ACTIVATIONS = ("gelu_tanh", "gelu")
+MODELS = ("gpt", "bigram")
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,9 @@ class GPTConfig:
 
     block_size: the longest sequence, in tokens. vocab_size: number of token ids. n_layer, n_head, n_embd: depth,
     heads a layer, width. dropout: probability, in training only. bias: biases in every Linear and LayerNorm (GPT-2
-    has them). activation: `gelu_tanh` (GPT-2's approximation) or `gelu` (exact). The defaults are GPT-2 124M's.
-    Raises UserError (a ValueError) that names the field, its value and what is allowed.
+    has them). activation: `gelu_tanh` (GPT-2's approximation), `gelu` (exact) or `relu`. tied_head: whether the head is
+    the token embedding. model: `gpt`, or `bigram` for a table alone, whose shape `GPTConfig.bigram` gives. The
+    defaults are GPT-2 124M's. Raises UserError (a ValueError) that names the field, its value and what is allowed.
     """
 
     block_size: int = 1024
@@ -25,20 +28,59 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True
     activation: str = "gelu_tanh"
+    tied_head: bool = True
+    model: str = "gpt"
 
     def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UserError(f"model={self.model!r}: must be one of {', '.join(MODELS)}")
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name}={value!r}: must be a whole number of at least 1")
+            value, least = getattr(self, name), 0 if (self.model, name) == ("bigram", "n_layer") else 1
+            if type(value) is not int or value < least:
+                raise UserError(f"{name}={value!r}: must be a whole number of at least {least}")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd}: must be a multiple of n_head={self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be in [0, 1)")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation={self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        if self.model == "bigram":
+            for name, value in _bigram_shape(self.vocab_size).items():
+                if getattr(self, name) != value:
+                    raise UserError(
+                        f"{name}={getattr(self, name)!r}: must be {value!r} in a bigram; use GPTConfig.bigram"
+                    )
+
+    @classmethod
+    def bigram(cls, vocab_size: int, block_size: int) -> "GPTConfig":
+        """A bigram's shape: one row of V logits a token, and no layer. Raises UserError."""
+        return cls(model="bigram", block_size=block_size, vocab_size=vocab_size, **_bigram_shape(vocab_size))
 
     @property
     def head_size(self) -> int:
         """Width of one attention head, hs = C / nh."""
         return self.n_embd // self.n_head
+
+
+def config_from_json(found: dict[str, Any]) -> GPTConfig:
+    """The config that `dataclasses.asdict` described; a field that an older file lacks has its default.
+
+    Raises UserError for a field that this code does not know, and for impossible values.
+    """
+    known = {each.name for each in fields(GPTConfig)}
+    if unknown := found.keys() - known:
+        raise UserError(f"the config has fields that this code does not know: {', '.join(sorted(unknown))}")
+    return GPTConfig(**found)
+
+
+def _bigram_shape(vocab_size: int) -> dict[str, Any]:
+    """The one value of each field that says nothing of a bigram, so that equal bigrams have equal configs."""
+    return {
+        "n_layer": 0,
+        "n_head": 1,
+        "n_embd": vocab_size,
+        "dropout": 0.0,
+        "bias": False,
+        "activation": "gelu_tanh",
+        "tied_head": False,
+    }

@@ -1,97 +1,313 @@
-"""Text to learn from, and batches of it."""
+"""python -m gpt.corpus input.txt -o artifacts/corpus
+python -m gpt.corpus texts/ --tokenizer characters
+python -m gpt.corpus hf:fineweb-edu -o artifacts/fineweb-edu --max-tokens 1_000_000_000
 
-import string
-import sys
-import sysconfig
-from collections.abc import Callable, Sequence
+Turn text into token files that training maps into memory. Killed half-way, the same command goes on.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import tyro
+from tqdm import tqdm
 
-from gpt.cli import UserError
+from gpt.batches import Tokens
+from gpt.cli import UserError, run_command
+from gpt.documents import Document, Source, find_source, read_text, standard_library
+from gpt.files import atomic_output, sha256_file
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_json
 
-DEFAULT_LIMIT = (
-    4_000_000  # characters of the default corpus: the demo reads 1.5 million, and loading stays under a second
-)
-KEPT = frozenset(string.printable) - frozenset("\r\v\f")  # printable ASCII, newline and tab
+KIND = "gpt-frontend corpus"
+VERSION = 1
+MANIFEST = "manifest.json"
+PARTS = ("train", "val")
+VAL_SHARE = 0.1
+AT_ONCE = 4_000_000  # characters tokenised in one call: enough to keep all processors busy
+TOKENIZERS = ("characters", "gpt2")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and where it is from. dropped: how many characters were left out to keep the vocabulary small."""
+    """Tokens to train on and to validate on, and the tokenizer that they are of. name: for messages."""
 
     name: str
-    text: str
-    dropped: int = 0
+    tokenizer: Tokenizer
+    train: Tokens
+    val: Tokens
 
 
-def load_corpus(path: Path | None = None) -> Corpus:
-    """The text file at `path` (UTF-8, every character kept), or by default the standard library's source.
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Turn text into token files that training maps into memory. Killed half-way, the same command goes on.
 
-    Raises UserError for a file that is missing, not a text file, or empty.
+    Of a text the first part is trained on and the rest validates; of documents (JSONL, Parquet, a dataset) every
+    tenth validates, by default. Between two documents stands the tokenizer's end of text.
+    Raises UserError (a ValueError) that names the field, its value and what is allowed.
     """
-    if path is None:
-        return standard_library()
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+
+    source: tyro.conf.Positional[str]  # a file, a folder, or hf:NAME[:CONFIG][@REVISION]; .jsonl, .parquet, else text
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("artifacts/corpus")  # the folder to write
+    tokenizer: Literal["gpt2", "characters"] = "gpt2"
+    text_field: str = "text"  # where JSONL, Parquet and datasets have the text
+    val_share: float = VAL_SHARE  # of the text or of the documents, to validate on
+    shard_tokens: int = 100_000_000  # a file of tokens ends with the document that fills it; a killed run loses one
+    max_tokens: int | None = None  # stop after about so many
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_share <= 0.5:
+            raise UserError(f"val_share={self.val_share}: must be above 0 and at most 0.5")
+        if self.shard_tokens < 1:
+            raise UserError(f"shard_tokens={self.shard_tokens}: must be at least 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"max_tokens={self.max_tokens}: must be at least 1")
+
+
+def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus:
+    """A text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
+
+    None is Python's own sources. The first 90 % of a text's characters are trained on. Raises UserError for what
+    cannot be read, or a folder of another tokenizer than the one asked for.
+    """
+    if path is not None and Path(path).is_dir():
+        return open_corpus(Path(path), tokenizer)
+    text, name = standard_library() if path is None else (read_text(path), str(path))
+    coder = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
+    train, val = (np.array(coder.encode(part), _dtype_of(coder)) for part in _cut(text, VAL_SHARE))
+    return Corpus(name, coder, Tokens([train]), Tokens([val]))
+
+
+def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
+    """The corpus in a folder of `build_corpus`, mapped into memory. Raises UserError, also for a half-made one."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no corpus ({MANIFEST} is absent); make one with: python -m gpt.corpus TEXT -o …")
+    if not manifest["complete"]:
+        raise UserError(f"{folder}: is half made; run the command that began it again, and it goes on")
+    coder = tokenizer_from_json(manifest["tokenizer"])
+    found = "gpt2" if isinstance(coder, GPT2Tokenizer) else "characters"
+    if tokenizer not in (None, found):
+        raise UserError(f"{folder}: was made with tokenizer {found!r}, not {tokenizer!r}; leave --tokenizer out")
+    train, val = (Tokens([_map(folder, shard, manifest["dtype"]) for shard in manifest[part]]) for part in PARTS)
+    return Corpus(str(folder), coder, train, val)
+
+
+def build_corpus(config: CorpusConfig) -> Corpus:
+    """Write the folder that `config` describes, or go on with it, and open it. A complete one is verified instead.
+
+    Raises UserError for a source that cannot be read, or a folder that holds something else.
+    """
+    source = find_source(config.source, config.text_field)
+    request = _request_of(config, source)
+    manifest = _read_manifest(config.output)
+    if manifest is None:
+        _check_empty(config.output)
+        coder = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
+        coder.encode("")  # a table that is not there is found before anything is written
+        manifest = _new_manifest(request, coder)
+        _write_manifest(config.output, manifest)  # from now on the folder is known for ours
+    elif manifest["request"] != request:
         raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); give a plain text file, or convert it"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a text file with --corpus") from error
-    if not text:
-        raise UserError(f"{path}: is empty; give a text file with something in it")
-    return Corpus(str(path), text)
-
-
-def standard_library(limit: int = DEFAULT_LIMIT) -> Corpus:
-    """The source of this Python's top-level standard modules, in the order of their names, `limit` characters at most.
-
-    Only printable ASCII, newlines and tabs are kept: 97 characters at most. Raises UserError if Python has no sources.
-    """
-    folder = Path(sysconfig.get_path("stdlib"))
-    parts, size = [], 0
-    for path in sorted(folder.glob("*.py")):
-        if path.stem in sys.stdlib_module_names and size < limit:  # other files there are this machine's own
-            parts.append(path.read_text(encoding="utf-8"))
-            size += len(parts[-1])
-    text = "".join(parts)[:limit]
-    if not text:
-        raise UserError(f"{folder}: this Python comes without sources; give a text file with --corpus")
-    kept = "".join(filter(KEPT.__contains__, text))
-    return Corpus(f"Python {sys.version_info[0]}.{sys.version_info[1]}'s standard library", kept, len(text) - len(kept))
-
-
-def split(ids: Sequence[int], block_size: int, name: str) -> tuple[Tensor, Tensor]:
-    """The first 90 % to train on and the rest to validate on, int64 each. name: of the corpus, for the message.
-
-    Raises UserError if either part has not the block_size + 1 tokens that one sample takes.
-    """
-    cut = len(ids) * 9 // 10
-    train, val = torch.tensor(ids[:cut]), torch.tensor(ids[cut:])
-    if len(val) <= block_size:
-        raise UserError(
-            f"{name}: {len(ids)} tokens are too few for block_size={block_size}; "
-            f"give at least {10 * block_size + 1}, or a smaller --block-size"
+            f"{config.output}: holds a corpus of another source or settings; choose another -o, or remove it"
         )
-    return train, val
+    if manifest["complete"]:
+        verify_corpus(config.output)
+    else:
+        _build(config, source, manifest)
+    return open_corpus(config.output)
 
 
-def random_batches(
-    ids: Tensor, block_size: int, batch_size: int, seed: int, device: torch.device | str = "cpu"
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A function whose each call draws the next batch: inputs and targets (the inputs one token later), int64 [B, T].
+def verify_corpus(folder: Path) -> None:
+    """Raise UserError, naming the file, unless every token file has the SHA-256 that the manifest says."""
+    manifest = _read_manifest(folder) or {part: [] for part in PARTS}
+    for shard in tqdm([shard for part in PARTS for shard in manifest[part]], desc="verify", unit="file"):
+        path = folder / shard["file"]
+        if not path.exists() or sha256_file(path) != shard["sha256"]:
+            raise UserError(f"{path}: is not as it was written; remove {folder} and make it again")
 
-    ids: int64 [N], N > block_size. The draws depend on `seed` alone.
-    """
-    generator = torch.Generator().manual_seed(seed)
 
-    def draw() -> tuple[Tensor, Tensor]:
-        starts = torch.randint(len(ids) - block_size, (batch_size, 1), generator=generator)  # [B, 1]
-        windows = ids[starts + torch.arange(block_size + 1)].to(device)  # [B, T+1]
-        return windows[:, :-1], windows[:, 1:]  # [B, T] each
+class _Shards:
+    """A corpus being written: what its manifest counts is safe, what is pending is lost if the process dies."""
 
-    return draw
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.pending: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+        for path in folder.glob(".*"):  # what a killed run was writing
+            shutil.rmtree(path, ignore_errors=True)
+
+    def add(self, part: str, ids: list[int], separator: list[int]) -> None:
+        begun = self.manifest[part] or self.pending[part]
+        self.pending[part].append(np.array(separator + ids if begun else ids, self.manifest["dtype"]))
+
+    def pending_tokens(self) -> int:
+        return sum(len(ids) for part in PARTS for ids in self.pending[part])
+
+    def all_tokens(self) -> int:
+        return self.pending_tokens() + sum(shard["tokens"] for part in PARTS for shard in self.manifest[part])
+
+    def write(self, documents: int) -> None:
+        """Write what is pending as a file a part, then the manifest that counts them and the documents so far."""
+        for part in PARTS:
+            ids = np.concatenate([*self.pending[part], np.array([], self.manifest["dtype"])])
+            self.pending[part].clear()
+            if len(ids):
+                path = self.folder / f"{part}-{len(self.manifest[part]):05d}.bin"
+                with atomic_output(path) as scratch:
+                    ids.tofile(scratch)
+                sha256 = hashlib.sha256(ids.data).hexdigest()
+                self.manifest[part].append({"file": path.name, "tokens": len(ids), "sha256": sha256})
+        self.manifest["documents"] = documents
+        _write_manifest(self.folder, self.manifest)
+
+
+def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> None:
+    """Tokenise what the manifest does not count yet, shard by shard."""
+    shards, coder = _Shards(config.output, manifest), tokenizer_from_json(manifest["tokenizer"])
+    separator, done, documents = _end_of_text(coder), manifest["documents"], source.documents()
+    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
+        for document in itertools.islice(documents, done):
+            bar.update(document.size_bytes)
+        for group in _grouped(documents, min(AT_ONCE, config.shard_tokens)):
+            if config.max_tokens and shards.all_tokens() >= config.max_tokens:
+                break
+            pieces = [piece for number, each in enumerate(group, done) for piece in _pieces(each, number, config)]
+            for (part, _), ids in zip(pieces, coder.encode_all([text for _, text in pieces]), strict=True):
+                shards.add(part, ids, separator)
+            done += len(group)
+            if shards.pending_tokens() >= config.shard_tokens:
+                shards.write(done)
+            bar.update(sum(document.size_bytes for document in group))
+            bar.set_postfix(documents=done, tokens=f"{shards.all_tokens():,}")
+    shards.write(done)
+    for part in PARTS:
+        if not manifest[part]:
+            raise UserError(f"{config.source}: its {done} documents leave nothing for {part}; change --val-share")
+    _write_manifest(config.output, manifest | {"complete": True})
+
+
+def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple[str, str]]:
+    """The parts that the document with this number, counted from 0, belongs to, each with its text."""
+    if document.whole:
+        period = round(1 / config.val_share)
+        return [("val" if number % period == period - 1 else "train", document.text)]
+    return list(zip(PARTS, _cut(document.text, config.val_share), strict=True))
+
+
+def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+    """The documents in groups of so many characters or a little more."""
+    group, size = [], 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _request_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
+    """What a corpus is made of: a half-made one goes on only if none of this has changed."""
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.files]
+    return {
+        "source": source.name,
+        "files": len(files),
+        "files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),  # of their names, sizes and times
+        "tokenizer": config.tokenizer,
+        "text_field": config.text_field,
+        "val_share": config.val_share,
+        "shard_tokens": config.shard_tokens,
+        "max_tokens": config.max_tokens,
+    }
+
+
+def _new_manifest(request: dict[str, Any], coder: Tokenizer) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "complete": False,
+        "request": request,
+        "tokenizer": coder.to_json(),
+        "dtype": _dtype_of(coder).str,
+        "documents": 0,
+        "train": [],
+        "val": [],
+    }
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """None where there is none. Raises UserError for one that is not ours."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read; remove {folder} and make it again") from error
+    if not isinstance(manifest, dict) or (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
+        raise UserError(f"{path}: not a corpus of this version of the project; remove {folder} and make it again")
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    with atomic_output(folder / MANIFEST) as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _map(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
+    path, count = folder / shard["file"], shard["tokens"]
+    if not path.exists() or path.stat().st_size != count * np.dtype(dtype).itemsize:
+        raise UserError(f"{path}: is absent or not {count:,} tokens long; remove {folder} and make it again")
+    return np.memmap(path, dtype, "r")
+
+
+def _check_empty(folder: Path) -> None:
+    """Raise UserError for a place that holds something else than a corpus."""
+    if folder.exists() and (not folder.is_dir() or any(not each.name.startswith(".") for each in folder.iterdir())):
+        raise UserError(f"{folder}: holds something else than a corpus; choose another place with -o")
+
+
+def _characters_of(source: Source) -> CharTokenizer:
+    """The tokenizer of all characters in a source, which takes a reading of its own."""
+    found: set[str] = set()
+    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
+        for document in source.documents():
+            found.update(document.text)
+            bar.update(document.size_bytes)
+    return CharTokenizer("".join(sorted(found)))
+
+
+def _cut(text: str, val_share: float) -> tuple[str, str]:
+    """The text's beginning to train on and its end to validate on."""
+    cut = int(len(text) * (1 - val_share))
+    return text[:cut], text[cut:]
+
+
+def _end_of_text(coder: Tokenizer) -> list[int]:
+    """What stands between two documents: GPT-2's end of text; among characters a new line, if they have one."""
+    if isinstance(coder, GPT2Tokenizer):
+        return [coder.end_of_text]
+    return coder.encode("\n") if "\n" in coder.characters else []
+
+
+def _dtype_of(coder: Tokenizer) -> np.dtype:
+    """Two bytes a token where they are enough; little-endian on any machine."""
+    return np.dtype("<u2" if coder.vocab_size <= 2**16 else "<u4")
+
+
+def main() -> None:
+    """Parse the command line, write the corpus and say what is in it."""
+    corpus = build_corpus(tyro.cli(CorpusConfig, prog="python -m gpt.corpus"))
+    print(f"corpus: {corpus.name}, {corpus.tokenizer.vocab_size:,} different tokens")
+    print(f"train: {len(corpus.train):,} tokens\nval: {len(corpus.val):,} tokens")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,16 +1,18 @@
-"""The reference GPT: a decoder-only transformer, pre-LN, with tied embeddings. Names as in nanoGPT."""
+"""The reference GPT: a decoder-only transformer, pre-LN. Names as in nanoGPT."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.attention import CausalSelfAttention
+from gpt.cache import KVCache
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-GELU = {"gelu_tanh": "tanh", "gelu": "none"}  # our names of activations to torch's
+ACTIVATIONS = {"gelu_tanh": partial(nn.GELU, approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class LayerNorm(nn.Module):
@@ -26,39 +28,43 @@ class LayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU (https://arxiv.org/abs/1606.08415) between them: [B, T, C] to [B, T, C]."""
+    """Two linear layers with an activation between them, by default GELU (https://arxiv.org/abs/1606.08415).
+
+    [B, T, C] to [B, T, C].
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate=GELU[config.activation])
+        self.activation = ACTIVATIONS[config.activation]()
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C]
-        x = self.gelu(self.c_fc(x))  # [B, T, 4C]
+        x = self.activation(self.c_fc(x))  # [B, T, 4C]
         return self.dropout(self.c_proj(x))  # [B, T, C]
 
 
 class Block(nn.Module):
     """One layer: attention, then MLP, each added to what it normalised: [B, T, C] to [B, T, C]."""
 
-    def __init__(self, config: GPTConfig, attention: str) -> None:
+    def __init__(self, config: GPTConfig, attention: str, layer: int = 0) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
-        self.attn = CausalSelfAttention(config, attention)
+        self.attn = CausalSelfAttention(config, attention, layer)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, T, C]
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # [B, T, C]
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))  # [B, T, C]
 
 
 class GPT(nn.Module):
     """The whole model, freshly initialised from torch's global generator. State-dict names are GPT-2's.
 
-    attention: `explicit` or `sdpa`; the numbers agree, the state dict is the same. Raises UserError for another.
+    attention: `per_head`, `explicit` or `sdpa`; the numbers agree, the state dict is the same. Raises UserError for
+    another.
     """
 
     def __init__(self, config: GPTConfig, attention: str = "explicit") -> None:
@@ -69,36 +75,36 @@ class GPT(nn.Module):
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config, attention) for _ in range(config.n_layer)),
+                "h": nn.ModuleList(Block(config, attention, layer) for layer in range(config.n_layer)),
                 "ln_f": LayerNorm(config.n_embd, config.bias),
             }
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied: https://arxiv.org/abs/1608.05859
+        if config.tied_head:
+            self.lm_head.weight = self.transformer.wte.weight  # https://arxiv.org/abs/1608.05859
         self._initialise()
 
-    def forward(self, ids: Tensor, last_only: bool = False) -> Tensor:
+    def forward(self, ids: Tensor, last_only: bool = False, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] of the next token at each position, or [B, 1, V] of the last with `last_only`.
 
-        ids: int64 [B, T], 1 <= T <= block_size, each in [0, V) (see `gpt.tokenizer.check_ids`). Raises UserError for
-        another T.
+        ids: int64 [B, T], each in [0, V) (see `gpt.tokenizer.check_ids`). cache: what came before them, if anything;
+        they are appended to it, and all must fit in block_size. Raises UserError for a length out of range.
         """
-        T = ids.shape[1]
-        if not 1 <= T <= self.config.block_size:
-            raise UserError(
-                f"a sequence of {T} tokens: the model takes 1 to block_size={self.config.block_size}; crop it"
-            )
-        positions = torch.arange(T, device=ids.device)  # [T]
+        check_length(ids, cache, self.config)
+        T, start = ids.shape[1], 0 if cache is None else cache.length
+        positions = torch.arange(start, start + T, device=ids.device)  # [T]
         x = self.transformer.drop(self.transformer.wte(ids) + self.transformer.wpe(positions))  # [B, T, C]
         for block in self.transformer.h:
-            x = block(x)
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += T
         x = self.transformer.ln_f(x)  # [B, T, C]
         if last_only:
             x = x[:, -1:]  # [B, 1, C]
         return self.lm_head(x)  # [B, T, V] or [B, 1, V]
 
     def parameter_count(self) -> int:
-        """How many numbers are learned: positions included, the tied embedding and head counted once."""
+        """How many numbers are learned: positions included, a tied embedding and head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _initialise(self) -> None:
@@ -110,6 +116,16 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+
+def check_length(ids: Tensor, cache: KVCache | None, config: GPTConfig) -> None:
+    """Raise UserError unless ids [B, T] are 1 to block_size tokens, with what is in the cache counted in."""
+    T, start = ids.shape[1], 0 if cache is None else cache.length
+    if not 1 <= T <= config.block_size - start:
+        after = f" after {start} in the cache" if start else ""
+        raise UserError(
+            f"a sequence of {T} tokens{after}: the model takes 1 to block_size={config.block_size}; crop it"
+        )
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:

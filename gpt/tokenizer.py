@@ -1,14 +1,27 @@
 """Text to token ids and back. No torch here, so that a compiled model can speak without it."""
 
-from collections.abc import Iterable
+import base64
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+
+if TYPE_CHECKING:
+    import tiktoken
+
+GPT2_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # in tiktoken's format
+GPT2_VOCAB_SIZE = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
+# How it cuts a text before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,17 @@ class CharTokenizer:
                 "the model was trained on; leave it out"
             ) from None
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of several texts. Raises UserError."""
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids. Raises UserError for an id outside 0 … vocab_size - 1."""
-        ids = list(ids)
-        if bad := [index for index in ids if not 0 <= index < self.vocab_size]:
-            raise UserError(f"token id {bad[0]}: must be in 0 … {self.vocab_size - 1}")
-        return "".join(self.characters[index] for index in ids)
+        return "".join(self.characters[index] for index in _checked(ids, self.vocab_size))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The same in UTF-8."""
+        return self.decode(ids).encode()
 
     def to_json(self) -> dict[str, Any]:
         """What `tokenizer_from_json` reads back."""
@@ -59,23 +77,66 @@ class CharTokenizer:
 
 
 @dataclass(frozen=True)
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding (section 2.2 of its paper) by tiktoken, whose table is read when first used.
+
+    The table is the file gpt2.tiktoken in the folder $TIKTOKEN_CACHE_DIR, or what tiktoken has in its cache or fetches.
+    `encode` and `decode` raise UserError where it cannot be had. Text that spells a special token is taken as text.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are; they are 0 … vocab_size - 1."""
+        return GPT2_VOCAB_SIZE
+
+    @property
+    def end_of_text(self) -> int:
+        """The id between two documents; no text encodes to it."""
+        return GPT2_VOCAB_SIZE - 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return _gpt2_encoding().encode_ordinary(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of several texts, by all processors."""
+        return _gpt2_encoding().encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; bytes that are not UTF-8, as half a character is, become U+FFFD. Raises UserError."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some ids, for those who decode one after the other. Raises UserError for an id out of range."""
+        return _gpt2_encoding().decode_bytes(_checked(ids, self.vocab_size))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `tokenizer_from_json` reads back: its name and the table's hash, not the table."""
+        return {"kind": "gpt2", "sha256": GPT2_TABLE_SHA256}
+
+
+@dataclass(frozen=True)
 class NoTokenizer:
-    """Of a model with random weights, which knows ids and no text. `encode` and `decode` raise UserError."""
+    """Of a model that knows ids and no text: random weights, or other tokens. `encode`, `decode` raise UserError."""
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError."""
-        raise UserError("this model has random weights and no tokenizer; train one with: python -m gpt.train")
+        raise UserError("this model has no tokenizer, so it knows no text; train one with: python -m gpt.train")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Raises UserError."""
         return self.encode("")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Raises UserError."""
+        return self.decode(ids).encode()
 
     def to_json(self) -> dict[str, Any]:
         """What `tokenizer_from_json` reads back."""
         return {"kind": "none"}
 
 
-Tokenizer = CharTokenizer | NoTokenizer
+Tokenizer = CharTokenizer | GPT2Tokenizer | NoTokenizer
 
 
 def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
@@ -83,9 +144,11 @@ def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
     match found:
         case {"kind": "characters", "characters": str(characters)}:
             return CharTokenizer(characters)
+        case {"kind": "gpt2", "sha256": sha256} if sha256 == GPT2_TABLE_SHA256:
+            return GPT2Tokenizer()
         case {"kind": "none"}:
             return NoTokenizer()
-    raise UserError(f"{str(found)[:80]}: not a tokenizer of ours; its kind must be 'characters' or 'none'")
+    raise UserError(f"{str(found)[:80]}: not a tokenizer of ours; its kind must be 'characters', 'gpt2' or 'none'")
 
 
 def check_ids(ids: Any, config: GPTConfig) -> None:
@@ -101,3 +164,42 @@ def check_ids(ids: Any, config: GPTConfig) -> None:
     bad = ids[(ids < 0) | (ids >= config.vocab_size)]
     if bad.size:
         raise UserError(f"token id {bad[0]}: must be in 0 … {config.vocab_size - 1} (vocab_size={config.vocab_size})")
+
+
+def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids as a list. Raises UserError for one outside 0 … vocab_size - 1."""
+    ids = list(ids)
+    if bad := [index for index in ids if not 0 <= index < vocab_size]:
+        raise UserError(f"token id {bad[0]}: must be in 0 … {vocab_size - 1}")
+    return ids
+
+
+@cache
+def _gpt2_encoding() -> "tiktoken.Encoding":
+    """tiktoken's encoding of GPT-2. Raises UserError where its table cannot be had or is another."""
+    if importlib.util.find_spec("tiktoken") is None:
+        raise UserError("GPT-2's tokens need the package tiktoken; install it with: pip install tiktoken")
+    import tiktoken
+
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+    try:
+        if folder and (supplied := Path(folder, "gpt2.tiktoken")).exists():
+            special, ranks = {"<|endoftext|>": GPT2_VOCAB_SIZE - 1}, _read_gpt2_table(supplied)
+            return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        return tiktoken.get_encoding("gpt2")  # from its cache, or fetched; it checks the hashes
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"GPT-2's BPE table is not here and could not be fetched ({type(error).__name__}); put gpt2.tiktoken, "
+            "or vocab.bpe and encoder.json under the names of tiktoken's cache, in a folder and set TIKTOKEN_CACHE_DIR"
+        ) from error
+
+
+def _read_gpt2_table(path: Path) -> dict[bytes, int]:
+    """Each token's bytes to its id, from lines of base64 and a number. Raises UserError for another table."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != GPT2_TABLE_SHA256:
+        raise UserError(f"{path}: not GPT-2's table (its SHA-256 must be {GPT2_TABLE_SHA256}); copy it again")
+    pairs = (line.split() for line in content.splitlines())
+    return {base64.b64decode(token): int(index) for token, index in pairs}

@@ -1,251 +1,188 @@
 """python -m gpt.train
-python -m gpt.train demo --max-steps 500 --n-layer 2
-python -m gpt.train shakespeare-char --corpus input.txt --minutes 30 -o artifacts/shakespeare.pt
+python -m gpt.train char-cpu --corpus input.txt --max-steps 500 --n-layer 2
+python -m gpt.train char --corpus input.txt --minutes 30 -o artifacts/char.pt --resume
+torchrun --standalone --nproc-per-node 2 -m gpt.train gpt2-124m --corpus artifacts/fineweb-edu --resume
 
-Train a character-level GPT on one device and write a checkpoint.
+Train a GPT and write a checkpoint: one process, or as many as torchrun starts.
 """
 
 import math
+import textwrap
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Annotated, Literal
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import tyro
-from torch import Tensor
-from tqdm import tqdm
 
-from gpt.checkpoint import Checkpoint, save_checkpoint, state_of
+from gpt.attention import sdpa_backend
+from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.config import GPTConfig
-from gpt.corpus import load_corpus, random_batches, split
+from gpt.corpus import load_corpus
+from gpt.costs import training_flops_per_token
+from gpt.distributed import is_first_process, join_ranks
 from gpt.files import check_output
 from gpt.generate import generate
-from gpt.model import GPT, loss_of
-from gpt.tokenizer import CharTokenizer
-
-Draw = Callable[[], tuple[Tensor, Tensor]]
-
-# field: the least value allowed
-LEAST = {
-    "max_steps": 1,
-    "batch_size": 1,
-    "eval_interval": 1,
-    "eval_batches": 1,
-    "warmup_steps": 0,
-    "learning_rate": 0,
-    "min_lr": 0,
-    "weight_decay": 0,
-    "beta2": 0,
-    "grad_clip": 0,
-    "seed": 0,
-}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. The vocabulary is the corpus's own characters.
-
-    Raises UserError (a ValueError) that names the field, its value and what is allowed.
-    """
-
-    corpus: Path | None = None  # a text file; by default the source of this Python's standard library
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("artifacts/ckpt.pt")  # the checkpoint to write
-
-    n_layer: int = 4  # depth
-    n_head: int = 4  # attention heads a layer
-    n_embd: int = 128  # width
-    block_size: int = 64  # the longest sequence, in tokens
-    dropout: float = 0.0  # probability
-    bias: bool = False  # biases in every Linear and LayerNorm
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"  # GPT-2's approximation, or exact
-
-    max_steps: int = 1500  # updates; the learning rate falls towards the last
-    batch_size: int = 12  # sequences an update
-    learning_rate: float = 1e-3  # at its highest, after the warm-up
-    min_lr: float = 1e-4  # at the last update
-    warmup_steps: int = 100  # of a rate that rises from 0
-    weight_decay: float = 0.1  # on matrices only
-    beta2: float = 0.99  # AdamW's memory of squared gradients
-    grad_clip: float = 1.0  # the gradient's largest norm; 0 leaves it alone
-    eval_interval: int = 250  # updates between two evaluations
-    eval_batches: int = 20  # batches an evaluation averages over
-    seed: int = 1337  # of weights, batches and dropout
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto is a GPU if there is one
-    threads: int | None = None  # of the CPU; torch's own choice by default
-    minutes: float | None = None  # stop early after so many minutes of training
-
-    def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.min_lr > self.learning_rate:
-            raise UserError(f"min_lr={self.min_lr}: must be at most learning_rate={self.learning_rate}")
-        if self.beta2 >= 1:
-            raise UserError(f"beta2={self.beta2}: must be below 1")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads={self.threads}: must be at least 1")
-        if self.seed >= 2**62:
-            raise UserError(f"seed={self.seed}: must be below 2**62")
-        if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"minutes={self.minutes}: must be above 0")
-        self.model_config(vocab_size=1)  # its own checks, before any work
-
-    def model_config(self, vocab_size: int) -> GPTConfig:
-        """The model's shape: the fields of the same names, and the tokenizer's size."""
-        shared = {each.name for each in fields(GPTConfig)} - {"vocab_size"}
-        return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
-
-
-# demo and shakespeare-char are nanoGPT's CPU and GPU recipes (its README and config/train_shakespeare_char.py);
-# demo has fewer steps (nanoGPT: 2000), to end within a minute on two cores
-PRESETS = {
-    "demo": ("a small model in about a minute on two cores", TrainConfig()),
-    "tiny": (
-        "a toy in seconds, to see that everything works",
-        TrainConfig(
-            n_layer=2,
-            n_head=2,
-            n_embd=32,
-            block_size=32,
-            max_steps=100,
-            warmup_steps=10,
-            eval_interval=50,
-            eval_batches=5,
-        ),
-    ),
-    "shakespeare-char": (
-        "10.7 million parameters; minutes on a GPU",
-        TrainConfig(
-            n_layer=6,
-            n_head=6,
-            n_embd=384,
-            block_size=256,
-            dropout=0.2,
-            max_steps=5000,
-            batch_size=64,
-        ),
-    ),
-}
+from gpt.model import loss_of
+from gpt.optimizer import allow_tf32, autocast, learning_rate_at
+from gpt.peak import DTYPES, peak_flops
+from gpt.presets import PRESETS
+from gpt.run import Run, batches_of
+from gpt.run_folder import RunFolder, plain
+from gpt.tokenizer import GPT2Tokenizer, tokenizer_from_json
+from gpt.train_config import TrainConfig
+from gpt.training_log import TrainingLog
 
 
 def train(config: TrainConfig) -> Checkpoint:
-    """Train a model and return it, printing losses as it goes; the file is the caller's business.
+    """Train a model, write it to config.output and return it; config.folder has checkpoints and logs of the way there.
 
-    Raises UserError for a corpus that cannot be used, a device that is not there, or a loss that is no longer a number.
+    Under torchrun every rank calls it, and rank 0 prints and writes. Raises UserError for a corpus that cannot be used,
+    a device that is not there, settings that do not fit, or a loss that is no longer a number.
     """
-    device = _device_of(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    corpus = load_corpus(config.corpus)
-    tokenizer = CharTokenizer.of_text(corpus.text)
-    parts = split(tokenizer.encode(corpus.text), config.block_size, corpus.name)
-    model = GPT(config.model_config(tokenizer.vocab_size), attention="sdpa").to(device)
+    with join_ranks(config.device) as ranks:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        run = Run(config, load_corpus(config.corpus, config.tokenizer), ranks)
+        allow_tf32(run.precision, ranks.device)
+        folder = RunFolder(config.folder, config.keep_last)
+        found = ranks.follow(folder.begin(config.resume, config.overwrite) if ranks.leads else None)
+        notes = run.restore(found) if found else []
+        log = _begin_log(run, folder, notes) if ranks.leads else None
+        _fit(run, folder, log)
+        if not log:
+            return run.checkpoint()
+        log.close()
+        chosen = run.checkpoint() if config.hand_on == "last" else load_checkpoint(folder.best)
+        sha256 = save_checkpoint(config.output, chosen)
+        folder.finished.touch()
+        return replace(chosen, sha256=sha256)
+
+
+def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
+    """The loop: update, and every so often evaluate and save."""
+    config, started_s = run.config, time.monotonic()
+    if run.step == 0:
+        _evaluate(run, folder, log)
+    last = run.step >= config.max_steps
+    while not last:
+        late = config.minutes is not None and time.monotonic() - started_s > 60 * config.minutes
+        begun_s = time.perf_counter()
+        loss, grad_norm, late = update(run, late)
+        dt_s = time.perf_counter() - begun_s
+        last = late or run.step == config.max_steps
+        if log:
+            log.step(run.step, loss, learning_rate_at(run.step - 1, config), grad_norm, dt_s)
+        if last or run.step % config.eval_interval == 0:
+            _evaluate(run, folder, log)
+            last = last or (config.patience is not None and run.stale >= config.patience)
+        if last or (config.save_interval and run.step % config.save_interval == 0):
+            training = run.training()
+            if run.ranks.leads:
+                folder.save(run.checkpoint(), training)
+
+
+def update(run: Run, late: bool = False) -> tuple[float, float, bool]:
+    """One step of the optimizer over one batch, which the ranks share and each takes in micro-batches.
+
+    The batch's mean loss in nats a token, the gradient's norm before it is clipped, and whether any rank is late.
+    """
+    config, device = run.config, run.ranks.device
+    loss = torch.zeros((), device=device)
+    for number, (inputs, targets) in enumerate(run.batches.draw(), 1):
+        sums_up = number == run.batches.micro_steps or run.ranks.world == 1  # only then gradients go between ranks
+        with nullcontext() if sums_up else run.model.no_sync():
+            with autocast(run.precision, device):
+                share = loss_of(run.model(inputs), targets) / run.batches.micro_steps
+            run.scaler.scale(share).backward()
+        loss += share.detach()
+    run.scaler.unscale_(run.optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.raw.parameters(), config.grad_clip or math.inf)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate_at(run.step, config)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    told = torch.stack([loss, grad_norm, torch.full_like(loss, late)])
+    mean_loss, norm, lateness = run.ranks.mean(told).tolist()  # waits for the device
+    return mean_loss, norm, lateness > 0
+
+
+def _evaluate(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
+    """Note the loss on both parts, and keep the model if it is the best so far."""
+    losses = estimate_loss(run)
+    for name, value in (("step", run.step), *losses.items()):
+        run.losses[name].append(value)
+    if log:
+        log.evaluation(run.step, **losses)
+    if not math.isfinite(losses["train"]):
+        raise UserError(f"the loss is {losses['train']} at step {run.step}: training diverged; lower --learning-rate")
+    run.stale += 1
+    if losses["val"] < run.best_val:
+        run.best_val, run.stale = losses["val"], 0
+        if run.ranks.leads:
+            save_checkpoint(folder.best, run.checkpoint())
+
+
+@torch.no_grad()
+def estimate_loss(run: Run) -> dict[str, float]:
+    """The mean loss on `train` and on `val` in nats a token, by the same eval_batches batches of each every time."""
+    run.raw.eval()
+    means = []
+    for part in ("train", "val"):
+        batches, total = batches_of(run.config, run.corpus, run.ranks, part), 0.0
+        for _ in range(run.config.eval_batches):
+            for inputs, targets in batches.draw():
+                with autocast(run.precision, run.ranks.device):
+                    total += loss_of(run.compute(inputs), targets)
+        means.append(total / (run.config.eval_batches * batches.micro_steps))
+    run.raw.train()
+    train_loss, val_loss = run.ranks.mean(torch.stack(means).float()).tolist()
+    return {"train": train_loss, "val": val_loss}
+
+
+def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
+    """Say what is about to run, store its settings, and open the log."""
+    config, corpus, ranks = run.config, run.corpus, run.ranks
+    settings = " ".join(f"{name}={value}" for name, value in plain(config).items())
+    print("\n".join(textwrap.wrap(f"config: {settings}", 119, subsequent_indent="  ", break_on_hyphens=False)))
+    print(f"corpus: {corpus.name}; {len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate on")
     print(
-        f"corpus: {corpus.name}, {len(corpus.text):,} characters, {tokenizer.vocab_size} different"
-        + (f"; {corpus.dropped:,} others than ASCII left out" if corpus.dropped else "")
-        + f"\nmodel: {model.parameter_count():,} parameters, on {device}"
+        f"model: {run.raw.parameter_count():,} parameters, {run.raw.config.vocab_size:,} different tokens; on "
+        f"{ranks.device} in {run.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
-    step, losses = _fit(model, parts, config, device)
-    return Checkpoint(model.config, state_of(model), step, tokenizer.to_json(), losses)
+    if run.raw.config.model == "gpt":
+        backend = sdpa_backend(run.raw.config, ranks.device, DTYPES.get(run.precision, torch.float32))
+        print(f"attention: sdpa, which runs {backend} here")
+    if run.step:
+        print(f"resumed: at step {run.step} of {folder.path}" + "".join(f"; {note}" for note in notes))
+    folder.write_config(config)
+    share = _share_of_peak(run)
+    board = folder.tensorboard if config.tensorboard else None
+    tokens = config.batch_size * config.block_size
+    return TrainingLog(folder.log, board, run.step, config.max_steps, tokens, share)
+
+
+def _share_of_peak(run: Run) -> float | None:
+    """What an update a second would be of all devices' peak; None for a model without matrix products."""
+    config = run.config
+    flops = training_flops_per_token(run.raw.config, config.block_size) * config.batch_size * config.block_size
+    if not flops:
+        return None
+    peak, source = peak_flops(run.ranks.device, run.precision)
+    print(f"peak: {peak / 1e12:.3g} TFLOP/s a rank, by {source}", flush=True)
+    return flops / (peak * run.ranks.world)
 
 
 def sample(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
-    """A text by the model from a line's start on."""
-    tokenizer = CharTokenizer(checkpoint.tokenizer["characters"])
-    start = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
-    ids = generate(checkpoint.build("sdpa"), tokenizer.encode(start), tokens, temperature=0.8, seed=seed)
-    return tokenizer.decode(ids)
-
-
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Rises from 0 through the warm-up, then falls by half a cosine to min_lr (https://arxiv.org/abs/1608.03983)."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.learning_rate - config.min_lr)
-
-
-def _fit(
-    model: GPT, parts: tuple[Tensor, Tensor], config: TrainConfig, device: torch.device
-) -> tuple[int, dict[str, list[float]]]:
-    """Update the model in place; the updates made and the losses on the way."""
-    draw = random_batches(parts[0], config.block_size, config.batch_size, config.seed, device)
-    optimizer = _optimizer_of(model, config)
-    losses: dict[str, list[float]] = {"step": [], "train": [], "val": []}
-    started_s, limit_s = time.monotonic(), math.inf if config.minutes is None else 60 * config.minutes
-    step = 0
-    with tqdm(total=config.max_steps, unit="step", desc="train") as bar:
-        while True:
-            last = step == config.max_steps or time.monotonic() - started_s > limit_s
-            if last or step % config.eval_interval == 0:
-                _evaluate(model, parts, config, device, step, losses)
-            if last:
-                return step, losses
-            _update(model, optimizer, draw, learning_rate_at(step, config), config.grad_clip)
-            step += 1
-            bar.update()
-
-
-def _update(model: GPT, optimizer: torch.optim.Optimizer, draw: Draw, learning_rate: float, grad_clip: float) -> None:
-    inputs, targets = draw()
-    with _autocast(inputs.device):
-        loss = loss_of(model(inputs), targets)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if grad_clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-
-
-def _evaluate(
-    model: GPT,
-    parts: tuple[Tensor, Tensor],
-    config: TrainConfig,
-    device: torch.device,
-    step: int,
-    losses: dict[str, list[float]],
-) -> None:
-    """Append the loss on both parts and print it. The batches are the same each time, so two evaluations compare."""
-    model.eval()
-    losses["step"].append(step)
-    for name, ids in zip(("train", "val"), parts, strict=True):
-        draw = random_batches(ids, config.block_size, config.batch_size, config.seed + 1, device)
-        with torch.inference_mode(), _autocast(device):
-            total = sum(
-                loss_of(model(inputs), targets) for inputs, targets in (draw() for _ in range(config.eval_batches))
-            )
-        losses[name].append(float(total) / config.eval_batches)
-    model.train()
-    tqdm.write(f"step {step:5d}: train loss {losses['train'][-1]:.4f}, val loss {losses['val'][-1]:.4f}")
-    if not math.isfinite(losses["train"][-1]):
-        raise UserError(f"the loss is {losses['train'][-1]} at step {step}: training diverged; lower --learning-rate")
-
-
-def _optimizer_of(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (https://arxiv.org/abs/1711.05101) whose decay spares gains and biases."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    """bf16 where it is fast; float32 on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def _device_of(config: TrainConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    """A text by the model from a line's, or with GPT-2's tokens a document's, start on."""
+    tokenizer = tokenizer_from_json(checkpoint.tokenizer)
+    if isinstance(tokenizer, GPT2Tokenizer):
+        start = [tokenizer.end_of_text]
+    else:
+        start = tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
+    return tokenizer.decode(generate(checkpoint.build("sdpa"), start, tokens, temperature=0.8, seed=seed))
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
@@ -259,20 +196,20 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         prog="python -m gpt.train",
         args=arguments,
         default=PRESETS["demo"][1],
-        description="Train a character-level GPT on one device and write a checkpoint. "
+        description="Train a GPT and write a checkpoint: one process, or as many as torchrun starts. "
         "A preset comes first, then what to change in it; PRESET --help shows its values.",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
 
 
 def main() -> None:
-    """Parse the command line, train, print a sample and write the checkpoint."""
+    """Parse the command line, train, and print where the model is and what it writes."""
     config = parse()
     check_output(config.output)
     checkpoint = train(config)
-    save_checkpoint(config.output, checkpoint)
-    print(f"\nsample:\n{sample(checkpoint, tokens=400, seed=config.seed)}\n")
-    print(f"checkpoint: {config.output}")
+    if is_first_process():
+        print(f"\nsample:\n{sample(checkpoint, tokens=400, seed=config.seed)}\n")
+        print(f"run: {config.folder}\ncheckpoint: {config.output}")
 
 
 if __name__ == "__main__":

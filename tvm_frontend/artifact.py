@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpt.cli import UserError
-from gpt.config import GPTConfig
+from gpt.config import GPTConfig, config_from_json
 from gpt.files import sha256_file
 from gpt.tokenizer import check_ids
 from tvm_frontend.graph import ENTRY
@@ -126,7 +126,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
         raise UserError(f"{path / DESCRIPTION}: damaged or edited, it does not match its own hash; {REMAKE}")
     if content.pop("format") != FORMAT:
         raise UserError(f"{path}: written in another format than this code reads; {REMAKE}")
-    model = CompiledModel(path=path, **content | {"config": GPTConfig(**content["config"])})
+    model = CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
     for name, sha256 in model.files_sha256.items():
         if not (path / name).is_file() or sha256_file(path / name) != sha256:
             raise UserError(f"{path / name}: missing or damaged, it does not match its hash; {REMAKE}")

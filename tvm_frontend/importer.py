@@ -207,6 +207,10 @@ def _gelu(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> V
     return (op.nn.gelu if exact else op.nn.gelu_tanh)(state.tensor(node.input[0]))
 
 
+def _relu(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.nn.relu(state.tensor(node.input[0]))
+
+
 def _split(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     x, axis = state.tensor(node.input[0]), attributes.get("axis", 0)
     if len(node.input) > 1:
@@ -249,6 +253,7 @@ CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
     "Range": _range,
+    "Relu": _relu,
     "Reshape": _reshape,
     "Shape": _shape,
     "Split": _split,

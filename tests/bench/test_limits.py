@@ -37,6 +37,14 @@ def test_bytes_as_counted_by_hand() -> None:
     assert prefill_bytes(CONFIG, 3, 7) == weights + 3 * 7 * 8 + 3 * 7 * 5 * 4
 
 
+def test_a_bigram_only_copies_rows_of_its_table() -> None:
+    config = GPTConfig.bigram(vocab_size=5, block_size=8)
+    assert prefill_flops(config, 3, 7) == 0
+    assert weight_bytes(config) == 4 * 5 * 5
+    assert prefill_bytes(config, 3, 7) == 4 * 5 + 3 * 7 * 8 + 3 * 7 * 5 * 4
+    assert bound_of(Limits(1, 1.0, 100.0, 1, 1.0), config, 1, 8).binds == "reading"
+
+
 @pytest.mark.parametrize(("peak", "binds"), [(1.0, "arithmetic"), (1e15, "reading")])
 def test_the_slower_of_the_two_binds(peak: float, binds: str) -> None:
     limits = Limits(1, peak, 100.0, 1, 1.0)

@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench.agreement import compare_logits, random_ids, tolerance_of
 from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
 from bench.prepare import SEEDED, choose_artifacts, prepare
-from gpt.checkpoint import save_checkpoint, seeded_checkpoint
+from bench.worker import Worker
+from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 
 
@@ -40,6 +43,20 @@ def copied(whole: Artifacts, tmp_path: Path) -> Artifacts:
 def replace_checkpoint(artifacts: Artifacts) -> None:
     """Another model of the same shape in the checkpoint's place."""
     save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
+
+
+def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[Contender]) -> None:
+    """As any model of the zoo: checkpoint, ONNX, TVM at both levels; then each engine gives rows of the table."""
+    artifacts, _ = choose_artifacts(tmp_path, "bigram")
+    config = prepare(artifacts, contenders)
+    ids = random_ids(config, 3, 17, seed=0)
+    table = load_checkpoint(artifacts.checkpoint).state["table.weight"].numpy()
+    for contender in contenders:
+        with Worker(contender.factory, threads=1) as worker:
+            worker.call("load", artifacts, 1, contender.variant)
+            logits = worker.call("prefill", ids)
+        assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("float32", config)).agrees
+        assert np.array_equal(logits, table[ids])
 
 
 def test_the_chain_is_made_once(whole: Artifacts, contenders: list[Contender]) -> None:
@@ -96,5 +113,5 @@ def test_an_export_whose_checkpoint_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'gpt5': not known; known are demo, gpt2, tiny"):
+    with pytest.raises(UserError, match="'gpt5': not known; known are bigram, demo, gpt2, tiny"):
         choose_artifacts(tmp_path, "gpt5")

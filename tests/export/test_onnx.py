@@ -100,6 +100,25 @@ def test_other_models(tmp_path, config):
     assert approximate == (b"none" if config.activation == "gelu" else b"tanh")
 
 
+def test_relu_and_a_head_of_its_own_are_exported(tmp_path):
+    # torch.onnx folds the transpose of a head of up to 8192 numbers into a weight of its own; this one is larger
+    config = GPTConfig(block_size=8, vocab_size=300, n_layer=2, n_head=2, n_embd=32, activation="relu", tied_head=False)
+    save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(config))
+    found = export_onnx(tmp_path / "ckpt.pt", tmp_path / "model.onnx")
+    assert found.config == config
+    assert (operators(found.path)["Relu"], operators(found.path)["Gelu"]) == (2, 0)
+    weights = [list(each.dims) for each in onnx.load(found.path).graph.initializer]
+    assert weights.count([300, 32]) + weights.count([32, 300]) == 2
+
+
+def test_a_bigram_is_one_gather(tmp_path):
+    config = GPTConfig.bigram(vocab_size=7, block_size=5)
+    save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(config))
+    found = export_onnx(tmp_path / "ckpt.pt", tmp_path / "model.onnx")
+    assert found.config == config
+    assert operators(found.path) == {"Gather": 1}
+
+
 def test_nothing_of_this_machine_is_in_the_file(exported):
     content = exported.path.read_bytes()
     for trace in (str(ROOT), str(exported.path.parent), sys.prefix, os.path.expanduser("~"), "site-packages", ".py"):

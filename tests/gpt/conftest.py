@@ -31,10 +31,12 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train_config(text_file: Path) -> TrainConfig:
-    """A run of less than a second."""
+def train_config(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of less than a second, which may be run over and over."""
     return TrainConfig(
         corpus=text_file,
+        output=tmp_path_factory.mktemp("trained") / "ckpt.pt",
+        overwrite=True,
         n_layer=2,
         n_head=2,
         n_embd=32,
@@ -44,6 +46,7 @@ def train_config(text_file: Path) -> TrainConfig:
         learning_rate=1e-2,
         eval_interval=30,
         eval_batches=2,
+        tensorboard=False,
         device="cpu",
         threads=1,
     )
@@ -65,7 +68,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,7 +17,7 @@ from gpt.config import GPTConfig
         ("n_embd", 100),  # no multiple of 12 heads
         ("dropout", 1.0),
         ("dropout", float("nan")),
-        ("activation", "relu"),
+        ("activation", "tanh"),
     ],
 )
 def test_a_bad_value_names_field_and_value(field, value):

@@ -1,97 +1,250 @@
-import string
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from gpt.cli import UserError
-from gpt.corpus import load_corpus, random_batches, split, standard_library
+from gpt.corpus import CorpusConfig, build_corpus, load_corpus, verify_corpus
+from gpt.tokenizer import CharTokenizer
+
+TEXT = "".join(f"line {number}: ß\n" for number in range(200))
 
 
-def test_default_is_the_standard_library():
-    corpus = load_corpus()
+class Bytes:
+    """An encoding like tiktoken's whose tokens are bytes, so that tests need no table."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_ordinary_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        return [self.encode_ordinary(text) for text in texts]
+
+
+@pytest.fixture
+def bytewise(monkeypatch) -> None:
+    monkeypatch.setattr("gpt.tokenizer._gpt2_encoding", Bytes)
+
+
+@pytest.fixture
+def jsonl(tmp_path) -> Path:
+    """100 documents: `0.`, `1.` … `99.`"""
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{number}."}) + "\n" for number in range(100)))
+    return path
+
+
+@pytest.fixture
+def config(jsonl, tmp_path) -> CorpusConfig:
+    return CorpusConfig(str(jsonl), tmp_path / "corpus", tokenizer="characters", shard_tokens=50)
+
+
+def everything(tokens):
+    return tokens.read(0, len(tokens)).tolist()
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_default_is_pythons_sources():
+    corpus = load_corpus(None)
     assert "standard library" in corpus.name
-    assert "def " in corpus.text
-    assert 1_000_000 < len(corpus.text) <= 4_000_000
+    assert len(corpus.train) > 9 * 10**5
+    assert corpus.tokenizer.vocab_size == len(corpus.tokenizer.characters) <= 97
 
 
-def test_default_is_the_same_each_time_and_capped():
-    assert standard_library(limit=50_000) == standard_library(limit=50_000)
-    assert len(standard_library(limit=50_000).text) <= 50_000
-
-
-def test_default_keeps_few_characters_and_counts_the_others():
-    corpus = load_corpus()
-    assert set(corpus.text) <= set(string.printable) - set("\r\v\f")
-    assert corpus.dropped > 0
-
-
-def test_a_python_without_sources_is_a_users_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(UserError, match="without sources; give a text file with --corpus"):
-        load_corpus()
-
-
-def test_a_file_is_kept_whole(tmp_path):
-    (tmp_path / "text.txt").write_text("Grüße ☃\r\nzwei", encoding="utf-8", newline="")
+def test_a_text_is_cut_90_to_10(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
     corpus = load_corpus(tmp_path / "text.txt")
-    assert corpus.text == "Grüße ☃\nzwei"
-    assert corpus.dropped == 0
+    cut = len(TEXT) * 9 // 10
+    assert corpus.tokenizer == CharTokenizer.of_text(TEXT)
+    assert corpus.tokenizer.decode(everything(corpus.train)) == TEXT[:cut]
+    assert corpus.tokenizer.decode(everything(corpus.val)) == TEXT[cut:]
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent.txt: cannot be read \(No such file"):
-        load_corpus(tmp_path / "absent.txt")
+@pytest.mark.parametrize("tokenizer", ["characters", "gpt2"])
+def test_a_texts_folder_has_the_tokens_of_the_text(tmp_path, bytewise, tokenizer):
+    (tmp_path / "text.txt").write_text(TEXT)
+    found = build_corpus(CorpusConfig(str(tmp_path / "text.txt"), tmp_path / "corpus", tokenizer))
+    wanted = load_corpus(tmp_path / "text.txt", tokenizer)
+    assert found.tokenizer == wanted.tokenizer
+    assert everything(found.train) == everything(wanted.train)
+    assert everything(found.val) == everything(wanted.val)
 
 
-def test_a_folder_is_no_corpus(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+def test_every_tenth_document_validates(config):
+    corpus = build_corpus(config)
+    tenth = range(9, 100, 10)
+    assert corpus.tokenizer.decode(everything(corpus.val)) == "".join(f"{number}." for number in tenth)
+    rest = "".join(f"{number}." for number in range(100) if number not in tenth)
+    assert corpus.tokenizer.decode(everything(corpus.train)) == rest
+
+
+def test_gpt2s_end_of_text_stands_between_documents_also_across_shards(config, bytewise):
+    corpus = build_corpus(replace(config, tokenizer="gpt2"))
+    val = [list(f"{number}.".encode()) for number in range(9, 100, 10)]
+    assert everything(corpus.val) == [index for ids in val for index in (50256, *ids)][1:]
+    assert len(corpus.train.parts) > 3
+    assert everything(corpus.train).count(50256) == 89
+
+
+def test_a_new_line_stands_between_documents_if_the_characters_have_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"a{number}\nb"}) + "\n" for number in range(10)))
+    corpus = build_corpus(CorpusConfig(str(path), tmp_path / "corpus", "characters"))
+    assert corpus.tokenizer.decode(everything(corpus.train)).startswith("a0\nb\na1\nb\na2")
+
+
+def test_shards_are_full_at_the_end_of_a_document(config):
+    build_corpus(config)
+    manifest = json.loads((config.output / "manifest.json").read_text())
+    for train, val in zip(manifest["train"][:-1], manifest["val"], strict=False):
+        assert 50 <= train["tokens"] + val["tokens"] <= 50 + 50
+
+
+def test_tokens_take_two_bytes_or_four_where_they_must(tmp_path):
+    build_corpus(CorpusConfig(str(_text_of(tmp_path, 1000)), tmp_path / "small", "characters"))
+    large = build_corpus(CorpusConfig(str(_text_of(tmp_path, 70_000)), tmp_path / "large", "characters"))
+    assert (tmp_path / "small" / "train-00000.bin").stat().st_size == 2 * 900
+    assert (tmp_path / "large" / "train-00000.bin").stat().st_size == 4 * 63_000
+    assert max(everything(large.val)) == 70_000 - 1
+
+
+def _text_of(folder: Path, characters: int) -> Path:
+    """A text of so many characters, no two the same."""
+    path = folder / f"{characters}.txt"
+    path.write_text("".join(chr(0x10000 + index) for index in range(characters)))
+    return path
+
+
+def test_shards_are_mapped_not_read(config):
+    assert all(isinstance(part, np.memmap) for part in build_corpus(config).train.parts)
+
+
+def test_the_share_to_validate_on_can_be_set(config):
+    assert len(build_corpus(replace(config, val_share=0.5)).val) == 5 * 2 + 45 * 3
+
+
+def test_max_tokens_stops_early(config):
+    corpus = build_corpus(replace(config, max_tokens=100))
+    assert 100 <= len(corpus.train) + len(corpus.val) < 200
+
+
+def test_a_complete_corpus_is_verified_not_made_again(config):
+    build_corpus(config)
+    before = {path: path.stat().st_mtime_ns for path in config.output.iterdir()}
+    build_corpus(config)
+    assert {path: path.stat().st_mtime_ns for path in config.output.iterdir()} == before
+
+
+def test_a_changed_shard_is_named(config):
+    build_corpus(config)
+    shard = config.output / "train-00001.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(UserError, match=r"train-00001.bin: is not as it was written"):
+        verify_corpus(config.output)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"ab")])
+def test_an_absent_or_cut_shard_is_found_on_opening(config, harm):
+    build_corpus(config)
+    harm(config.output / "val-00000.bin")
+    with pytest.raises(UserError, match=r"val-00000.bin: is absent or not"):
+        load_corpus(config.output)
+
+
+def test_other_settings_do_not_go_on_with_it(config):
+    build_corpus(config)
+    with pytest.raises(UserError, match="holds a corpus of another source or settings"):
+        build_corpus(replace(config, val_share=0.2))
+
+
+def test_a_changed_source_does_not_go_on_with_it(config, jsonl):
+    build_corpus(config)
+    jsonl.write_text(jsonl.read_text() + '{"text": "1"}\n')
+    with pytest.raises(UserError, match="holds a corpus of another source or settings"):
+        build_corpus(config)
+
+
+def test_a_folder_with_something_else_is_left_alone(config):
+    config.output.mkdir()
+    (config.output / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else than a corpus"):
+        build_corpus(config)
+
+
+def test_too_few_documents_to_hold_any_out(config, jsonl):
+    jsonl.write_text('{"text": "one"}\n')
+    with pytest.raises(UserError, match="its 1 documents leave nothing for val; change --val-share"):
+        build_corpus(config)
+
+
+def test_a_folder_that_is_no_corpus(tmp_path):
+    with pytest.raises(UserError, match=r"no corpus \(manifest.json is absent\)"):
         load_corpus(tmp_path)
 
 
-def test_an_empty_file_is_named(tmp_path):
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(UserError, match=r"empty.txt: is empty"):
-        load_corpus(tmp_path / "empty.txt")
+def test_another_tokenizer_than_the_folders_is_refused(config):
+    build_corpus(config)
+    with pytest.raises(UserError, match="was made with tokenizer 'characters', not 'gpt2'"):
+        load_corpus(config.output, "gpt2")
 
 
-def test_a_binary_file_is_named_with_its_first_bad_byte(tmp_path):
-    (tmp_path / "image.png").write_bytes(b"ab\xff\xfe")
-    with pytest.raises(UserError, match=r"image.png: not UTF-8 text \(byte 2\)"):
-        load_corpus(tmp_path / "image.png")
+@pytest.mark.parametrize(("field", "value"), [("val_share", 0.0), ("val_share", 0.6), ("shard_tokens", 0)])
+def test_a_bad_value_names_field_and_value(config, field, value):
+    with pytest.raises(UserError, match=f"{field}={value}: must be"):
+        replace(config, **{field: value})
 
 
-def test_split_is_90_to_10_in_order():
-    train, val = split(range(100), 5, "x")
-    assert train.tolist() == list(range(90))
-    assert val.tolist() == list(range(90, 100))
+def test_killed_at_any_shard_it_goes_on_to_the_same_files(config, tmp_path, monkeypatch):
+    build_corpus(config)
+    wanted = content(config.output)
+    again = replace(config, output=tmp_path / "again")
+    write = os.replace
+    for survived in range(10**6):
+        left = survived % 7  # files that this life writes, before it dies at the next
+
+        def replace_or_die(*paths: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            write(*paths)
+
+        monkeypatch.setattr("os.replace", replace_or_die)
+        try:
+            build_corpus(again)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert survived > 5
+    assert content(again.output) == wanted
 
 
-def test_a_corpus_too_short_for_a_block_says_how_long_it_must_be():
-    with pytest.raises(UserError, match="x: 640 tokens are too few for block_size=64; give at least 641"):
-        split(range(640), 64, "x")
-    split(range(641), 64, "x")
+def test_killed_command_goes_on_to_the_same_files(run, start, tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{number} " * 500}) + "\n" for number in range(2000)))
+    arguments = ["gpt.corpus", path, "--tokenizer", "characters", "--shard-tokens", 200_000, "-o"]
+    with start(*arguments, "killed") as process:
+        while not list((tmp_path / "killed").glob("train-00002.bin")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    half_made = run("gpt.train", "tiny", "--corpus", "killed")
+    assert half_made.returncode == 2
+    assert "is half made; run the command that began it again" in half_made.stderr
+    resumed, whole = run(*arguments, "killed"), run(*arguments, "whole")
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert resumed.stdout.splitlines()[1:] == whole.stdout.splitlines()[1:]
+    assert "100%" in resumed.stderr
 
 
-def test_targets_are_the_inputs_one_later():
-    inputs, targets = random_batches(torch.arange(50), 8, 4, seed=1)()
-    assert inputs.shape == targets.shape == (4, 8)
-    assert inputs.dtype == torch.int64
-    assert torch.equal(targets, inputs + 1)
-
-
-def test_batches_reach_both_ends():
-    draw = random_batches(torch.arange(6), 4, 64, seed=1)
-    inputs, targets = draw()
-    assert int(inputs.min()) == 0
-    assert int(targets.max()) == 5
-
-
-def test_batches_depend_on_the_seed_alone():
-    first, again, other = (random_batches(torch.arange(500), 8, 4, seed) for seed in (1, 1, 2))
-    torch.manual_seed(0)
-    batches = [first()[0], first()[0]]
-    torch.manual_seed(7)
-    assert torch.equal(batches[0], again()[0])
-    assert torch.equal(batches[1], again()[0])
-    assert not torch.equal(batches[0], batches[1])
-    assert not torch.equal(batches[0], other()[0])
+def test_opening_a_corpus_needs_neither_datasets_nor_pyarrow():
+    code = "import sys, gpt.corpus; assert not {'datasets', 'pyarrow', 'tiktoken'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.tokenizer import CharTokenizer, NoTokenizer, check_ids, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, _gpt2_encoding, check_ids, tokenizer_from_json
 
 TEXT = 'héllo wörld\n\t☃ "q"\\'
 
@@ -21,7 +22,7 @@ def test_ids_are_places_in_the_sorted_characters():
     assert CharTokenizer.of_text("cabba").encode("abc") == [0, 1, 2]
 
 
-@pytest.mark.parametrize("tokenizer", [CharTokenizer.of_text(TEXT), NoTokenizer()])
+@pytest.mark.parametrize("tokenizer", [CharTokenizer.of_text(TEXT), GPT2Tokenizer(), NoTokenizer()])
 def test_json_round_trip(tokenizer):
     assert tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
 
@@ -49,7 +50,16 @@ def test_characters_are_sorted_and_unique(characters):
 
 
 @pytest.mark.parametrize(
-    "found", [{}, {"kind": "bpe"}, {"kind": "characters"}, {"kind": "characters", "characters": 3}, []]
+    "found",
+    [
+        {},
+        [],
+        {"kind": "bpe"},
+        {"kind": "characters"},
+        {"kind": "characters", "characters": 3},
+        {"kind": "gpt2"},
+        {"kind": "gpt2", "sha256": "0" * 64},
+    ],
 )
 def test_a_foreign_description_is_refused(found):
     with pytest.raises(UserError, match="not a tokenizer of ours"):
@@ -61,6 +71,71 @@ def test_random_weights_have_no_text():
         NoTokenizer().encode("a")
     with pytest.raises(UserError, match="no tokenizer"):
         NoTokenizer().decode([1])
+
+
+@pytest.fixture
+def table() -> None:
+    """Skip where GPT-2's table is neither supplied nor in tiktoken's cache."""
+    try:
+        _gpt2_encoding()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_gpt2_encodes_as_published(table):
+    # https://github.com/openai/tiktoken's README and test_simple_public.py
+    assert GPT2Tokenizer().encode("hello world") == [31373, 995]
+    assert GPT2Tokenizer().encode_all(["hello world", ""]) == [[31373, 995], []]
+
+
+def test_gpt2_round_trip(table):
+    assert GPT2Tokenizer().decode(GPT2Tokenizer().encode(TEXT)) == TEXT
+
+
+def test_gpt2_takes_the_name_of_a_special_token_as_text(table):
+    tokenizer = GPT2Tokenizer()
+    assert tokenizer.end_of_text not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
+
+
+def test_half_a_character_decodes_to_its_bytes(table):
+    first, *_ = GPT2Tokenizer().encode("☃")
+    assert GPT2Tokenizer().decode([first]) == "�"
+    assert "☃".encode().startswith(GPT2Tokenizer().decode_bytes([first]))
+
+
+def test_gpt2_refuses_an_id_out_of_range(table):
+    with pytest.raises(UserError, match="token id 50257: must be in 0 … 50256"):
+        GPT2Tokenizer().decode([50257])
+
+
+@pytest.fixture
+def unread() -> Iterator[None]:
+    """Forget the table before and after a test."""
+    _gpt2_encoding.cache_clear()
+    yield
+    _gpt2_encoding.cache_clear()
+
+
+def test_a_table_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch, unread):
+    def refuse(*_: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("tiktoken.get_encoding", refuse)
+    with pytest.raises(UserError, match=r"not here and could not be fetched \(ConnectionError\); put gpt2.tiktoken"):
+        GPT2Tokenizer().encode("a")
+
+
+def test_another_table_is_refused(tmp_path, monkeypatch, unread):
+    (tmp_path / "gpt2.tiktoken").write_text("IQ== 0\n")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"gpt2.tiktoken: not GPT-2's table"):
+        GPT2Tokenizer().encode("a")
+
+
+def test_bytes_of_characters_are_utf_8():
+    assert CharTokenizer("aß").decode_bytes([1, 0]) == "ßa".encode()
 
 
 @pytest.mark.parametrize("ids", [[0, 4], [[1, 2], [3, 4]], np.array([[4]]), np.array([0], dtype=np.int32)])

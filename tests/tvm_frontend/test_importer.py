@@ -157,6 +157,7 @@ SMALL = {
     ),
     "exact GELU": model([node("Gelu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
     "tanh GELU": model([node("Gelu", "x", approximate="tanh")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
+    "ReLU": model([node("Relu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
     "a transpose that reverses": model([node("Transpose", "x")], {"x": ["B", 2, "T", 8]}, {"y": [8, "T", 2, "B"]}),
     "a reshape that keeps and infers": model(
         [node("Reshape", "xs")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "n"]}, {"s": np.array([0, 2, -1])}

@@ -8,11 +8,11 @@ from tvm_frontend.graph import Graph
 from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
 from tvm_frontend.schedules import Kernels
 
-GELUS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu"}
+ACTIVATIONS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu", "relax.nn.relu": "relu"}
 
 
 def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
-    """x · W [+ bias] [→ GELU | + residual] → one kernel, the longest form first."""
+    """x · W [+ bias] [→ activation | + residual] → one kernel, the longest form first."""
     rewriting = Rewriting(graph)
     x, weight, transposed, bias, residual = (wildcard() for _ in range(5))
     product = is_op("relax.matmul")(x, is_op("relax.permute_dims")(transposed)) | is_op("relax.matmul")(x, weight)
@@ -50,7 +50,7 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
 
     rewrite(add_of(biased, residual))
     rewrite(add_of(product, residual))
-    for name, activation in GELUS.items():
+    for name, activation in ACTIVATIONS.items():
         rewrite(is_op(name)(biased), activation=activation)
         rewrite(is_op(name)(product), activation=activation)
     rewrite(biased)

@@ -34,6 +34,7 @@ FORMS = {
     ),
     "linear_gelu, bias": (lambda emit, x, w, bias: op.nn.gelu(emit(op.add(product(emit, x, w), bias))), X, W | BIAS),
     "linear_gelu": (lambda emit, x, w: op.nn.gelu(product(emit, x, w)), X, W),
+    "linear_relu, bias": (lambda emit, x, w, bias: op.nn.relu(emit(op.add(product(emit, x, w), bias))), X, W | BIAS),
     "linear_residual": (lambda emit, x, r, w: op.add(product(emit, x, w), r), X | R, W),
     "linear_residual, bias": (
         lambda emit, x, r, w, bias: op.add(emit(op.add(product(emit, x, w), bias)), r),

@@ -49,6 +49,11 @@ def _gelu_of(x: Expr, z: Expr) -> Expr:
     )
 
 
+def relu(x: Expr) -> Expr:
+    """max(x, 0)."""
+    return T.max(x, T.float32(0))
+
+
 def _let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """body(value) with the value computed once, however often the body uses it."""
     var = tvm.tirx.Var("t", "float32")

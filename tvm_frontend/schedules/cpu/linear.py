@@ -1,4 +1,4 @@
-"""Linear layers: a GEMM over packed weights with bias, GELU and residual in its epilogue.
+"""Linear layers: a GEMM over packed weights with bias, activation and residual in its epilogue.
 
 Bound by arithmetic when B·T is large (a multiply-add a cycle and unit), by reading the weights once when it is small.
 """
@@ -7,10 +7,10 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cpu.elementary import gelu_exact, gelu_tanh
+from tvm_frontend.schedules.cpu.elementary import gelu_exact, gelu_tanh, relu
 from tvm_frontend.schedules.cpu.tile import Tile, clear
 
-ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact}
+ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
 UNROLL = 4  # steps of k in one turn of the inner loop; without it the loop's own bookkeeping costs up to half
 ROWS_A_TASK = 64  # rows of x that one parallel task takes through one panel of weights, at most
 

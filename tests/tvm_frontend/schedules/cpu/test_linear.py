@@ -16,6 +16,8 @@ def activate(x, name):
     """In float64."""
     if name is None:
         return x
+    if name == "relu":
+        return np.maximum(x, 0)
     approximate = {"gelu": "none", "gelu_tanh": "tanh"}[name]
     return torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
 
@@ -36,7 +38,7 @@ def check(build, tile, shapes, K, N, activation, residual):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu", "relu"])
 def test_every_epilogue(build, tile, activation, residual):
     check(build, tile, [(1, 1), (3, 17)], 20, 37, activation, residual)
 

@@ -1,0 +1,72 @@
+"""One process or many: who this rank is and what the ranks tell each other. torchrun starts them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt.device import find_device
+
+PATIENCE = timedelta(minutes=30)  # how long ranks wait for each other: rank 0 may be writing a large checkpoint
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers: rank 0 … world - 1, and the device that it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one rank that prints, logs and writes."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the ranks of a tensor that each of them has."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        return values
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each rank has, in the order of the ranks, on every rank."""
+        if self.world == 1:
+            return [thing]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, thing)
+        return found
+
+    def follow(self, thing: Any) -> Any:
+        """What rank 0 has, on every rank."""
+        return self.gather(thing)[0]
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, or alone; true to ask before the ranks have joined, and after."""
+    return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """The ranks that torchrun started, by NCCL among GPUs and Gloo among CPUs; a lone process is rank 0 of 1.
+
+    device: as `gpt.device.find_device` takes it; of several GPUs each rank of a node takes its own. Raises UserError.
+    """
+    found = find_device(device)
+    if not dist.is_torchelastic_launched():
+        yield Ranks(0, 1, found)
+        return
+    if found.type == "cuda":
+        found = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(found)
+    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield Ranks(dist.get_rank(), dist.get_world_size(), found)
+    dist.destroy_process_group()  # not after an error: a rank that waits for a dead one would hide it

@@ -1,0 +1,110 @@
+"""python -m gpt.inspect artifacts/ckpt.pt
+python -m gpt.inspect artifacts/ckpt.pt --batch-size 12
+
+Show what is in a checkpoint and what it costs: parameters, FLOPs per token, memory per phase. Nothing is measured.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gpt.checkpoint import Checkpoint, load_checkpoint
+from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
+from gpt.costs import decode_flops_per_token, prefill_flops_per_token, training_flops_per_token
+from gpt.memory import PHASES, phase_memory
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One row of the table: tensors of one name, whatever their layer, and one shape. total: numbers in all of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    tensors: int
+    total: int
+
+
+def parameter_table(checkpoint: Checkpoint) -> list[Parameters]:
+    """The parameters in the model's order, each learned number in one row only: a tied head has none of its own."""
+    rows: dict[str, Parameters] = {}
+    for name, parameter in checkpoint.build().named_parameters():
+        name = re.sub(r"\.h\.\d+\.", ".h.*.", name)
+        tensors = rows[name].tensors + 1 if name in rows else 1
+        rows[name] = Parameters(name, tuple(parameter.shape), tensors, tensors * parameter.numel())
+    return list(rows.values())
+
+
+def describe(checkpoint: Checkpoint, batch_size: int = 1) -> Iterator[str]:
+    """The lines of the whole report. Raises UserError for a batch size below 1."""
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: must be at least 1")
+    yield from (_words(checkpoint), "", *_parameter_lines(checkpoint), "")
+    yield from (*_flops_lines(checkpoint.config), "", *_memory_lines(checkpoint.config, batch_size))
+
+
+def _words(checkpoint: Checkpoint) -> str:
+    config = checkpoint.config
+    words = [f"{config.model}", f"vocabulary {config.vocab_size}", f"block_size {config.block_size}"]
+    if config.model == "gpt":
+        words += [f"{config.n_layer} layers", f"{config.n_head} heads", f"width {config.n_embd}", config.activation]
+        words += ["biases" if config.bias else "no biases", "tied head" if config.tied_head else "head of its own"]
+    return ", ".join([*words, f"step {checkpoint.step}", f"tokenizer {checkpoint.tokenizer['kind']}"])
+
+
+def _parameter_lines(checkpoint: Checkpoint) -> Iterator[str]:
+    rows = parameter_table(checkpoint)
+    width = max(len(row.name) for row in rows)
+    yield f"{'parameter':{width}}  {'shape':>15} {'tensors':>8} {'numbers':>15}"
+    for name, shape, tensors, total in map(astuple, rows):
+        yield f"{name:{width}}  {list(shape)!s:>15} {tensors:>8} {total:>15,}"
+    yield f"{'total':{width}}  {'':>15} {sum(row.tensors for row in rows):>8} {sum(row.total for row in rows):>15,}"
+
+
+def _flops_lines(config: GPTConfig) -> Iterator[str]:
+    T = config.block_size
+    yield f"FLOPs per token at T = {T}; N: weights of matrix products, L: layers, C: width"
+    for phase, flops, formula in (
+        ("prefill", prefill_flops_per_token(config, T), "2·N + 2·L·C·(T + 1), causal: arXiv 2001.08361, table 1"),
+        ("decode", decode_flops_per_token(config, T), "2·N + 4·L·C·T, the T-th token with a KV cache"),
+        ("training", training_flops_per_token(config, T), "6·N + 12·L·C·T, as for MFU: arXiv 2204.02311, appendix B"),
+    ):
+        yield f"  {phase:9} {flops:>18,.0f}   {formula}"
+
+
+def _memory_lines(config: GPTConfig, B: int) -> Iterator[str]:
+    yield f"MB per phase, float32 with sdpa on a CPU, B = {B}, T = {config.block_size} (MB: 10⁶ bytes)"
+    heads = ("weights", "gradients", "AdamW", "KV cache", "activations", "total")
+    yield f"  {'':9}" + "".join(f"{head:>13}" for head in heads)
+    for phase in PHASES:
+        found = phase_memory(config, phase, B, config.block_size)
+        parts = (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes, found.cache_bytes)
+        columns = (*parts, found.activations_bytes, found.total_bytes)
+        yield f"  {phase:9}" + "".join(f"{size / 1e6:>13,.2f}" for size in columns)
+
+
+def run(
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")] = Path("artifacts/ckpt.pt"),
+    batch_size: int = 1,
+) -> None:
+    """Show what is in a checkpoint and what it costs: parameters, FLOPs per token, memory per phase.
+
+    Args:
+        checkpoint: what python -m gpt.train or gpt.pretrained wrote
+        batch_size: sequences at once, for the memory
+    """
+    for line in describe(load_checkpoint(checkpoint), batch_size):
+        print(line)
+
+
+def main() -> None:
+    """Parse the command line and show."""
+    tyro.cli(run, prog="python -m gpt.inspect")
+
+
+if __name__ == "__main__":
+    run_command(main)

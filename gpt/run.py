@@ -1,0 +1,173 @@
+"""One training run in the middle: all that changes with its steps, and how it is kept and taken up again."""
+
+import math
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from gpt.batches import Batches
+from gpt.checkpoint import Checkpoint, load_checkpoint, load_training, state_of
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.corpus import Corpus
+from gpt.distributed import Ranks
+from gpt.optimizer import optimizer_of, precision_of
+from gpt.run_folder import plain
+from gpt.tokenizer import NoTokenizer, tokenizer_from_json
+from gpt.train_config import TrainConfig
+from gpt.zoo import build_model
+
+UNREMARKABLE = {"resume", "overwrite", "device", "threads"}  # settings that may differ when a run goes on
+
+
+class Run:
+    """Model, optimizer, batches and counters. Every rank has one, and they differ in random numbers and batches alone.
+
+    raw: the model that is kept; compute: the same, compiled or not; model: the same again, whose gradients are the
+    mean over the ranks. losses: as `Checkpoint` has them. best_val: the least so far; stale: evaluations since then.
+    Raises UserError for a config that does not fit the corpus, the ranks or the device.
+    """
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, ranks: Ranks) -> None:
+        self.config, self.corpus, self.ranks = config, corpus, ranks
+        self.precision = precision_of(config, ranks.device)
+        self.batches = batches_of(config, corpus, ranks)
+        torch.manual_seed(config.seed)  # the same weights on all ranks
+        shape, state = _beginning(config, corpus)
+        self.raw = build_model(shape, attention="sdpa")
+        if state is not None:
+            self.raw.load_state_dict(state)
+        self.raw.to(ranks.device)
+        self.compute, self.model = _wrap(self.raw, config, ranks)
+        self.optimizer = optimizer_of(self.raw, config)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")
+        torch.manual_seed(config.seed + (ranks.rank + 1) * 2**32)  # another dropout on each rank
+        self.step = 0
+        self.losses: dict[str, list[float]] = {"step": [], "train": [], "val": []}
+        self.best_val, self.stale = math.inf, 0
+
+    def checkpoint(self) -> Checkpoint:
+        """The model as it is now."""
+        losses = {name: list(values) for name, values in self.losses.items()}
+        return Checkpoint(self.raw.config, state_of(self.raw), self.step, self.corpus.tokenizer.to_json(), losses)
+
+    def training(self) -> dict[str, Any]:
+        """All else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
+        return {
+            "config": plain(self.config),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "position": self.batches.position,
+            "rng": self.ranks.gather(_random_state(self.ranks.device)),
+            "best_val": self.best_val,
+            "stale": self.stale,
+        }
+
+    def restore(self, path: Path) -> list[str]:
+        """Become the run that was saved there; the settings that differ from its own, in words. Raises UserError."""
+        found, training = load_training(path)
+        if found.config != self.raw.config or found.tokenizer != self.corpus.tokenizer.to_json():
+            raise UserError(f"{path}: is of another model or corpus; resume with its settings, or --overwrite it")
+        self.raw.load_state_dict(found.state)
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.scaler.is_enabled() and training["scaler"]:
+            self.scaler.load_state_dict(training["scaler"])
+        self.batches.position = training["position"]
+        self.step, self.losses = found.step, found.losses
+        self.best_val, self.stale = training["best_val"], training["stale"]
+        notes = _differences(training["config"], plain(self.config))
+        if len(training["rng"]) == self.ranks.world:
+            _set_random_state(training["rng"][self.ranks.rank], self.ranks.device)
+        elif self.config.dropout:
+            notes.append(f"{self.ranks.world} ranks (were {len(training['rng'])}): dropout is drawn anew")
+        return notes
+
+
+def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | None = None) -> Batches:
+    """The batches to train on; or, with `part` (`train` or `val`), those of an evaluation, the same each time.
+
+    Raises UserError for a corpus that is too short or sizes that do not fit.
+    """
+    order, seed = config.order, config.seed
+    if part == "val" or (part == "train" and order != "one"):
+        order, seed = "random", seed + 1
+    tokens = corpus.val if part == "val" else corpus.train
+    if min(len(corpus.train), len(corpus.val)) <= config.block_size:
+        raise UserError(
+            f"{corpus.name}: {len(corpus.train):,} tokens to train on and {len(corpus.val):,} to validate on are too "
+            f"few for block_size={config.block_size}; give a longer text, or a smaller --block-size"
+        )
+    return Batches(
+        tokens,
+        config.block_size,
+        config.batch_size,
+        order,
+        seed,
+        ranks.rank,
+        ranks.world,
+        config.micro_batch_size,
+        ranks.device,
+    )
+
+
+def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str, Tensor] | None]:
+    """The model's shape, and the weights to begin with: None for random ones. Raises UserError."""
+    tokenizer = corpus.tokenizer
+    if config.init_from is None:
+        return config.model_config(tokenizer.vocab_size), None
+    found = _load_weights(config.init_from)
+    is_other = not isinstance(tokenizer_from_json(found.tokenizer), NoTokenizer) and (
+        found.tokenizer != tokenizer.to_json()
+    )
+    if is_other or found.config.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"--init-from {config.init_from}: has another vocabulary than {corpus.name}; see --tokenizer")
+    if config.block_size > found.config.block_size:
+        raise UserError(f"block_size={config.block_size}: {config.init_from} has {found.config.block_size}; be below")
+    if found.config.model == "bigram":
+        return replace(found.config, block_size=config.block_size), found.state
+    positions = found.state["transformer.wpe.weight"][: config.block_size]
+    shape = replace(found.config, block_size=config.block_size, dropout=config.dropout)
+    return shape, found.state | {"transformer.wpe.weight": positions}
+
+
+def _load_weights(source: str) -> Checkpoint:
+    if Path(source).is_file():
+        return load_checkpoint(source)
+    from gpt.pretrained import load_pretrained
+
+    return load_pretrained(source)
+
+
+def _wrap(raw: nn.Module, config: TrainConfig, ranks: Ranks) -> tuple[nn.Module, nn.Module]:
+    """The model to evaluate with and the model to train with; both have the weights of `raw`."""
+    if config.recompute and raw.config.model == "gpt":
+        for block in raw.transformer.h:
+            block.forward = partial(recompute, block.forward, use_reentrant=False)
+    compute = torch.compile(raw) if config.compile else raw
+    if ranks.world == 1:
+        return compute, compute
+    return compute, DistributedDataParallel(compute, gradient_as_bucket_view=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = [each.name for each in fields(TrainConfig) if each.name not in UNREMARKABLE]
+    return [f"{name}={now[name]} (was {before.get(name)})" for name in names if before.get(name) != now[name]]
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])

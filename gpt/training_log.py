@@ -1,0 +1,83 @@
+"""What a training run says while it runs: a progress bar, lines of JSON, and TensorBoard. One rank has it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gpt.files import atomic_output
+
+
+class TrainingLog:
+    """Rows of numbers by step, each to the bar, to a JSONL file, and to TensorBoard where a folder for it is given.
+
+    step: where the run begins; rows of later steps, which a killed run left, are dropped from the file.
+    step_tokens: tokens of an update. step_share: what an update a second would be of the devices' peak, if known.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensorboard: Path | None,
+        step: int,
+        max_steps: int,
+        step_tokens: int,
+        step_share: float | None,
+    ) -> None:
+        _drop_after(path, step)
+        self._file = path.open("a", buffering=1)  # a line at a time: none is lost to a kill
+        self._board = _open_board(tensorboard, step) if tensorboard else None
+        self._bar = tqdm(total=max_steps, initial=step, unit="step", desc="train")
+        self._step_tokens, self._step_share = step_tokens, step_share
+
+    def step(self, step: int, loss: float, lr: float, grad_norm: float, dt_s: float) -> None:
+        """An update. step: how many were made. loss: in nats a token. grad_norm: before clipping. dt_s: it took."""
+        rate, mfu = self._step_tokens / dt_s, self._step_share and self._step_share / dt_s
+        row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "dt_s": dt_s, "tokens_per_s": rate}
+        self._write(row | {"mfu": mfu})
+        used = "" if mfu is None else f", mfu {mfu:.1%}"
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tok/s{used}", refresh=False)
+        self._bar.update()
+
+    def evaluation(self, step: int, train: float, val: float) -> None:
+        """The loss on both parts, in nats a token; printed too."""
+        self._write({"step": step, "train": train, "val": val})
+        tqdm.write(f"step {step:5d}: train loss {train:.4f}, val loss {val:.4f}")
+
+    def close(self) -> None:
+        """Everything is on disk afterwards."""
+        self._bar.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        if self._board:
+            self._board.file_writer.add_summary(_summary_of(row), row["step"])
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Leave in a log only whole lines of steps up to this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with atomic_output(path) as part:
+        part.write_text("".join(kept))
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)  # of a killed run
+
+
+def _summary_of(row: dict[str, Any]) -> Any:
+    """One event for all numbers of a row: add_scalar would write one each."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [
+        Summary.Value(tag=tag, simple_value=value) for tag, value in row.items() if tag != "step" and value is not None
+    ]
+    return Summary(value=values)

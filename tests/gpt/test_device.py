@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from gpt.cli import UserError
+from gpt.device import devices_here, find_device
+
+NO_GPU = not torch.cuda.is_available()
+
+
+def test_auto_is_the_first_that_is_here():
+    assert find_device("auto").type == devices_here()[0]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_a_gpu_comes_before_the_cpu(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert find_device("auto") == torch.device(expected)
+
+
+def test_a_name_overrides():
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU here")
+def test_an_absent_device_names_what_is_here():
+    with pytest.raises(UserError, match=r"--device cuda: torch sees none here; it sees .*cpu"):
+        find_device("cuda")
+
+
+def test_a_gpu_too_many_says_how_many_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"--device cuda:2: torch sees 2 CUDA GPUs"):
+        find_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cpu:x", ""])
+def test_an_unknown_name_lists_the_known(name):
+    with pytest.raises(UserError, match=r"must be auto, cuda, mps, cpu"):
+        find_device(name)

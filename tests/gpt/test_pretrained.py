@@ -1,0 +1,213 @@
+import functools
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt.checkpoint import load_checkpoint
+from gpt.cli import UserError
+from gpt.pretrained import CONFIG, SHARDS, WEIGHTS, load_pretrained
+
+SMALL = {"n_positions": 32, "vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 16}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save a GPT-2 of transformers with random weights in a folder, and return both."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the extra dev")
+
+    def save_model(**settings):
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(**(SMALL | settings), bos_token_id=0, eos_token_id=0)
+        model = transformers.GPT2LMHeadModel(config).eval()
+        with torch.no_grad():  # their biases begin at 0 and gains at 1, which would hide one left out
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / "model")
+        return model, tmp_path / "model"
+
+    return save_model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"n_layer": 4, "n_head": 4, "n_embd": 64, "n_positions": 128, "vocab_size": 300},
+        {"n_head": 1, "activation_function": "relu"},
+        {"n_layer": 1, "activation_function": "gelu", "n_inner": 64},
+        {"tie_word_embeddings": False},
+        {"n_embd": 48, "n_head": 3, "vocab_size": 50257},
+    ],
+)
+def test_logits_are_those_of_transformers(save, settings):
+    theirs, folder = save(**settings)
+    ours = load_pretrained(str(folder)).build("sdpa")
+    config = theirs.config
+    ids = torch.randint(config.vocab_size, (2, config.n_positions), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_older_files_have_no_prefix_and_hold_masks(save):
+    _, folder = save()
+    expected = load_pretrained(str(folder)).state
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
+    save_file(weights | masks, folder / WEIGHTS)
+    torch.testing.assert_close(load_pretrained(str(folder)).state, expected, atol=0, rtol=0)
+
+
+def test_half_precision_becomes_float32(save):
+    _, folder = save()
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, folder / WEIGHTS)
+    state = load_pretrained(str(folder)).state
+    torch.testing.assert_close(state["transformer.wte.weight"], weights["transformer.wte.weight"], atol=0.01, rtol=0.01)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_a_split_model_is_read_whole(save):
+    model, folder = save()
+    expected = load_pretrained(str(folder)).state
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    assert (folder / SHARDS).is_file()
+    torch.testing.assert_close(load_pretrained(str(folder)).state, expected, atol=0, rtol=0)
+
+
+# The tokenizer
+
+
+def test_another_vocabulary_has_no_tokenizer(save):
+    assert load_pretrained(str(save()[1])).tokenizer == {"kind": "none"}
+
+
+def test_gpt2s_vocabulary_has_gpt2s_tokenizer_unless_the_folder_has_another(save):
+    _, folder = save(vocab_size=50257)
+    assert load_pretrained(str(folder)).tokenizer["kind"] == "gpt2"
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"merges": [["a", "b"], ["ab", "c"]]}}))
+    assert load_pretrained(str(folder)).tokenizer == {"kind": "none"}
+    (folder / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    assert load_pretrained(str(folder)).tokenizer == {"kind": "none"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "llama"),
+        ("layer_norm_epsilon", 1e-6),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("activation_function", "silu"),
+        ("n_inner", 100),
+        ("n_head", 3),
+    ],
+)
+def test_a_model_that_is_not_ours_is_refused(save, field, value):
+    _, folder = save()
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UserError, match=f"config.json: .*{value!r}"):
+        load_pretrained(str(folder))
+
+
+def test_weights_that_do_not_fit_are_named(save):
+    _, folder = save()
+    weights = load_file(folder / WEIGHTS)
+    del weights["transformer.h.1.ln_2.bias"]
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"transformer.h.1.ln_2.bias is absent, not \[16\]"):
+        load_pretrained(str(folder))
+    save_file(load_file(folder / WEIGHTS) | {"transformer.extra": torch.ones(1)}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"transformer.extra is \[1\], not absent"):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b"PK\x03\x04" * 10])
+def test_damaged_weights_are_a_users_error(save, content):
+    _, folder = save()
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_pretrained(str(folder))
+
+
+def test_a_folder_without_safetensors_says_what_to_do(tmp_path):
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(UserError, match=r"holds no model\.safetensors; save the model there with"):
+        load_pretrained(str(tmp_path))
+
+
+def test_an_unknown_name_lists_the_known():
+    with pytest.raises(UserError, match="gpt3: no such folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl"):
+        load_pretrained("gpt3")
+
+
+# The download
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server in the place of Hugging Face's, and the folder that it serves."""
+    root = tmp_path / "hub"
+    root.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield root
+        server.shutdown()
+
+
+def test_a_name_is_downloaded_once(save, hub, tmp_path):
+    model, folder = save()
+    published = hub / "openai-community" / "gpt2" / "resolve" / "main"
+    published.parent.mkdir(parents=True)
+    folder.rename(published)
+    checkpoint = load_pretrained("gpt2")
+    torch.testing.assert_close(checkpoint.state["lm_head.weight"], model.lm_head.weight.detach())
+    assert checkpoint.tokenizer["kind"] == "gpt2"
+    (published / WEIGHTS).unlink()
+    assert load_pretrained("gpt2").config == checkpoint.config
+
+
+def test_a_failed_download_says_what_to_do_and_leaves_nothing(hub, tmp_path):
+    with pytest.raises(UserError, match=r"gpt2/resolve/main/config.json: cannot be downloaded \(.*give a folder"):
+        load_pretrained("gpt2")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_without_a_network_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*Connection refused.*give a folder"):
+        load_pretrained("gpt2-xl")
+
+
+def test_half_a_file_is_not_kept(hub, monkeypatch, tmp_path):
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b"{")
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", half)
+    with pytest.raises(UserError, match="1 of 1000 bytes came"):
+        load_pretrained("gpt2")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_command_writes_a_checkpoint(save, run, tmp_path):
+    _, folder = save()
+    done = run("gpt.pretrained", folder, "-o", "ckpt.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote ckpt.pt: 2 layers, 2 heads, width 16, ")
+    checkpoint = load_checkpoint(tmp_path / "ckpt.pt")
+    torch.testing.assert_close(checkpoint.state, load_pretrained(str(folder)).state, atol=0, rtol=0)

@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import pytest
+
+from gpt.cli import UserError
+from gpt.train_config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_steps", 0),
+        ("batch_size", 0),
+        ("micro_batch_size", 0),
+        ("learning_rate", float("nan")),
+        ("min_lr", 1.0),
+        ("beta2", 1.0),
+        ("grad_clip", -1.0),
+        ("keep_last", 0),
+        ("patience", 0),
+        ("threads", 0),
+        ("minutes", 0.0),
+        ("seed", 2**62),
+        ("n_layer", 0),
+        ("dropout", 1.0),
+    ],
+)
+def test_a_bad_value_names_field_and_value(field, value):
+    with pytest.raises(UserError, match=f"{field}={value}: must be"):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("order", "order='x': must be one of random, sequential, one"),
+        ("tokenizer", "tokenizer='x': must be one of characters, gpt2, None"),
+        ("precision", "precision='x': must be one of auto, fp32, tf32, bf16, fp16"),
+        ("model", "model='x': must be one of gpt, bigram"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_exist(field, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**{field: "x"})
+
+
+def test_resume_and_overwrite_exclude_each_other():
+    with pytest.raises(UserError, match="choose one"):
+        TrainConfig(resume=True, overwrite=True)
+
+
+def test_a_bigrams_shape_is_its_own():
+    config = replace(TrainConfig(), model="bigram").model_config(65)
+    assert (config.model, config.n_layer, config.vocab_size, config.block_size) == ("bigram", 0, 65, 64)
+
+
+def test_the_run_is_beside_the_output(tmp_path):
+    assert TrainConfig(output=tmp_path / "ckpt.pt").folder == tmp_path / "ckpt-run"
