@@ -1,5 +1,6 @@
 """One process or many: who this rank is and what the ranks tell each other. torchrun starts them."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,4 +70,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         torch.cuda.set_device(found)
     dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Ranks(dist.get_rank(), dist.get_world_size(), found)
-    dist.destroy_process_group()  # not after an error: a rank that waits for a dead one would hide it
+    # not after an error: a rank that waits for a dead one would hide it
+    dist.barrier()  # one that leaves early cuts the others' connections
+    gc.collect()  # a DDP model is a cycle that holds the group; left to the interpreter's end it aborts now and then
+    dist.destroy_process_group()
