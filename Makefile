@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m gpt.train demo $(if $(CORPUS),--corpus "$(CORPUS)")
+	$(BIN)/python -m gpt.train demo --overwrite $(if $(CORPUS),--corpus "$(CORPUS)")
 	$(BIN)/python -m export.onnx artifacts/ckpt.pt
 	$(BIN)/python -m tvm_frontend.compile --opt-level 0
 	$(BIN)/python -m tvm_frontend.compile
