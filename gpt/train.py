@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 import tyro
 
+from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.corpus import load_corpus
@@ -24,7 +25,7 @@ from gpt.files import check_output
 from gpt.generate import generate
 from gpt.model import loss_of
 from gpt.optimizer import allow_tf32, autocast, learning_rate_at
-from gpt.peak import peak_flops
+from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
 from gpt.run import Run, batches_of
 from gpt.run_folder import RunFolder, plain
@@ -151,9 +152,11 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
     settings = " ".join(f"{name}={value}" for name, value in plain(config).items())
     print("\n".join(textwrap.wrap(f"config: {settings}", 119, subsequent_indent="  ", break_on_hyphens=False)))
     print(f"corpus: {corpus.name}; {len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate on")
+    shape, dtype = run.raw.config, DTYPES.get(run.precision, torch.float32)
+    attention = "" if shape.model == "bigram" else f", attention by {sdpa_backend(shape, ranks.device, dtype)}"
     print(
-        f"model: {run.raw.parameter_count():,} parameters, {run.raw.config.vocab_size:,} different tokens; on "
-        f"{ranks.device} in {run.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
+        f"model: {run.raw.parameter_count():,} parameters, {shape.vocab_size:,} different tokens; on "
+        f"{ranks.device} in {run.precision}{attention}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
     if run.step:
         print(f"resumed: at step {run.step} of {folder.path}" + "".join(f"; {note}" for note in notes))
