@@ -1,5 +1,14 @@
-"""One process or many: who this rank is and what the ranks tell each other. torchrun starts them."""
+"""One process or many: who this rank is and what the ranks tell each other. torchrun starts them:
 
+torchrun --standalone --nproc-per-node 8 -m gpt.train …                               # one machine
+torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+         --rdzv-endpoint FIRST_MACHINE:29500 -m gpt.train … --resume                   # on each of two
+
+Several machines must see the same output folder. When a rank dies, torchrun ends the others, and starts all again up
+to --max-restarts times; with --resume they go on from the last checkpoint.
+"""
+
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,4 +78,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         torch.cuda.set_device(found)
     dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=PATIENCE)
     yield Ranks(dist.get_rank(), dist.get_world_size(), found)
-    dist.destroy_process_group()  # not after an error: a rank that waits for a dead one would hide it
+    # not after an error: a rank that waits for a dead one would hide it
+    dist.barrier()  # one that leaves early cuts the others' connections
+    gc.collect()  # a DDP model is a cycle that holds the group; left to the interpreter's end it aborts now and then
+    dist.destroy_process_group()

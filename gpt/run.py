@@ -79,7 +79,7 @@ class Run:
         if self.scaler.is_enabled() and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         self.batches.position = training["position"]
-        self.step, self.losses = found.step, found.losses
+        self.step, self.losses = found.step, {name: found.losses[name] for name in self.losses}
         self.best_val, self.stale = training["best_val"], training["stale"]
         notes = _differences(training["config"], plain(self.config))
         if len(training["rng"]) == self.ranks.world:

@@ -20,7 +20,7 @@ from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.corpus import load_corpus
 from gpt.costs import training_flops_per_token
-from gpt.distributed import is_first_process, join_ranks
+from gpt.distributed import Ranks, is_first_process, join_ranks
 from gpt.files import check_output
 from gpt.generate import generate
 from gpt.model import loss_of
@@ -41,22 +41,26 @@ def train(config: TrainConfig) -> Checkpoint:
     a device that is not there, settings that do not fit, or a loss that is no longer a number.
     """
     with join_ranks(config.device) as ranks:
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        run = Run(config, load_corpus(config.corpus, config.tokenizer), ranks)
-        allow_tf32(run.precision, ranks.device)
-        folder = RunFolder(config.folder, config.keep_last)
-        found = ranks.follow(folder.begin(config.resume, config.overwrite) if ranks.leads else None)
-        notes = run.restore(found) if found else []
-        log = _begin_log(run, folder, notes) if ranks.leads else None
-        _fit(run, folder, log)
-        if not log:
-            return run.checkpoint()
-        log.close()
-        chosen = run.checkpoint() if config.hand_on == "last" else load_checkpoint(folder.best)
-        sha256 = save_checkpoint(config.output, chosen)
-        folder.finished.touch()
-        return replace(chosen, sha256=sha256)
+        return _train(config, ranks)
+
+
+def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    run = Run(config, load_corpus(config.corpus, config.tokenizer), ranks)
+    allow_tf32(run.precision, ranks.device)
+    folder = RunFolder(config.folder, config.keep_last)
+    found = ranks.follow(folder.begin(config.resume, config.overwrite) if ranks.leads else None)
+    notes = run.restore(found) if found else []
+    log = _begin_log(run, folder, notes) if ranks.leads else None
+    _fit(run, folder, log)
+    if not log:
+        return run.checkpoint()
+    log.close()
+    chosen = run.checkpoint() if config.hand_on == "last" else load_checkpoint(folder.best)
+    sha256 = save_checkpoint(config.output, chosen)
+    folder.finished.touch()
+    return replace(chosen, sha256=sha256)
 
 
 def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
@@ -148,9 +152,11 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
     settings = " ".join(f"{name}={value}" for name, value in plain(config).items())
     print("\n".join(textwrap.wrap(f"config: {settings}", 119, subsequent_indent="  ", break_on_hyphens=False)))
     print(f"corpus: {corpus.name}; {len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate on")
+    shape, dtype = run.raw.config, DTYPES.get(run.precision, torch.float32)
+    attention = "" if shape.model == "bigram" else f", attention by {sdpa_backend(shape, ranks.device, dtype)}"
     print(
-        f"model: {run.raw.parameter_count():,} parameters, {run.raw.config.vocab_size:,} different tokens; on "
-        f"{ranks.device} in {run.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
+        f"model: {run.raw.parameter_count():,} parameters, {shape.vocab_size:,} different tokens; on "
+        f"{ranks.device} in {run.precision}{attention}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
     if run.raw.config.model == "gpt":
         backend = sdpa_backend(run.raw.config, ranks.device, DTYPES.get(run.precision, torch.float32))

@@ -61,14 +61,20 @@ def trained(train_config: TrainConfig) -> Checkpoint:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen]:
+def environment() -> dict[str, str]:
+    """Of a process that finds this code, prints at once and computes on one thread."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def start(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen]:
     """Start `python -m` with some arguments in an empty folder."""
 
     def begin(*arguments: object) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -83,7 +89,7 @@ def run(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Comp
 
     def finish(*arguments: object) -> subprocess.CompletedProcess:
         with start(*arguments) as process:
-            stdout, stderr = process.communicate(timeout=60)
+            stdout, stderr = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return finish

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, seeded_checkpoint, state_of
+from gpt.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_training,
+    save_checkpoint,
+    seeded_checkpoint,
+    state_of,
+)
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 from gpt.model import GPT
+from gpt.tokenizer import GPT2Tokenizer
 
 
 @pytest.fixture
@@ -228,3 +236,25 @@ def test_the_tokenizer_is_plain_json(trained):
 
 def test_weights_only_content(saved):
     assert "state" in torch.load(io.BytesIO(saved.read_bytes()), weights_only=True)
+
+
+def test_the_state_of_training_rides_along_and_inference_leaves_it_out(path, config):
+    wanted = seeded_checkpoint(config)
+    training = {"position": 7, "rng": [{"cpu": torch.get_rng_state()}]}
+    save_checkpoint(path, wanted, training)
+    checkpoint, found = load_training(path)
+    assert found["position"] == 7
+    assert torch.equal(found["rng"][0]["cpu"], training["rng"][0]["cpu"])
+    assert load_checkpoint(path).sha256 == checkpoint.sha256
+    assert all(torch.equal(tensor, load_checkpoint(path).state[name]) for name, tensor in wanted.state.items())
+
+
+def test_a_model_alone_is_nothing_to_go_on_with(saved):
+    with pytest.raises(UserError, match=r"ckpt.pt: holds a model, but no training to go on with"):
+        load_training(saved)
+
+
+def test_gpt2s_tokenizer_fits_its_own_vocabulary_alone(path, config):
+    save_checkpoint(path, replace(seeded_checkpoint(config), tokenizer=GPT2Tokenizer().to_json()))
+    with pytest.raises(UserError, match="its tokenizer has 50257 ids, but vocab_size=11"):
+        load_checkpoint(path)

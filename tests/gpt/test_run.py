@@ -1,0 +1,194 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpt.checkpoint import load_training
+from gpt.cli import UserError
+from gpt.corpus import load_corpus
+from gpt.distributed import Ranks
+from gpt.run import Run
+from gpt.train import train, update
+from gpt.train_config import TrainConfig
+
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "30"))  # at which test_killed_at_random_moments… kills
+
+KILLED_OVER_AND_OVER = """
+import os, random, signal, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tqdm import tqdm
+from gpt.checkpoint import load_training
+from gpt.train import train
+from gpt.train_config import TrainConfig
+
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())  # its own is shared with children, and one of them would die holding it
+
+def fork(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return pid
+
+def check():  # every checkpoint is whole, and none was lost but that of the step on the way
+    newest = max((load_training(path)[0].step for path in config.folder.glob("step-*.pt")), default=0)
+    log = config.folder / "log.jsonl"
+    logged = int(log.read_text().splitlines()[-1].split(": ")[1].split(",")[0]) if newest else 0
+    assert logged - 1 <= newest, (newest, logged)
+
+moments, seed = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+chance = random.Random(seed)
+config = TrainConfig(
+    corpus=Path("fox.txt"), output=Path("killed/ckpt.pt"), n_layer=1, n_head=2, n_embd=16, block_size=8, dropout=0.1,
+    max_steps=10**6, decay_steps=100, batch_size=2, warmup_steps=5, eval_interval=3, eval_batches=1, save_interval=1,
+    hand_on="last", tensorboard=False, threads=1, device="cpu", resume=True,
+)
+train(replace(config, max_steps=1, output=Path("warm/ckpt.pt")))  # all that is imported late is there for each child
+for moment in range(moments):
+    pid = fork(lambda: train(config))
+    time.sleep(chance.uniform(0, 0.6))  # a start takes 0.2 s, a step with its checkpoint 0.01 s
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert os.waitpid(fork(check), 0)[1] == 0
+reached = int(sorted(config.folder.glob("step-*.pt"))[-1].stem.removeprefix("step-"))
+train(replace(config, max_steps=reached + 2))
+train(replace(config, max_steps=reached + 2, output=Path("whole/ckpt.pt")))
+print(reached, Path("killed/ckpt.pt").read_bytes() == Path("whole/ckpt.pt").read_bytes())
+"""
+
+
+@pytest.fixture
+def config(train_config, tmp_path) -> TrainConfig:
+    """40 updates with all that is random in training."""
+    return replace(
+        train_config,
+        output=tmp_path / "ckpt.pt",
+        overwrite=False,
+        dropout=0.2,
+        max_steps=40,
+        decay_steps=40,
+        eval_interval=10,
+        save_interval=10,
+        hand_on="last",
+    )
+
+
+def states(config: TrainConfig, step: int) -> list[dict]:
+    """The model and the training state that a run saved at that step, but for its settings."""
+    checkpoint, training = load_training(config.folder / f"step-{step:08d}.pt")
+    del training["config"]
+    return [{**checkpoint.state, "losses": checkpoint.losses}, training]
+
+
+def flat(tree: object) -> list:
+    """The leaves of nested dicts and lists, in order."""
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in flat(tree[key])]
+    if isinstance(tree, list):
+        return [leaf for each in tree for leaf in flat(each)]
+    return [tree]
+
+
+def assert_same_bits(one: object, other: object) -> None:
+    leaves = flat(one), flat(other)
+    assert len(leaves[0]) == len(leaves[1]) > 10
+    for a, b in zip(*leaves, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"order": "sequential", "micro_batch_size": 4}, {"precision": "bf16"}, {"recompute": True}]
+)
+def test_forty_steps_are_twenty_and_twenty_more(config, tmp_path, changes):
+    config = replace(config, **changes)
+    whole = replace(config, output=tmp_path / "whole.pt")
+    train(whole)
+    train(replace(config, max_steps=20))
+    torch.manual_seed(0)  # what the process drew before is of no account
+    train(replace(config, resume=True))
+    assert_same_bits(states(config, 40), states(whole, 40))
+    assert config.output.read_bytes() == whole.output.read_bytes()
+
+
+def test_the_scale_of_fp16_is_kept(config, tmp_path):
+    config = replace(config, precision="fp16", max_steps=2, n_layer=1, n_embd=16, batch_size=2, block_size=8)
+    train(replace(config, save_interval=1))
+    scaler = load_training(config.folder / "step-00000001.pt")[1]["scaler"]
+    run = Run(config, load_corpus(config.corpus), Ranks(0, 1, torch.device("cpu")))
+    run.scaler.scale(torch.ones(1))
+    run.scaler.update(3.0)
+    run.restore(config.folder / "step-00000001.pt")
+    assert run.scaler.state_dict() == scaler
+
+
+def test_a_resumed_run_goes_on_with_log_and_losses(config, tmp_path):
+    train(replace(config, max_steps=20))
+    found = train(replace(config, resume=True))
+    assert found.losses["step"] == [0, 10, 20, 30, 40]
+    rows = [json.loads(line) for line in (config.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 41))
+    assert [row["step"] for row in rows if "val" in row] == [0, 10, 20, 30, 40]
+
+
+def test_a_resumed_run_says_what_is_other_than_it_was(config, capsys):
+    train(replace(config, max_steps=20))
+    capsys.readouterr()
+    train(replace(config, resume=True, learning_rate=1e-3))
+    shown = capsys.readouterr().out
+    assert f"resumed: at step 20 of {config.folder}; max_steps=40 (was 20); learning_rate=0.001 (was 0.01)\n" in shown
+
+
+def test_resuming_a_finished_run_makes_no_step(config):
+    train(config)
+    before = config.output.read_bytes()
+    config.output.unlink()
+    assert train(replace(config, resume=True)).step == 40
+    assert config.output.read_bytes() == before
+
+
+def test_resuming_nothing_begins(config):
+    assert train(replace(config, resume=True, max_steps=1)).step == 1
+
+
+@pytest.mark.parametrize("changes", [{"n_layer": 1}, {"block_size": 8}, {"corpus": "other.txt"}])
+def test_another_model_or_vocabulary_is_not_resumed(config, tmp_path, changes):
+    train(replace(config, max_steps=1))
+    (tmp_path / "other.txt").write_text("0123456789\n" * 100)
+    if "corpus" in changes:
+        changes = {"corpus": tmp_path / "other.txt"}
+    with pytest.raises(UserError, match=r"step-00000001.pt: is of another model or corpus"):
+        train(replace(config, resume=True, **changes))
+
+
+def test_compiled_training_is_the_same_within_rounding(config):
+    config = replace(config, n_layer=1, dropout=0.0, max_steps=3, compile=True)
+    corpus, alone = load_corpus(config.corpus), Ranks(0, 1, torch.device("cpu"))
+    plain, compiled = (Run(replace(config, compile=compile_), corpus, alone) for compile_ in (False, True))
+    for _ in range(3):
+        assert update(plain)[0] == pytest.approx(update(compiled)[0], rel=1e-5)
+    assert plain.checkpoint().state.keys() == compiled.checkpoint().state.keys()
+
+
+def test_killed_at_random_moments_it_loses_no_step_but_the_last(text_file, tmp_path, environment):
+    (tmp_path / "fox.txt").write_bytes(text_file.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_OVER_AND_OVER, str(MOMENTS), "1"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    reached, same = done.stdout.splitlines()[-1].split()
+    assert int(reached) > MOMENTS
+    assert same == "True"
+    assert not [path for path in (tmp_path / "killed" / "ckpt-run").iterdir() if path.name.startswith(".")]

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt.training_log import TrainingLog
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(folder, steps, tensorboard=None, share=None):
+    log = TrainingLog(folder / "log.jsonl", tensorboard, steps[0] - 1, 10, step_tokens=100, step_share=share)
+    for step in steps:
+        log.step(step, loss=1 / step, lr=1e-3, grad_norm=2.0, dt_s=0.5)
+    log.evaluation(steps[-1], train=3.0, val=4.0)
+    log.close()
+
+
+def test_a_row_has_all_numbers_of_a_step(tmp_path):
+    write(tmp_path, [1], share=0.1)
+    step, evaluation = rows(tmp_path / "log.jsonl")
+    assert step == {
+        "step": 1,
+        "loss": 1.0,
+        "lr": 1e-3,
+        "grad_norm": 2.0,
+        "dt_s": 0.5,
+        "tokens_per_s": 200.0,
+        "mfu": 0.2,
+    }
+    assert evaluation == {"step": 1, "train": 3.0, "val": 4.0}
+
+
+def test_without_a_peak_there_is_no_mfu(tmp_path):
+    write(tmp_path, [1])
+    assert rows(tmp_path / "log.jsonl")[0]["mfu"] is None
+
+
+def test_rows_are_on_disk_at_once(tmp_path):
+    log = TrainingLog(tmp_path / "log.jsonl", None, 0, 10, 100, None)
+    log.step(1, 1.0, 1e-3, 2.0, 0.5)
+    assert len(rows(tmp_path / "log.jsonl")) == 1
+    log.close()
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_dropped(tmp_path):
+    write(tmp_path, [1, 2, 3, 4])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')
+    write(tmp_path, [3, 4, 5])
+    assert [row["step"] for row in rows(tmp_path / "log.jsonl") if "loss" in row] == [1, 2, 3, 4, 5]
+
+
+def test_bar_and_print_show_the_run(tmp_path, capfd):
+    write(tmp_path, [1, 2], share=0.1)
+    shown = capfd.readouterr()
+    assert "step     2: train loss 3.0000, val loss 4.0000" in shown.out
+    assert "2/10" in shown.err
+    assert "loss 0.500, 200 tok/s, mfu 20.0%" in shown.err
+
+
+def test_tensorboard_has_the_same_numbers_also_of_a_resumed_run(tmp_path):
+    write(tmp_path, [1, 2, 3, 4], tensorboard=tmp_path / "board")
+    write(tmp_path, [3, 4, 5], tensorboard=tmp_path / "board")
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert set(board.Tags()["scalars"]) == {"loss", "lr", "grad_norm", "dt_s", "tokens_per_s", "train", "val"}
+    losses = {event.step: event.value for event in board.Scalars("loss")}
+    assert losses == pytest.approx({step: 1 / step for step in range(1, 6)})
