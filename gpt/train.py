@@ -158,9 +158,6 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
         f"model: {run.raw.parameter_count():,} parameters, {shape.vocab_size:,} different tokens; on "
         f"{ranks.device} in {run.precision}{attention}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
-    if run.raw.config.model == "gpt":
-        backend = sdpa_backend(run.raw.config, ranks.device, DTYPES.get(run.precision, torch.float32))
-        print(f"attention: sdpa, which runs {backend} here")
     if run.step:
         print(f"resumed: at step {run.step} of {folder.path}" + "".join(f"; {note}" for note in notes))
     folder.write_config(config)
