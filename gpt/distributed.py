@@ -1,4 +1,12 @@
-"""One process or many: who this rank is and what the ranks tell each other. torchrun starts them."""
+"""One process or many: who this rank is and what the ranks tell each other. torchrun starts them:
+
+torchrun --standalone --nproc-per-node 8 -m gpt.train …                               # one machine
+torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+         --rdzv-endpoint FIRST_MACHINE:29500 -m gpt.train … --resume                   # on each of two
+
+Several machines must see the same output folder. When a rank dies, torchrun ends the others, and starts all again up
+to --max-restarts times; with --resume they go on from the last checkpoint.
+"""
 
 import gc
 import os

@@ -152,13 +152,12 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
     settings = " ".join(f"{name}={value}" for name, value in plain(config).items())
     print("\n".join(textwrap.wrap(f"config: {settings}", 119, subsequent_indent="  ", break_on_hyphens=False)))
     print(f"corpus: {corpus.name}; {len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate on")
+    shape, dtype = run.raw.config, DTYPES.get(run.precision, torch.float32)
+    attention = "" if shape.model == "bigram" else f", attention by {sdpa_backend(shape, ranks.device, dtype)}"
     print(
-        f"model: {run.raw.parameter_count():,} parameters, {run.raw.config.vocab_size:,} different tokens; on "
-        f"{ranks.device} in {run.precision}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
+        f"model: {run.raw.parameter_count():,} parameters, {shape.vocab_size:,} different tokens; on "
+        f"{ranks.device} in {run.precision}{attention}" + (f", {ranks.world} ranks" if ranks.world > 1 else "")
     )
-    if run.raw.config.model == "gpt":
-        backend = sdpa_backend(run.raw.config, ranks.device, DTYPES.get(run.precision, torch.float32))
-        print(f"attention: sdpa, which runs {backend} here")
     if run.step:
         print(f"resumed: at step {run.step} of {folder.path}" + "".join(f"; {note}" for note in notes))
     folder.write_config(config)

@@ -247,4 +247,4 @@ def test_an_unwritable_output_is_found_before_training(run):
 @pytest.mark.parametrize(("dropout", "backend"), [(0.0, "flash"), (0.1, "math")])
 def test_says_which_attention_kernel_runs(train_config, capsys, dropout, backend):
     train(replace(train_config, max_steps=1, dropout=dropout))  # torch's flash on a CPU has no dropout
-    assert f"attention: sdpa, which runs {backend} here" in capsys.readouterr().out
+    assert f"in fp32, attention by {backend}\n" in capsys.readouterr().out

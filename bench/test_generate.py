@@ -1,0 +1,42 @@
+"""pytest bench/test_generate.py --benchmark-only
+
+256 tokens from one, greedily, by a 6-layer, 384 wide model, with a KV cache and without. With one, each token reads
+the weights once: bound by bandwidth. Without, it computes all tokens before it again: bound by arithmetic.
+"""
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.conftest import Setup
+from bench.machine import describe_machine
+from gpt.checkpoint import seeded_checkpoint
+from gpt.config import GPTConfig
+from gpt.generate import generate
+from gpt.model import GPT
+
+CONFIG = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False)
+TOKENS, START = 256, [0]
+
+
+@pytest.fixture(scope="module")
+def model(setup: Setup) -> GPT:
+    """Random weights on the CPU, with as many threads as every engine has."""
+    torch.set_num_threads(setup.plan.threads)
+    return seeded_checkpoint(CONFIG).build("sdpa")
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["with-cache", "without-cache"])
+def test_generate(benchmark: BenchmarkFixture, model: GPT, setup: Setup, cache: bool) -> None:
+    """Both ways give the same tokens; then a whole text is timed. ms_per_token in the results is its median by 256."""
+
+    def draw(cache: bool) -> list[int]:
+        return list(generate(model, START, TOKENS, temperature=0, cache=cache))
+
+    assert draw(cache) == draw(not cache)
+    benchmark.group = f"generate {TOKENS} tokens"
+    benchmark.extra_info.update(
+        {"cache": cache, "threads": setup.plan.threads, "torch": torch.__version__, "machine": describe_machine()}
+    )
+    benchmark.pedantic(draw, (cache,), rounds=3)
+    benchmark.extra_info["ms_per_token"] = benchmark.stats.stats.median * 1e3 / TOKENS
