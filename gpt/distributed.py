@@ -76,7 +76,11 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     if found.type == "cuda":
         found = find_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(found)
-    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, world = next(dist.rendezvous("env://"))
+    # torchrun keeps one store over its restarts; Gloo would find there, and wait for, ranks that have died
+    store = dist.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}-of-{world}", store)
+    backend = "nccl" if found.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     yield Ranks(dist.get_rank(), dist.get_world_size(), found)
     # not after an error: a rank that waits for a dead one would hide it
     dist.barrier()  # one that leaves early cuts the others' connections

@@ -69,14 +69,21 @@ def torchrun(tmp_path: Path, text_file: Path, environment: dict) -> Callable[...
     def launch(ranks: int, arguments: str, script: str | None = None, restarts: int = 0):
         (tmp_path / "script.py").write_text(script or "from gpt import train\ntrain.main()\n")
         launcher = f"-m torch.distributed.run --standalone --nproc-per-node={ranks} --max-restarts={restarts} script.py"
-        return subprocess.run(
+        with subprocess.Popen(
             [sys.executable, *launcher.split(), *SETTINGS.split(), *arguments.split()],
             cwd=tmp_path,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=150,
-        )
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=150)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
+                stdout, stderr = process.communicate(timeout=60)
+                pytest.fail(f"torchrun did not end:\n{stderr[-3000:]}")
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return launch
 
