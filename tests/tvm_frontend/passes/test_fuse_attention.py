@@ -55,5 +55,6 @@ def test_attention_of_another_kind_stays(graph_of, calls, kernels, case):
 
 
 def test_thirds_of_the_positions_are_no_qkv(graph_of, calls, kernels):
-    before = graph_of(attention(heads=(B, 3, nh, hs), merged=(B, 3, C), axis=1), {"qkv": ((B, 9, C), "float32")}, {})
+    how = {"heads": (B, 9, nh, hs), "merged": (B, 9, C), "axis": 1}
+    before = graph_of(attention(**how), {"qkv": ((B, 9, 3 * C), "float32")}, {})
     assert calls(fuse_attention(before, kernels)) == calls(before)
