@@ -157,7 +157,7 @@ class _PlainGPT(nn.Module):
             q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v))  # [B, nh, T, hs]
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, -1)
             x = x + block["proj"](y)
-            x = x + block["out"](F.gelu(block["fc"](block["ln_2"](x)), approximate="tanh"))
+            x = x + block["out"](F.gelu(block["fc"](block["ln_2"](x))))
         return self.head(self.ln_f(x))  # [B, T, V]
 
 

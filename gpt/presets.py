@@ -5,11 +5,19 @@ from dataclasses import replace
 from gpt.train_config import TrainConfig
 
 # nanoGPT's README, "I only have a macbook": published best validation loss 1.88 on tinyshakespeare
-CHAR_CPU = TrainConfig(max_steps=2000)
+CHAR_CPU = TrainConfig(activation="gelu", max_steps=2000)
 
 # nanoGPT's config/train_shakespeare_char.py: published best validation loss 1.4697 on tinyshakespeare
 CHAR = TrainConfig(
-    n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2, batch_size=64, max_steps=5000, eval_batches=200
+    n_layer=6,
+    n_head=6,
+    n_embd=384,
+    block_size=256,
+    dropout=0.2,
+    activation="gelu",
+    batch_size=64,
+    max_steps=5000,
+    eval_batches=200,
 )
 
 # gpt.py of https://github.com/karpathy/ng-video-lecture, for 6,000 steps: a constant rate, PyTorch's AdamW, no clipping
