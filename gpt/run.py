@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 
+from gpt import onednn
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint, load_checkpoint, load_training, state_of
 from gpt.cli import UserError
@@ -44,6 +45,8 @@ class Run:
         if state is not None:
             self.raw.load_state_dict(state)
         self.raw.to(ranks.device)
+        if (ranks.device.type, self.precision, config.compile) == ("cpu", "fp32", False) and onednn.pays():
+            onednn.use_onednn(self.raw)
         self.compute, self.model = _wrap(self.raw, config, ranks)
         self.optimizer = optimizer_of(self.raw, config)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.precision == "fp16")

@@ -54,7 +54,15 @@ def test_a_users_mistake_is_one_line(python: Run, arguments: list[str], says: st
 
 def test_pytest_checks_and_times(python: Run, tmp_path: Path) -> None:
     options = ["--seeded", "tiny", "--engine", "eager", "--shape", "2x5", "--benchmark-only", "-p", "no:cacheprovider"]
-    done = python("pytest", ROOT / "bench/test_prefill.py", "-c", ROOT / "pyproject.toml", *options, "--benchmark-json", "out.json")
+    done = python(
+        "pytest",
+        ROOT / "bench/test_prefill.py",
+        "-c",
+        ROOT / "pyproject.toml",
+        *options,
+        "--benchmark-json",
+        "out.json",
+    )
     assert done.returncode == 0, done.stdout
     assert "engines run on the seeded model 'tiny' (random weights)" in done.stdout
     [found] = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
