@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PREFIX = "gpt_frontend."  # of our keys in the file's metadata_props
 FORMAT = 1
 HASH = "content_sha256"
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # to the dtype of weights and caches
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class ExportedModel:
     """An ONNX file of ours and what the next room needs to know of it.
 
     path: the .onnx file. config, tokenizer: of the checkpoint (the tokenizer as `gpt.tokenizer` spells it in JSON).
-    entry_points: {"forward": {"inputs": {name: [dtype, dims]}, "outputs": …}}, dims being B, T or numbers.
-    opset: of the default ONNX domain. dtype: of the weights. exporter: what wrote it, with versions.
-    checkpoint_sha256: of the checkpoint file that it came from. sha256: of the ONNX file itself.
+    entry_points: {form: {"inputs": {name: [dtype, dims]}, "outputs": …}} in order, dims being B, T, P, P+T or numbers.
+    opset: of the default ONNX domain. dtype: of weights and caches. fp32_islands: the operators that compute in float32
+    all the same. exporter: what wrote it, with versions. checkpoint_sha256: of the checkpoint file that it came from.
+    weights: the second file, if a model too large for one has it. sha256: of the ONNX file, which holds the second's.
     """
 
     path: Path
@@ -34,9 +37,31 @@ class ExportedModel:
     entry_points: dict[str, Any]
     opset: int
     dtype: str
+    fp32_islands: tuple[str, ...]
     exporter: str
     checkpoint_sha256: str
+    weights: Path | None
     sha256: str
+
+    @property
+    def form(self) -> str:
+        """The one entry point: `forward`, `cached` or `past`."""
+        return next(iter(self.entry_points))
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `bf16`."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    @property
+    def last(self) -> bool:
+        """Whether the logits are of the last position only."""
+        return self.entry_points[self.form]["outputs"]["logits"][1][1] == 1 != self.config.block_size
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of both."""
+        return sum(file.stat().st_size for file in (self.path, self.weights) if file)
 
 
 def metadata_of(
@@ -48,17 +73,26 @@ def metadata_of(
     exporter: str,
     checkpoint_sha256: str,
     proto: "onnx.ModelProto",
+    fp32_islands: Sequence[str] = (),
+    weights: Path | None = None,
 ) -> dict[str, str]:
-    """The metadata_props that `load_exported` reads back; `content_sha256` covers them and the graph."""
+    """The metadata_props that `load_exported` reads back; `content_sha256` covers them, the graph and its weights.
+
+    weights: the second file, under its last name, if there is one.
+    """
     metadata = {
         PREFIX + "format": str(FORMAT),
         PREFIX + "config": json.dumps(asdict(config)),
         PREFIX + "tokenizer": json.dumps(tokenizer),
         PREFIX + "entry_points": json.dumps(entry_points),
         PREFIX + "dtype": dtype,
+        PREFIX + "fp32_islands": json.dumps(sorted(fp32_islands)),
         PREFIX + "exporter": exporter,
         PREFIX + "checkpoint_sha256": checkpoint_sha256,
     }
+    if weights is not None:
+        about = {"file": weights.name, "bytes": weights.stat().st_size, "sha256": sha256_file(weights)}
+        metadata[PREFIX + "weights"] = json.dumps(about)
     return metadata | {PREFIX + HASH: _content_sha256(proto, metadata)}
 
 
@@ -105,17 +139,33 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
             f"{path}: does not match its own hash, so it was damaged or edited; "
             "export it again with python -m export.onnx"
         )
+    path = Path(path)
     return ExportedModel(
-        path=Path(path),
+        path=path,
         config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
         opset=_opset(proto),
         dtype=found["dtype"],
+        fp32_islands=tuple(json.loads(found.get("fp32_islands", "[]"))),
         exporter=found["exporter"],
         checkpoint_sha256=found["checkpoint_sha256"],
+        weights=_check_weights(path, json.loads(found["weights"])) if "weights" in found else None,
         sha256=sha256_file(path),
     )
+
+
+def _check_weights(path: Path, about: dict[str, Any]) -> Path:
+    """The second file of an export, whole. Raises UserError."""
+    file = path.with_name(about["file"])
+    again = "copy it there again, or export again with python -m export.onnx"
+    if not file.is_file():
+        raise UserError(f"{path}: the file of its weights is missing, {file}; {again}")
+    if (size := file.stat().st_size) != about["bytes"]:
+        raise UserError(f"{path}: its weights in {file} are truncated: {size} of {about['bytes']} bytes; {again}")
+    if sha256_file(file) != about["sha256"]:
+        raise UserError(f"{path}: its weights in {file} do not match their hash, so they were damaged; {again}")
+    return file
 
 
 def _content_sha256(proto: "onnx.ModelProto", metadata: dict[str, str]) -> str:

@@ -4,13 +4,9 @@ python -m export.onnx                                  # artifacts/ckpt.pt to ar
 python -m export.onnx my.pt -o my.onnx --opset 20
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import onnx
@@ -19,13 +15,17 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from export.artifact import ExportedModel, load_exported, metadata_of
+from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_of
+from export.forms import FORMS, entry_point_of
+from export.storage import place_weights, remove_other_weights, settle_weights
+from export.trace import WEIGHTS, trace
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, check_output
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
-OPSETS = range(18, 26)  # what torch.onnx really writes: for 13 to 16 it writes 18, and it breaks at 26
+# What each of torch's exporters really writes: dynamo writes 18 for 13 to 16 and breaks at 26.
+EXPORTERS = {"dynamo": range(18, 26), "torchscript": range(18, 21)}
 # Both run the same float32 operations in another order. Logits are sums of n_embd products: 1e-4 of the largest logit
 # is some hundred roundings, and a wrong mask, weight or epsilon is off by far more.
 TOLERANCE = 1e-4
@@ -51,39 +51,111 @@ class Proof:
         return self.max_abs_err <= TOLERANCE * max(1.0, self.scale)
 
 
-def export_onnx(checkpoint_path: Path, output: Path, opset: int = DEFAULT_OPSET) -> ExportedModel:
-    """Write the forward pass of a checkpoint, ids int64 [B, T] to logits float32 [B, T, V], B and T dynamic.
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: a form (`forward`, `cached`, `past`), its opset, which of torch's exporters, which precision.
 
-    Before the file gets its name it is checked by onnx and run in ONNX Runtime against eager at three shapes. Raises
-    UserError for a bad checkpoint, opset or output, RuntimeError if the file does not compute what eager does.
+    last: logits of the last position only. Raises UserError for what cannot be.
     """
-    return _export(checkpoint_path, output, opset)[0]
+
+    form: str = "forward"
+    opset: int | None = None
+    exporter: str = "dynamo"
+    precision: str = "fp32"
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("form", FORMS), ("exporter", EXPORTERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}")
+        if self.opset is None:
+            default = max(DEFAULT_OPSET, FORMS[self.form].oldest_opset)
+            object.__setattr__(self, "opset", min(default, EXPORTERS[self.exporter][-1]))
+        self._check_opset()
+
+    def _check_opset(self) -> None:
+        opsets, oldest = EXPORTERS[self.exporter], FORMS[self.form].oldest_opset
+        if oldest > opsets[-1]:
+            raise UserError(
+                f"{self.form} with the {self.exporter} exporter: it needs opset {oldest}, this exporter writes up to "
+                f"{opsets[-1]}; use --exporter dynamo"
+            )
+        if self.opset not in opsets:
+            raise UserError(
+                f"opset {self.opset}: must be {opsets[0]} to {opsets[-1]} with the {self.exporter} exporter; "
+                "23 and later keep Attention as one node"
+            )
+        if self.opset < oldest:
+            raise UserError(f"opset {self.opset}: {self.form} needs {oldest} or later; leave out --opset or raise it")
+
+    @property
+    def default_name(self) -> str:
+        """The file's name where none is given, one for each kind: model.onnx, model-cache-bf16.onnx, …"""
+        words = [FORMS[self.form].suffix, "last" * self.last, self.precision if self.precision != "fp32" else ""]
+        return "-".join(["model", *filter(None, words)]) + ".onnx"
 
 
-def _export(checkpoint_path: Path, output: Path, opset: int) -> tuple[ExportedModel, list[Proof]]:
-    if opset not in OPSETS:
-        raise UserError(f"opset {opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 23 and later keep Attention as one node")
+def export_onnx(
+    checkpoint_path: Path,
+    output: Path,
+    opset: int | None = None,
+    *,
+    form: str = "forward",
+    exporter: str = "dynamo",
+    precision: str = "fp32",
+    last: bool = False,
+) -> ExportedModel:
+    """Write one form of a checkpoint, in its file a proof that it computes what eager does: see `export.forms`.
+
+    Before the file gets its name it is checked by onnx and run in ONNX Runtime against eager. Raises UserError for a
+    bad checkpoint, output or request (see `Request`), RuntimeError if the file does not compute what eager does.
+    """
+    return _export(checkpoint_path, output, Request(form, opset, exporter, precision, last))[0]
+
+
+def _export(checkpoint_path: Path, output: Path, request: Request) -> tuple[ExportedModel, list[Proof]]:
     check_output(output)
     checkpoint = load_checkpoint(checkpoint_path)
-    with tqdm(total=3, desc="export", unit="step", leave=False) as bar:
-        proto = _trace(checkpoint, opset)
-        _describe(proto, checkpoint)
+    entry_point_of(FORMS[request.form], checkpoint.config, "float32", request.last)  # refuses before the work
+    with tqdm(total=3, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:
+        weights = _write(checkpoint, request, part)
         bar.update()
-        with atomic_output(output) as part:
-            _save(proto, part, output)
-            bar.update()
-            proofs = prove(checkpoint, part)
-            bar.update()
+        proofs = prove(checkpoint, part, request)
+        bar.update()
+        place_weights(weights, output)
+    remove_other_weights(weights, output)
     return load_exported(output), proofs
 
 
-def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
+def _write(checkpoint: Checkpoint, request: Request, part: Path) -> Path | None:
+    """Trace, settle the weights and write the graph to `part`; the second file, if there is one."""
+    form, dtype = FORMS[request.form], PRECISIONS[request.precision]
+    proto = trace(checkpoint, form, request.opset, request.exporter, dtype, request.last, part.parent)
+    weights = settle_weights(proto, part.with_name(WEIGHTS), part)
+    metadata = metadata_of(
+        config=checkpoint.config,
+        tokenizer=checkpoint.tokenizer,
+        entry_points={form.name: entry_point_of(form, checkpoint.config, dtype, request.last)},
+        dtype=dtype,
+        exporter=f"torch.onnx {request.exporter}, torch {torch.__version__}, onnx {onnx.__version__}",
+        checkpoint_sha256=checkpoint.sha256,
+        weights=weights,
+        proto=proto,
+    )
+    onnx.helper.set_model_props(proto, metadata)
+    part.write_bytes(proto.SerializeToString())
+    return weights
+
+
+def prove(checkpoint: Checkpoint, path: Path, request: Request) -> list[Proof]:
     """Run an exported file in ONNX Runtime against eager, at T = 1, an odd T and block_size, on random ids.
 
     Raises RuntimeError if any logit is off by more than the tolerance.
     """
     onnx.checker.check_model(str(path), full_check=True)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # TensorScatter warns at each call that is not in place
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     model = checkpoint.build("explicit")
     random = np.random.default_rng(SEED)
     block_size = checkpoint.config.block_size
@@ -92,7 +164,7 @@ def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
         ids = random.integers(0, checkpoint.config.vocab_size, (B, T))
         with torch.inference_mode():
             expected = model(torch.from_numpy(ids)).numpy()  # [B, T, V]
-        (logits,) = session.run(["logits"], {"ids": ids})
+        logits = _run(session, ids)
         if logits.shape != expected.shape or logits.dtype != expected.dtype:
             raise RuntimeError(f"{path}: gives {logits.dtype} {logits.shape}, eager {expected.dtype} {expected.shape}")
         proof = Proof(
@@ -108,113 +180,60 @@ def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
     return proofs
 
 
-def _trace(checkpoint: Checkpoint, opset: int) -> onnx.ModelProto:
-    """The forward pass with `sdpa`, which torch.onnx keeps as one Attention node from opset 23 on."""
-    config = checkpoint.config
-    model = checkpoint.build("sdpa")
-    dynamic = {0: torch.export.Dim.AUTO}
-    if config.block_size > 1:
-        dynamic[1] = torch.export.Dim("T", min=1, max=config.block_size)
-    example = torch.zeros(2, min(config.block_size, 8), dtype=torch.int64)
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["ids"],
-            output_names=["logits"],
-            opset_version=opset,
-            dynamo=True,
-            dynamic_shapes=(dynamic,),
-            verbose=False,
-        )
-    proto = program.model_proto
-    _name_dimensions(proto)
-    _forget_origins(proto)
-    written = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if written != opset:
-        raise RuntimeError(f"torch.onnx wrote opset {written} where {opset} was asked for")
-    return proto
-
-
-def _name_dimensions(proto: onnx.ModelProto) -> None:
-    """Call the dynamic dimensions B and T, whatever names the exporter made up."""
-    names = {}
-    for dim, name in zip(proto.graph.input[0].type.tensor_type.shape.dim, ("B", "T"), strict=True):
-        if dim.dim_param:
-            names[dim.dim_param] = name
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
-
-
-def _forget_origins(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's notes on where each node came from: stack traces with the paths of this machine."""
-    for item in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        item.ClearField("metadata_props")
-    proto.graph.ClearField("metadata_props")
-
-
-def _describe(proto: onnx.ModelProto, checkpoint: Checkpoint) -> None:
-    metadata = metadata_of(
-        config=checkpoint.config,
-        tokenizer=checkpoint.tokenizer,
-        entry_points={
-            "forward": {
-                "inputs": {"ids": ["int64", ["B", "T"]]},
-                "outputs": {"logits": ["float32", ["B", "T", checkpoint.config.vocab_size]]},
-            }
-        },
-        dtype="float32",
-        exporter=f"torch.onnx dynamo, torch {torch.__version__}, onnx {onnx.__version__}",
-        checkpoint_sha256=checkpoint.sha256,
-        proto=proto,
-    )
-    onnx.helper.set_model_props(proto, metadata)
-
-
-def _save(proto: onnx.ModelProto, part: Path, output: Path) -> None:
-    try:
-        onnx.save(proto, part)
-    except ValueError as error:  # protobuf's limit on one message
-        raise UserError(f"{output}: a model of over 2 GB does not fit in one ONNX file ({error})") from error
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence what torch.onnx says of packages that we do not use and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+def _run(session: onnxruntime.InferenceSession, ids: np.ndarray) -> np.ndarray:
+    """The logits of a prompt by any form, its cache empty."""
+    inputs = session.get_inputs()
+    feed = {inputs[0].name: ids}
+    for value in inputs[1:]:
+        if value.name == "pos":
+            feed["pos"] = np.zeros(ids.shape[0], np.int64)
+        else:
+            nh, length, hs = value.shape[1:]
+            feed[value.name] = np.zeros((ids.shape[0], nh, 0 if length == "P" else length, hs), np.float32)
+    return session.run(["logits"], feed)[0]
 
 
 def export_command(
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")] = Path("artifacts/ckpt.pt"),
     output: Annotated[
         Path | None,
-        tyro.conf.arg(aliases=["-o"], metavar="ONNX", help_behavior_hint="(default: model.onnx beside the checkpoint)"),
+        tyro.conf.arg(
+            aliases=["-o"],
+            metavar="ONNX",
+            help_behavior_hint="(default: model.onnx, model-cache.onnx, … beside the checkpoint)",
+        ),
     ] = None,
-    opset: int = DEFAULT_OPSET,
+    cache: Literal["static", "past"] | None = None,
+    with_cache: tyro.conf.FlagCreatePairsOff[bool] = False,
+    last: tyro.conf.FlagCreatePairsOff[bool] = False,
+    opset: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 23; 24 for a static cache)")
+    ] = None,
+    exporter: Literal["dynamo", "torchscript"] = "dynamo",
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
 ) -> None:
     """Export a checkpoint to ONNX and prove in ONNX Runtime that it computes what eager PyTorch does.
 
     Args:
         checkpoint: a file written by python -m gpt.train
         output: the ONNX file to write
+        cache: static: a step over a preallocated KV cache; past: a step after past keys and values, as others' tools
+        with_cache: the same as --cache static
+        last: logits of the last position only
         opset: of the ONNX operators, 18 to 25; from 23 on Attention, Gelu and LayerNormalization are single nodes
+        exporter: which of torch's exporters; torchscript, the former, writes up to opset 20
+        precision: of weights and caches; logits are fp32 in any case
     """
-    exported, proofs = _export(checkpoint, output or checkpoint.with_name("model.onnx"), opset)
+    if with_cache and cache == "past":
+        raise UserError("--with-cache and --cache past are two forms; give one of them")
+    form = {None: "forward", "static": "cached", "past": "past"}[cache or ("static" if with_cache else None)]
+    request = Request(form, opset, exporter, precision, last)
+    exported, proofs = _export(checkpoint, output or checkpoint.with_name(request.default_name), request)
     print("ONNX Runtime against eager PyTorch, float32, random ids:")
     print(f"{'B':>4} {'T':>5} {'max abs err':>12} {'largest logit':>14} {'top-1 equal':>12}")
     for proof in proofs:
         print(f"{proof.B:>4} {proof.T:>5} {proof.max_abs_err:>12.1e} {proof.scale:>14.2f} {proof.top1_match:>12.1%}")
-    size_mb = exported.path.stat().st_size / 1e6
+    size_mb = exported.size_bytes / 1e6
     print(f"wrote {exported.path} ({size_mb:.1f} MB, opset {exported.opset}, sha256 {exported.sha256[:12]})")
 
 

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint_path, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(checkpoint_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.onnx, "_trace", lambda *_: pytest.fail("worked before looking at the output"))
+    monkeypatch.setattr(export.onnx, "trace", lambda *_: pytest.fail("worked before looking at the output"))
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "model.onnx", tmp_path):
         with pytest.raises(UserError, match=f"cannot write {re.escape(str(output))}"):
@@ -182,12 +182,12 @@ WRONG = {
 def test_a_file_that_computes_something_else_is_never_said_to_be_done(
     exported, checkpoint_path, tmp_path, monkeypatch, wrong
 ):
-    def trace(_checkpoint, _opset):
+    def trace(*_):
         proto = onnx.load(exported.path)
         WRONG[wrong](proto.graph)
         return proto
 
-    monkeypatch.setattr(export.onnx, "_trace", trace)
+    monkeypatch.setattr(export.onnx, "trace", trace)
     with pytest.raises(RuntimeError, match="ONNX Runtime and eager disagree"):
         export_onnx(checkpoint_path, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -198,7 +198,7 @@ def test_a_failed_export_leaves_the_earlier_file_as_it_was(exported, checkpoint_
         raise KeyboardInterrupt
 
     (tmp_path / "model.onnx").write_text("earlier")
-    monkeypatch.setattr(export.onnx, "_trace", lambda *_: onnx.load(exported.path))
+    monkeypatch.setattr(export.onnx, "trace", lambda *_: onnx.load(exported.path))
     monkeypatch.setattr(export.onnx, "prove", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(checkpoint_path, tmp_path / "model.onnx")
