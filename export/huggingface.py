@@ -1,0 +1,209 @@
+"""Checkpoint to a folder that Hugging Face's transformers loads as a GPT-2, and that others' tools convert from there.
+
+python -m export.huggingface                           # artifacts/ckpt.pt to artifacts/huggingface
+python -m export.huggingface my.pt -o my-gpt2
+"""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt.checkpoint import Checkpoint, load_checkpoint
+from gpt.cli import UserError, run_command
+from gpt.files import atomic_output
+from gpt.pretrained import CONFIG, CONV1D, REQUIRED, WEIGHTS, load_pretrained
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # transformers' names
+END_OF_TEXT = "<|endoftext|>"
+
+
+def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
+    """Write a checkpoint as a GPT-2 of transformers: config.json, float32 safetensors and a fast tokenizer.
+
+    Biases that the model does not have are written as zeros: transformers' GPT-2 always has them. A checkpoint without
+    a tokenizer gets one that spells id 7 as `<7>`, since converters ask for a vocabulary. Before the folder gets its
+    name it is read back by `gpt.pretrained` and every weight compared. Raises UserError for a bad checkpoint, a bigram
+    and an output that cannot be written or is another folder's place; RuntimeError if what was read back differs.
+    """
+    if output.exists() and not is_ours(output):
+        raise UserError(
+            f"{output}: exists and is no GPT-2 folder of ours, so it is not replaced; choose another with -o"
+        )
+    checkpoint = load_checkpoint(checkpoint_path)
+    if checkpoint.config.model != "gpt":
+        raise UserError(f"{checkpoint_path}: is a {checkpoint.config.model}; only a gpt can be written as a GPT-2")
+    with atomic_output(output, directory=True) as folder:
+        save_file(weights_of(checkpoint), folder / WEIGHTS, metadata={"format": "pt"})
+        contents = {CONFIG: config_of(checkpoint), **tokenizer_of(checkpoint)}
+        for name, content in contents.items():
+            (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        prove(checkpoint, folder)
+    return output
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what this file writes, so that a new one may replace it."""
+    return folder.is_dir() and {file.name for file in folder.iterdir()} <= set(FILES)
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of config.json, as transformers' GPT2Config reads it."""
+    config = checkpoint.config
+    end = GPT2Tokenizer().end_of_text if checkpoint.tokenizer["kind"] == "gpt2" else None
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": config.block_size,
+        "vocab_size": config.vocab_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "activation_function": ACTIVATIONS[config.activation],
+        "tie_word_embeddings": config.tied_head,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        **REQUIRED,
+    }
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state under transformers' names, which are ours: Conv1D weights turned to [in, out], absent biases zero."""
+    weights = {}
+    for name, tensor in checkpoint.state.items():
+        weights[name] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
+        if name.startswith(("transformer.h.", "transformer.ln_f.")) and name.endswith(".weight"):
+            bias = name.removesuffix("weight") + "bias"
+            weights.setdefault(bias, checkpoint.state.get(bias, torch.zeros(tensor.shape[0])))
+    if checkpoint.config.tied_head:
+        del weights["lm_head.weight"]  # transformers ties it to wte, as its own files do
+    return weights
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The contents of tokenizer.json, in the format of the package `tokenizers`, and of tokenizer_config.json."""
+    tokenizer = tokenizer_from_json(checkpoint.tokenizer)
+    if isinstance(tokenizer, GPT2Tokenizer):
+        pipeline, special = _byte_pairs(tokenizer), END_OF_TEXT
+    else:
+        if isinstance(tokenizer, CharTokenizer):
+            tokens, pattern = list(tokenizer.characters), r"[\s\S]"
+        else:
+            tokens, pattern = [f"<{index}>" for index in range(checkpoint.config.vocab_size)], "<[0-9]+>"
+        # CTranslate2 cannot load a model without special tokens. One more would not fit the model, so the first one,
+        # mostly a line's end, stands in; config.json names none, so transformers' generate stops at none.
+        pipeline, special = _words(tokens, {"Regex": pattern}), tokens[0]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": checkpoint.config.block_size,
+        "clean_up_tokenization_spaces": False,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), special),
+    }
+    return {TOKENIZER: pipeline, TOKENIZER_CONFIG: settings}
+
+
+def prove(checkpoint: Checkpoint, folder: Path) -> None:
+    """Read the folder back; raises RuntimeError unless shape and weights are the checkpoint's, bit for bit."""
+    found = load_pretrained(str(folder))
+    expected = replace(checkpoint.config, bias=True, dropout=0.0)
+    if found.config != expected:
+        raise RuntimeError(f"{folder}: reads back as {found.config}, not {expected}")
+    for name, tensor in found.state.items():
+        if not torch.equal(tensor, checkpoint.state.get(name, torch.zeros_like(tensor))):
+            raise RuntimeError(f"{folder}: {name} reads back different")
+    if "gpt2" in (kinds := {found.tokenizer["kind"], checkpoint.tokenizer["kind"]}) and len(kinds) > 1:
+        raise RuntimeError(f"{folder}: its tokenizer reads back as another")
+
+
+def _words(tokens: list[str], pattern: dict[str, str]) -> dict[str, Any]:
+    """A tokenizer that cuts a text where the pattern matches and looks each piece up; one it lacks is an error."""
+    return _pipeline(
+        model={"type": "WordLevel", "vocab": {token: i for i, token in enumerate(tokens)}, "unk_token": "<unk>"},
+        pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
+        decoder={"type": "Fuse"},
+    )
+
+
+def _byte_pairs(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
+    """GPT-2's own tokenizer, its merges worked out from the bytes of its tokens."""
+    ranks = {tokenizer.decode_bytes([index]): index for index in range(tokenizer.end_of_text)}
+    spell = _spelling()
+    spelled = {token: "".join(spell[byte] for byte in token) for token in ranks}
+    merges = [
+        " ".join(spelled[part] for part in _parts_of(token, ranks)) for token, rank in ranks.items() if len(token) > 1
+    ]
+    end = {"id": tokenizer.end_of_text, "content": END_OF_TEXT, "special": True}
+    end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    return _pipeline(
+        model={
+            "type": "BPE",
+            "vocab": {spelled[token]: rank for token, rank in ranks.items()} | {END_OF_TEXT: tokenizer.end_of_text},
+            "merges": merges,
+        },
+        pre_tokenizer=level,
+        decoder=level,
+        added_tokens=[end],
+    )
+
+
+def _pipeline(**parts: Any) -> dict[str, Any]:
+    """A tokenizer.json of which only these parts are not empty."""
+    empty = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return {"version": "1.0", "added_tokens": []} | dict.fromkeys(empty) | parts
+
+
+def _parts_of(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens whose merge made this one: byte-pair encoding of its bytes until two are left."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        merged = [ranks.get(one + other, len(ranks)) for one, other in pairwise(parts)]
+        i = merged.index(min(merged))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _spelling() -> list[str]:
+    """The character that stands for each byte in GPT-2's files: bytes_to_unicode of openai/gpt-2's encoder.py."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def huggingface_command(
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")] = Path("artifacts/ckpt.pt"),
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(aliases=["-o"], metavar="DIR", help_behavior_hint="(default: huggingface beside the checkpoint)"),
+    ] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face GPT-2 folder, and prove that it reads back the same.
+
+    Args:
+        checkpoint: a file written by python -m gpt.train
+        output: the folder to write
+    """
+    folder = export_huggingface(checkpoint, output or checkpoint.with_name("huggingface"))
+    size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    print(f"wrote {folder} ({size_mb:.1f} MB): AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
+
+
+def main() -> None:
+    """Parse the command line and write the folder."""
+    tyro.cli(huggingface_command, prog="python -m export.huggingface")
+
+
+if __name__ == "__main__":
+    run_command(main)
