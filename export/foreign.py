@@ -1,0 +1,277 @@
+"""ONNX files that others wrote: whether they are of a form that the project can use, and if so, brought to ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, ValueInfoProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    RuntimeException,
+)
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    NotImplemented as NotSupported,
+)
+
+from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
+from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.files import atomic_output, sha256_file
+from gpt.tokenizer import NoTokenizer
+
+IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
+CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a file can be used as.
+
+    form: forward, past or cached, by its inputs. ids, logits: the names of the input and the output. filled: inputs
+    that are made from the ids: a mask of ones, positions that count up. config: of the GPT-2 that it holds, or None.
+    missing: what stands in the way of using it, one line each; nothing if it can be used.
+    """
+
+    form: str
+    ids: str | None
+    logits: str | None
+    filled: tuple[str, ...]
+    config: GPTConfig | None
+    missing: tuple[str, ...]
+
+
+def examine(proto: onnx.ModelProto) -> Foreign:
+    """Find out what a parsed file can be used as; its external data need not be loaded."""
+    reader = GraphReader(proto)
+    caches = [value.name for value in reader.inputs if value.name.startswith(CACHES)]
+    given = [value for value in reader.inputs if value.name not in caches]
+    ids = _ids_of(given)
+    filled = tuple(value.name for value in given if value.name in (MASK, POSITIONS) and value is not ids)
+    logits = _logits_of(reader)
+    form = "forward" if not caches else "cached" if any(value.name == "pos" for value in given) else "past"
+    missing = list(_faults_of_operators(proto, reader))
+    if caches:
+        missing.append(
+            f"inputs {caches[0]}, …: it takes a KV cache, and of others' files only the plain forward pass is used; "
+            "export it with use_cache=False"
+        )
+    for value in given:
+        if value is not ids and value.name not in filled:
+            missing.append(f"input {value.name}: nothing to fill it with; export the model with token ids alone")
+    missing += _faults_of_ids(ids) if ids else ["no input of token ids, an int64 [B, T]"]
+    missing += _faults_of_logits(logits) if logits else ["no output of logits, a float32 [B, T, V]"]
+    config = None
+    try:
+        config = reader.config()
+    except UserError as error:
+        missing.append(f"not a GPT-2 that could be recognised: {error}")
+    return Foreign(form, ids and ids.name, logits and logits.name, filled, config, tuple(missing))
+
+
+def adopt(source: Path, output: Path) -> ExportedModel:
+    """Write somebody's forward pass as a file of ours: `ids` to `logits`, with metadata; its nodes stay as they are.
+
+    Other outputs are dropped with the nodes that only they need; a mask or positions that it asks for are made from
+    the ids. Its hash stands where a checkpoint's would. Before the file gets its name, ONNX Runtime gives the same
+    logits for both. Raises UserError for a file that cannot be used, saying why; RuntimeError if the logits differ.
+    """
+    bare = read_proto(source)
+    found = examine(bare)
+    if found.missing:
+        more = f" (and {len(found.missing) - 1} more: python -m export.inspect {source})" if found.missing[1:] else ""
+        raise UserError(f"{source}: {found.missing[0]}{more}")
+    proto = _read_whole(source)
+    producer = f"{bare.producer_name or 'unknown'} {bare.producer_version}".strip()
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    _fill(proto.graph, found)
+    _rename(proto.graph, {found.ids: "ids", found.logits: "logits"})
+    _keep_only(proto.graph, "logits")
+    _name_dims(proto.graph, found.config.vocab_size)
+    with atomic_output(output) as part:
+        onnx.helper.set_model_props(proto, _metadata(proto, found.config, producer, sha256_file(source)))
+        _save(proto, part, output)
+        _prove(source, part, found)
+    return load_exported(output)
+
+
+def _faults_of_operators(proto: onnx.ModelProto, reader: GraphReader) -> list[str]:
+    faults = []
+    local = {function.domain for function in proto.functions}
+    for name in reader.node_counts:
+        domain, _, operator = name.rpartition(".")
+        if domain and domain not in local:
+            faults.append(
+                f"operator {operator} of domain {domain}: not of ONNX itself, so only some engines know it; export "
+                "again without that optimisation"
+            )
+        elif operator in ("If", "Loop", "Scan"):
+            faults.append(f"operator {operator}: control flow is not supported; export a plain forward pass")
+    if "ai.onnx" not in opsets_of(proto):
+        faults.append("it names no opset of ONNX itself")
+    return faults
+
+
+def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
+    """The input of token ids: by its name, or the only one of whole numbers with two dimensions."""
+    for name in ("ids", IDS):
+        for value in given:
+            if value.name == name:
+                return value
+    whole = [
+        value
+        for value in given
+        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
+        and len(dims_of(value)) == 2
+        and value.name not in (MASK, POSITIONS)
+    ]
+    return whole[0] if len(whole) == 1 else None
+
+
+def _logits_of(reader: GraphReader) -> ValueInfoProto | None:
+    """The output of logits: by its name, or the only floating one with three dimensions."""
+    outputs = list(reader.graph.output)
+    named = [value for value in outputs if value.name == LOGITS]
+    shaped = [value for value in outputs if value.type.tensor_type.elem_type in FLOATS and len(dims_of(value)) == 3]
+    found = named or shaped
+    return found[0] if len(found) == 1 else None
+
+
+def _faults_of_ids(ids: ValueInfoProto) -> list[str]:
+    dtype, dims = dtype_of(ids), dims_of(ids)
+    if dtype != "int64" or len(dims) != 2:
+        return [f"input {ids.name}: is {dtype} {dims}, must be int64 [B, T]"]
+    if fixed := [dim for dim in dims if isinstance(dim, int)]:
+        return [f"input {ids.name}: its shape {dims} fixes {fixed[0]}; export it with dynamic B and T"]
+    return []
+
+
+def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
+    dtype, dims = dtype_of(logits), dims_of(logits)
+    if dtype != "float32":
+        return [f"output {logits.name}: is {dtype}, must be float32"]
+    return [f"output {logits.name}: its shape {dims} must be [B, T, V]"] if dims and len(dims) != 3 else []
+
+
+def _read_whole(source: Path) -> onnx.ModelProto:
+    """The file with its external data. Raises UserError where they are missing or too short."""
+    try:
+        return onnx.load(source, format="protobuf")
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{source}: its external data cannot be read ({line}); copy them beside it again") from error
+
+
+def _fill(graph: onnx.GraphProto, found: Foreign) -> None:
+    """Make what a caller would have to give besides the ids: a mask of ones [B, T], positions 0 … T - 1 [B, T]."""
+    if not found.filled:
+        return
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    nodes = [helper.make_node("Shape", [found.ids], ["filled.shape"])]
+    if MASK in found.filled:
+        nodes.append(helper.make_node("ConstantOfShape", ["filled.shape"], [MASK], value=one))
+    if POSITIONS in found.filled:
+        for name, value in (("filled.zero", 0), ("filled.step", 1)):
+            graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [value]))
+        graph.initializer.append(helper.make_tensor("filled.last", TensorProto.INT64, [], [1]))
+        nodes += [
+            helper.make_node("Gather", ["filled.shape", "filled.last"], ["filled.T"]),
+            helper.make_node("Range", ["filled.zero", "filled.T", "filled.step"], ["filled.steps"]),
+            helper.make_node("Expand", ["filled.steps", "filled.shape"], [POSITIONS]),
+        ]
+    kept = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend([*nodes, *kept])
+    inputs = [value for value in graph.input if value.name not in found.filled]
+    graph.ClearField("input")
+    graph.input.extend(inputs)
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Give values other names, in the nodes too; whatever already has one of them gets another."""
+    new = {}
+    for old, wanted in names.items():
+        if old != wanted:
+            new |= {wanted: f"{wanted}.theirs", old: wanted}
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [new.get(name, name) for name in field]
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = new.get(value.name, value.name)
+
+
+def _keep_only(graph: onnx.GraphProto, output: str) -> None:
+    """Drop the other outputs, and the nodes and constants that nothing reads then."""
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    kept = {
+        "node": nodes[::-1],
+        "output": [value for value in graph.output if value.name == output],
+        "initializer": [value for value in graph.initializer if value.name in needed],
+        "input": [value for value in graph.input if value.name == "ids"],
+    }
+    for field, values in kept.items():
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+
+
+def _name_dims(graph: onnx.GraphProto, V: int) -> None:
+    """Say that ids are [B, T] and logits [B, T, V]; shapes in between are forgotten, as they have other names."""
+    graph.ClearField("value_info")
+    for value, dims, dtype in (
+        (graph.input[0], ["B", "T"], TensorProto.INT64),
+        (graph.output[0], ["B", "T", V], TensorProto.FLOAT),
+    ):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, dims))
+
+
+def _metadata(proto: onnx.ModelProto, config: GPTConfig, producer: str, sha256: str) -> dict[str, str]:
+    return metadata_of(
+        config=config,
+        tokenizer=NoTokenizer().to_json(),
+        entry_points={
+            "forward": {
+                "inputs": {"ids": ["int64", ["B", "T"]]},
+                "outputs": {"logits": ["float32", ["B", "T", config.vocab_size]]},
+            }
+        },
+        dtype="float32",
+        exporter=f"{producer}, adopted",
+        checkpoint_sha256=sha256,
+        proto=proto,
+    )
+
+
+def _prove(source: Path, adopted: Path, found: Foreign) -> None:
+    """Run both files in ONNX Runtime at two shapes. Raises UserError if it refuses, RuntimeError if they differ."""
+    try:
+        theirs, ours = (
+            onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (source, adopted)
+        )
+        for B, T in ((1, 1), (2, min(7, found.config.block_size))):
+            ids = np.random.default_rng(T).integers(0, found.config.vocab_size, (B, T))
+            given = {MASK: np.ones_like(ids), POSITIONS: np.broadcast_to(np.arange(T), (B, T))}
+            given = {name: given[name] for name in found.filled}
+            (expected,) = theirs.run([found.logits], {found.ids: ids, **given})
+            (logits,) = ours.run(["logits"], {"ids": ids})
+            scale = max(1.0, float(np.abs(expected).max()))
+            if expected.shape != (B, T, found.config.vocab_size) or not np.abs(logits - expected).max() <= 1e-4 * scale:
+                raise RuntimeError(f"{source}: brought to our form it gives other logits at B={B}, T={T}")
+    except (Fail, InvalidArgument, InvalidGraph, NotSupported, RuntimeException) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: ONNX Runtime cannot run it ({line}); export it again") from error
+
+
+def _save(proto: onnx.ModelProto, part: Path, output: Path) -> None:
+    try:
+        onnx.save(proto, part)
+    except ValueError as error:  # protobuf's limit on one message
+        raise UserError(f"{output}: a model of over 2 GB does not fit in one ONNX file ({error})") from error

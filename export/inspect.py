@@ -1,0 +1,140 @@
+"""Show what is in an ONNX file, ours or somebody else's, and whether the project can use it.
+
+python -m export.inspect                               # artifacts/model.onnx
+python -m export.inspect theirs.onnx
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import onnx
+import tyro
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from export.artifact import PREFIX, ExportedModel, exported_from, read_proto
+from export.foreign import examine
+from export.graph import GraphReader, dims_of, dtype_of, opsets_of
+from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
+from gpt.costs import prefill_flops_per_token
+
+
+def describe(path: Path) -> Iterator[str]:
+    """The lines of the whole report. Raises UserError for a file that is not ONNX, or is a damaged one of ours."""
+    proto = read_proto(path)
+    reader = GraphReader(proto)
+    ours = any(prop.key.startswith(PREFIX) for prop in proto.metadata_props)
+    exported = exported_from(proto, path) if ours else None
+    yield from _file_lines(path, proto)
+    yield from _metadata_lines(exported) if exported else ["metadata: none of this project"]
+    yield from ("", *_interface_lines(reader), "", *_node_lines(reader), "", *_parameter_lines(path, reader))
+    yield from ("", *_flops_lines(reader, exported.config if exported else None))
+    if not exported:
+        yield from ("", *_verdict_lines(path, proto))
+
+
+def _file_lines(path: Path, proto: onnx.ModelProto) -> Iterator[str]:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in opsets_of(proto).items())
+    producer = f"{proto.producer_name or 'unknown'} {proto.producer_version}".strip()
+    yield f"{path}: {path.stat().st_size / 1e6:,.1f} MB, opset {opsets}, IR {proto.ir_version}, written by {producer}"
+
+
+def _metadata_lines(exported: ExportedModel) -> Iterator[str]:
+    config = ", ".join(f"{name}={value}" for name, value in vars(exported.config).items())
+    characters = exported.tokenizer.get("characters")
+    yield f"config: {config}"
+    yield f"tokenizer: {exported.tokenizer['kind']}{f', {len(characters)}: {characters!r}' if characters else ''}"
+    yield f"dtype: {exported.dtype}"
+    yield f"exporter: {exported.exporter}"
+    for name, entry in exported.entry_points.items():
+        yield f"entry point: {name}"
+        for direction in ("inputs", "outputs"):
+            for value, (dtype, dims) in entry[direction].items():
+                yield f"  {direction[:-1]:6} {value}: {dtype} {json.dumps(dims)}"
+    yield f"made from the file with sha256 {exported.checkpoint_sha256}"
+    yield f"sha256 {exported.sha256}"
+
+
+def _interface_lines(reader: GraphReader) -> Iterator[str]:
+    for direction, values in (("input", reader.inputs), ("output", reader.graph.output)):
+        for value in values:
+            yield f"{direction:6}  {value.name}: {dtype_of(value)} [{', '.join(map(str, dims_of(value)))}]"
+
+
+def _node_lines(reader: GraphReader) -> Iterator[str]:
+    counts = reader.node_counts
+    yield f"{sum(counts.values())} nodes: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+
+
+def _parameter_lines(path: Path, reader: GraphReader) -> Iterator[str]:
+    by_dtype: Counter[str] = Counter()
+    for constant in reader.constants.values():
+        by_dtype[onnx.TensorProto.DataType.Name(constant.dtype).lower()] += constant.bytes
+    parts = ", ".join(f"{dtype} {size:,}" for dtype, size in by_dtype.most_common())
+    yield f"parameters: {reader.parameter_bytes:,} bytes in {len(reader.constants)} tensors ({parts})"
+    yield from external_data(path, reader.graph)
+
+
+def external_data(path: Path, graph: onnx.GraphProto) -> Iterator[str]:
+    """A line for each file of weights beside the graph: its size, or what is wrong with it."""
+    needed: dict[str, int] = {}
+    for tensor in filter(uses_external_data, graph.initializer):
+        info = ExternalDataInfo(tensor)
+        end = (info.offset or 0) + (info.length or 0)
+        needed[info.location] = max(needed.get(info.location, 0), end)
+    for name, size in needed.items():
+        file = path.parent / name
+        there = file.stat().st_size if file.is_file() else None
+        state = "missing" if there is None else "whole" if there >= size else f"truncated at {there:,}"
+        yield f"external data: {name}, {size:,} bytes, {state}"
+
+
+def _flops_lines(reader: GraphReader, config: GPTConfig | None) -> Iterator[str]:
+    """N as counted in the graph; attention from the shape, which others' files may not tell."""
+    N = reader.flops_per_token // 2
+    yield f"FLOPs per token: {2 * N:,} for the {N:,} weights of matrix products"
+    try:
+        config = config or reader.config()
+    except UserError:
+        return
+    T = config.block_size
+    yield f"  with attention over T = {T} tokens, causal: {prefill_flops_per_token(config, T):,.0f}"
+
+
+def _verdict_lines(path: Path, proto: onnx.ModelProto) -> Iterator[str]:
+    found = examine(proto)
+    if found.config:
+        words = ", ".join(f"{name}={value}" for name, value in vars(found.config).items())
+        yield f"a GPT-2, read from the graph: {words}"
+    yield f"form: {found.form}"
+    if found.missing:
+        yield "cannot be used as it is:"
+        yield from (f"  - {line}" for line in found.missing)
+    else:
+        yield f"can be used: python -m bench --onnx {path}"
+
+
+def inspect_command(
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ONNX")] = Path("artifacts/model.onnx"),
+) -> None:
+    """Show an ONNX file's metadata, inputs and outputs, operators, parameter bytes and FLOPs per token.
+
+    Of a file that this project did not write it also says whether it can be used, and what is missing if not.
+
+    Args:
+        model: any ONNX file
+    """
+    for line in describe(model):
+        print(line)
+
+
+def main() -> None:
+    """Parse the command line and show."""
+    tyro.cli(inspect_command, prog="python -m export.inspect")
+
+
+if __name__ == "__main__":
+    run_command(main)

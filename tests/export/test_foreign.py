@@ -1,0 +1,193 @@
+"""ONNX files that this project did not write: GPT-2 of transformers by torch.onnx, and files that cannot be used."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from export.artifact import load_exported
+from export.foreign import adopt, examine
+from export.inspect import describe
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+
+transformers = pytest.importorskip("transformers")
+DYNAMIC = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+IDS = torch.arange(16).reshape(2, 8)
+CONFIG = GPTConfig(block_size=32, vocab_size=211, n_layer=2, n_head=4, n_embd=40)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Any:
+    """A GPT-2 of transformers with random weights, all of which move the logits."""
+    torch.manual_seed(0)
+    shape = {"n_positions": 32, "vocab_size": 211, "n_layer": 2, "n_head": 4, "n_embd": 40}
+    settings = transformers.GPT2Config(**shape, use_cache=False, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs(gpt2: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The file that torch.onnx writes of it, nothing of this project in between."""
+    folder, made = tmp_path_factory.mktemp("theirs"), {}
+
+    def export(opset: int = 23, attention: str = "sdpa", inputs: tuple[str, ...] = ("input_ids",)) -> Path:
+        path = folder / f"{opset}-{attention}-{len(inputs)}.onnx"
+        if path not in made:
+            positions = torch.arange(8).expand(2, 8)
+            given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "position_ids": positions}
+            gpt2.config._attn_implementation = attention
+            torch.onnx.export(
+                gpt2,
+                kwargs={name: given[name] for name in inputs},
+                f=path,
+                input_names=list(inputs),
+                output_names=["logits"],
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=dict.fromkeys(inputs, DYNAMIC),
+                verbose=False,
+            )
+            made[path] = path
+        return path
+
+    return export
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"opset": 23},
+        {"opset": 18},
+        {"attention": "eager"},
+        {"inputs": ("input_ids", "attention_mask", "position_ids")},
+    ],
+    ids=str,
+)
+def test_gpt2_of_transformers_is_brought_to_our_form(
+    theirs: Callable, gpt2: Any, settings: dict, tmp_path: Path
+) -> None:
+    adopted = adopt(theirs(**settings), tmp_path / "model.onnx")
+    assert adopted.config == CONFIG
+    assert (adopted.form, adopted.opset) == ("forward", settings.get("opset", 23))
+    session = onnxruntime.InferenceSession(adopted.path)
+    assert [value.name for value in (*session.get_inputs(), *session.get_outputs())] == ["ids", "logits"]
+    for B, T in ((1, 1), (3, 17), (1, 32)):
+        ids = torch.randint(211, (B, T))
+        with torch.inference_mode():
+            expected = gpt2(ids).logits.numpy()
+        (logits,) = session.run(["logits"], {"ids": ids.numpy()})
+        assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_its_external_data_come_along(theirs: Callable, tmp_path: Path) -> None:
+    source = theirs()
+    assert source.with_name(source.name + ".data").exists()
+    adopted = adopt(source, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert load_exported(adopted.path) == adopted
+
+
+@pytest.mark.parametrize(("keep", "says"), [(None, "missing"), (100, "truncated at 100")])
+def test_without_all_its_external_data_it_is_refused(
+    theirs: Callable, tmp_path: Path, keep: int | None, says: str
+) -> None:
+    source = tmp_path / "theirs.onnx"
+    proto = onnx.load(theirs())
+    onnx.save(proto, source, save_as_external_data=True, location="theirs.data", size_threshold=0)
+    if keep is None:
+        (tmp_path / "theirs.data").unlink()
+    else:
+        (tmp_path / "theirs.data").write_bytes((tmp_path / "theirs.data").read_bytes()[:keep])
+    assert [line for line in describe(source) if line.startswith("external data: theirs.data") and says in line]
+    with pytest.raises(UserError, match=r"its external data cannot be read .*copy them beside it again"):
+        adopt(source, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_inspect_says_that_it_can_be_used(theirs: Callable) -> None:
+    lines = list(describe(theirs()))
+    assert "metadata: none of this project" in lines
+    assert lines[-1] == f"can be used: python -m bench --onnx {theirs()}"
+    assert any(line.startswith("a GPT-2, read from the graph: block_size=32, vocab_size=211") for line in lines)
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> onnx.ModelProto:
+    proto = onnx.load(path)
+    change(proto)
+    return proto
+
+
+def foreign_operator(proto: onnx.ModelProto) -> None:
+    next(node for node in proto.graph.node if node.op_type == "Tanh").domain = "com.microsoft"
+
+
+def static_batch(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def other_dtype(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+
+
+def half_logits(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def cache_inputs(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(
+        helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, ["B", 4, "P", 10])
+    )
+
+
+def unknown_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info("token_type", TensorProto.FLOAT, ["B"]))
+
+
+def no_positions(proto: onnx.ModelProto) -> None:
+    gather = next(node for node in proto.graph.node if "wpe" in node.input[0])
+    gather.op_type = "Identity"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (foreign_operator, "operator Tanh of domain com.microsoft: not of ONNX itself"),
+        (static_batch, r"input input_ids: its shape \[2, 's\d+'\] fixes 2"),
+        (other_dtype, "input input_ids: is int32 .*, must be int64"),
+        (half_logits, "output logits: is float16, must be float32"),
+        (cache_inputs, r"inputs past_key_values.0.key, …: it takes a KV cache"),
+        (unknown_input, "input token_type: nothing to fill it with"),
+        (no_positions, r"not a GPT-2 that could be recognised: it gathers from tables \[211, 40\]"),
+    ],
+)
+def test_what_is_missing_is_said(
+    theirs: Callable, tmp_path: Path, change: Callable[[onnx.ModelProto], None], says: str
+) -> None:
+    proto = changed(theirs(), change)
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    found = examine(proto)
+    assert len(found.missing) == 1
+    with pytest.raises(UserError, match=says):
+        adopt(tmp_path / "theirs.onnx", tmp_path / "model.onnx")
+    lines = list(describe(tmp_path / "theirs.onnx"))
+    assert lines[-2:] == ["cannot be used as it is:", f"  - {found.missing[0]}"]
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_model_that_is_no_gpt_is_not_taken_for_one(tmp_path: Path) -> None:
+    torch.onnx.export(torch.nn.Linear(4, 4), (torch.ones(1, 4),), tmp_path / "linear.onnx", verbose=False)
+    found = examine(onnx.load(tmp_path / "linear.onnx"))
+    assert found.config is None
+    assert any(line.startswith("no input of token ids") for line in found.missing)
+    assert list(describe(tmp_path / "linear.onnx"))[-1].startswith("  - not a GPT-2 that could be recognised")
