@@ -5,18 +5,19 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import sha256_file
-from gpt.tokenizer import check_ids
-from tvm_frontend.graph import ENTRY
-from tvm_frontend.target import CompileTarget, check_runs_here
+from tvm_frontend.target import check_runs_here
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from tvm_frontend.session import CachedSession, Session
+
+FORMAT = 2
 LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
 REMAKE = "make it again with: python -m tvm_frontend.compile"
 
@@ -25,16 +26,17 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """A compiled model on disk and what the next room needs to know of it; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype: as in the export. target: `CompileTarget` as JSON. opt_level: 0 or 3.
-    pipeline: the phases that made it, in order. phases_s: the seconds each took. exported_sha256, checkpoint_sha256:
-    of the ONNX file and the checkpoint that it came from. files_sha256: of the library and the weights. versions: of
-    the compiler.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. target:
+    `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
+    took. exported_sha256, checkpoint_sha256: of the ONNX file and the checkpoint that it came from. files_sha256: of
+    the library and the weights. versions: of the compiler.
     """
 
     path: Path
     config: GPTConfig
     tokenizer: dict[str, Any]
     dtype: str
+    form: str
     target: dict[str, Any]
     opt_level: int
     pipeline: list[str]
@@ -44,52 +46,17 @@ class CompiledModel:
     files_sha256: dict[str, str]
     versions: dict[str, str]
 
-    def start(self, threads: int | None = None) -> "Session":
+    def start(self, threads: int | None = None) -> "Session | CachedSession":
         """Load the library and the weights, ready to run on `threads` CPU threads (default: all cores given to us).
 
-        The number of threads is the process's: TVM reads it once, when the first kernel runs. Raises UserError if this
-        machine cannot run the code.
+        The number of threads is the process's: TVM reads it once, when the first kernel runs. A model with a cache
+        gives a `CachedSession`. Raises UserError if this machine cannot run the code.
         """
+        from tvm_frontend.session import CachedSession, Session
+
         check_runs_here(self.target)
-        return Session(self, threads or len(os.sched_getaffinity(0)))
-
-
-class Session:
-    """A compiled model in memory."""
-
-    def __init__(self, model: CompiledModel, threads: int) -> None:
-        os.environ["TVM_NUM_THREADS"] = str(threads)  # before TVM's thread pool starts
-        import tvm
-        from tvm import relax
-
-        self.model = model
-        self._on_cpu = CompileTarget.from_json(model.target).kind == "llvm"
-        if not self._on_cpu:
-            from tvm_frontend.cuda_toolchain import load_cuda_runtime
-
-            load_cuda_runtime()
-        self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
-        weights = tvm.runtime.load_param_dict_from_file(str(model.path / WEIGHTS))
-        # Named by their place, as the order of the arguments is what matters.
-        self._weights = [weights[str(i)].copyto(self._device) for i in range(len(weights))]
-        library = tvm.runtime.load_module(str(model.path / LIBRARY))
-        self._forward = relax.VirtualMachine(library, self._device)[ENTRY]
-
-    def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """The logits at every position: ids int64 [B, T], any B, T up to block_size → float32 [B, T, V].
-
-        Raises UserError if T is too large or an id is not in the vocabulary.
-        """
-        import tvm
-
-        ids = np.asarray(ids)
-        config = self.model.config
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.block_size:
-            raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T] with T from 1 to {config.block_size}")
-        check_ids(ids, config)
-        logits = self._forward(tvm.runtime.tensor(ids.astype(np.int64), self._device), self._weights)
-        # On the CPU a view: logits of 128 positions and GPT-2's vocabulary are 26 MB, and a copy takes 5 ms.
-        return np.from_dlpack(logits) if self._on_cpu else logits.numpy()
+        kind = CachedSession if self.form == "cached" else Session
+        return kind(self, threads or len(os.sched_getaffinity(0)))
 
 
 def save_compiled(folder: Path, executable: Any, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:

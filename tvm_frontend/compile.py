@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import onnx
 import tvm
 import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
-from export.artifact import exported_from, read_proto
+from export.artifact import ExportedModel, exported_from, read_proto
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled, save_compiled
@@ -22,6 +23,8 @@ from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.importer import check_operators
 from tvm_frontend.pipeline import OPT_LEVELS, compile_onnx
 from tvm_frontend.target import resolve_target
+
+FOLDER_SUFFIXES = {"forward": "", "cached": "-cache"}  # by the form of the export
 
 
 def compile_model(
@@ -37,8 +40,9 @@ def compile_model(
 ) -> CompiledModel:
     """Compile an ONNX file written by `export.onnx`; one artifact serves every B, and every T up to block_size.
 
-    The result is a folder, `tvm-<llvm or arch>-O<level>` beside the ONNX file unless `output` names another, and it is
-    there whole or not at all. Raises UserError for a bad file, target, arch or output.
+    The result is a folder, `tvm-<llvm or arch>-O<level>` (`…-cache` of a model with a KV cache) beside the ONNX file
+    unless `output` names another, and it is there whole or not at all. Raises UserError for a bad file, target, arch
+    or output.
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
@@ -50,9 +54,16 @@ def compile_model(
     if compile_for.kind == "cuda":
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
     proto = read_proto(model)
+    try:
+        exported = exported_from(proto, model)
+    except UserError:
+        check_operators(proto)  # of a file not made by us, a node that cannot be read says more
+        raise
+    _check_form(exported)
     check_operators(proto)
-    exported = exported_from(proto, model)
-    output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}")
+    if exported.weights is not None:
+        onnx.load_external_data_for_model(proto, str(exported.weights.parent))
+    output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}{FOLDER_SUFFIXES[exported.form]}")
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     with atomic_output(output, directory=True) as folder:
@@ -65,6 +76,7 @@ def compile_model(
                 "config": asdict(exported.config),
                 "tokenizer": exported.tokenizer,
                 "dtype": exported.dtype,
+                "form": exported.form,
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
                 "pipeline": list(compiled.phases_s),
@@ -77,6 +89,18 @@ def compile_model(
         if compile_for.kind == "cuda":
             verify_cuda_library(folder / LIBRARY, compile_for.arch)
     return load_compiled(output)
+
+
+def _check_form(exported: ExportedModel) -> None:
+    if exported.form not in FOLDER_SUFFIXES:
+        raise UserError(
+            f"{exported.path}: keeps its cache as {exported.form}, which grows with each token; export with --with-cache "
+            "for a preallocated one"
+        )
+    if exported.dtype != "float32":
+        raise UserError(
+            f"{exported.path}: of {exported.precision}, and only fp32 is compiled; export with --precision fp32"
+        )
 
 
 def compile_command(

@@ -10,7 +10,7 @@ ENTRY = "forward"  # the name of the one Relax function, ONNX to library
 
 @dataclass(frozen=True)
 class Graph:
-    """A Relax module whose function `forward(ids, *weights)` takes the weights in the order of the dict.
+    """A Relax module whose function `forward(*inputs, *weights)` takes the weights in the order of the dict.
 
     Weights stay parameters: as constants they would be copied into every rewrite and baked in the library.
     """

@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import tvm
 from onnx import numpy_helper
-from tvm import relax
+from tvm import relax, te
 from tvm.relax import op
 
 from gpt.cli import UserError
 from tvm_frontend.graph import ENTRY, Graph
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
+LARGE = 2**31  # as the end of a slice: all there is
 WHOLE_OPSET = 23  # from here on Attention is an operator
 
 
@@ -65,10 +66,10 @@ class _Import:
 
 
 def import_onnx(proto: onnx.ModelProto) -> Graph:
-    """Read a GPT forward pass written by `export.onnx` into a Relax function `forward(ids, *weights) -> logits`.
+    """Read a GPT written by `export.onnx` into a Relax function `forward(*inputs, *weights)`.
 
-    Dimensions named in the file (B, T) become symbolic integers. Raises UserError naming the first node that is not
-    supported, with its operator, domain and opset.
+    Its result is the file's one output, or a tuple of all. Dimensions named in the file (B, T) become symbolic
+    integers. Raises UserError naming the first node that is not supported, with its operator, domain and opset.
     """
     opset = check_operators(proto)
     state = _Import()
@@ -79,8 +80,11 @@ def import_onnx(proto: onnx.ModelProto) -> Graph:
         with state.builder.dataflow():
             for node in proto.graph.node:
                 _convert(state, node, opset)
-            (output,) = (state.builder.emit_output(state.tensor(value.name)) for value in proto.graph.output)
-        state.builder.emit_func_output(output, [*inputs, *(state.values[name] for name in state.weights)])
+            outputs = [state.builder.emit_output(state.tensor(value.name)) for value in proto.graph.output]
+        state.builder.emit_func_output(
+            outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
+            [*inputs, *(state.values[name] for name in state.weights)],
+        )
     return Graph(state.builder.finalize(), state.weights)
 
 
@@ -182,7 +186,31 @@ def _gather(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 
 
 def _add(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.add(state.tensor(node.input[0]), state.tensor(node.input[1]))
+    return op.add(*(_as_tensor(state, name) for name in node.input))
+
+
+def _as_tensor(state: _Import, name: str) -> relax.Expr:
+    """A tensor, made of one number if need be."""
+    value = state.values[name]
+    if not isinstance(value, Integers) or len(value.values) != 1:
+        return state.tensor(name)
+    (number,) = value.values
+    return state.builder.emit(op.arange(relax.prim_value(number), relax.prim_value(number + 1), dtype="int64"))
+
+
+def _unsqueeze(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.expand_dims(state.tensor(node.input[0]), state.integers(node.input[1]))
+
+
+def _slice(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """Whole or from the end on, one axis: [-1:] is from T - 1 to T."""
+    x = state.tensor(node.input[0])
+    (start,), (stop,), (axis,) = (state.integers(name) for name in node.input[1:4])
+    if len(node.input) > 4 and state.integers(node.input[4]) != [1]:
+        raise UserError(f"steps {state.integers(node.input[4])} are not supported, only 1")
+    size = x.ty.shape.values[axis]
+    start, stop = (size + end if end < 0 else end for end in (start, stop))
+    return op.strided_slice(x, [axis], [start], [size if stop >= LARGE else stop], assume_inbound=True)
 
 
 def _matmul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -233,15 +261,63 @@ def _transpose(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any])
 def _attention(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     """ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
     _refuse_unless({"is_causal": 0} | attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
-    if len([name for name in node.input if name]) != 3:
-        raise UserError("a mask or a cache is not supported, only q, k and v")
+    names = dict(zip(("q", "k", "v", "mask", "past key", "past value", "end"), node.input, strict=False))
+    if any(names.get(name) for name in ("mask", "past key", "past value")):
+        raise UserError("a mask or a growing cache is not supported; export with --with-cache for a preallocated one")
     shapes = [state.shape(name) for name in node.input[:3]]
     if any(len(shape) != 4 for shape in shapes) or len({int(shape[1]) for shape in shapes}) != 1:
         raise UserError(f"q, k, v of shapes {shapes} are not supported, only [B, nh, T, hs] with one nh")
-    q, k, v = (op.permute_dims(state.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
     scale = attributes.get("scale")
+    if names.get("end"):
+        return _attention_up_to(state, *(state.tensor(names[name]) for name in ("q", "k", "v", "end")), scale)
+    q, k, v = (op.permute_dims(state.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
     y = op.nn.attention(q, k, v, scale=scale and tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")
     return op.permute_dims(y, [0, 2, 1, 3])
+
+
+def _attention_up_to(
+    state: _Import, q: relax.Expr, k: relax.Expr, v: relax.Expr, end: relax.Expr, scale: float | None
+) -> relax.Expr:
+    """q [B, nh, T, hs] over k, v [B, nh, S, hs], of which sequence b fills end[b] rows; its queries are the last."""
+    scale = int(q.ty.shape.values[3]) ** -0.5 if scale is None else scale
+
+    def scores_up_to(scores: te.Tensor, end: te.Tensor) -> te.Tensor:
+        T = scores.shape[2]
+        return te.compute(
+            scores.shape,
+            lambda b, h, t, s: te.if_then_else(
+                s <= end[b] - T + t, scores[b, h, t, s], tvm.tirx.min_value(scores.dtype)
+            ),
+            name="scores_up_to",
+        )
+
+    emit = state.builder.emit
+    q = emit(op.multiply(q, relax.const(scale, q.ty.dtype)))
+    scores = emit(op.matmul(q, emit(op.permute_dims(k, [0, 1, 3, 2]))))  # [B, nh, T, S]
+    seen = state.builder.emit_te(scores_up_to, scores, end, primfunc_name_hint="scores_up_to")
+    return op.matmul(emit(op.nn.softmax(seen, axis=-1)), v)
+
+
+def _tensor_scatter(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """ai.onnx TensorScatter: rows [B, nh, T, hs] written into cache [B, nh, S, hs] from pos[b] on."""
+    _refuse_unless({"axis": -2} | attributes, mode=b"linear")
+    cache, rows, pos = (state.tensor(name) for name in node.input)
+    if len(cache.ty.shape.values) != 4 or attributes.get("axis", -2) not in (-2, 2):
+        raise UserError("only axis 2 of [B, nh, S, hs] is supported")
+
+    def tensor_scatter(cache: te.Tensor, rows: te.Tensor, pos: te.Tensor) -> te.Tensor:
+        T = rows.shape[2]
+        return te.compute(
+            cache.shape,
+            lambda b, h, s, d: te.if_then_else(
+                te.all(s >= pos[b], s < pos[b] + T),
+                rows[b, h, te.max(te.min(s - pos[b], T - 1), 0), d],
+                cache[b, h, s, d],
+            ),
+            name="tensor_scatter",
+        )
+
+    return state.builder.emit_te(tensor_scatter, cache, rows, pos, primfunc_name_hint="tensor_scatter")
 
 
 CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]] = {
@@ -256,7 +332,10 @@ CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]
     "Relu": _relu,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
+    "TensorScatter": _tensor_scatter,
     "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }

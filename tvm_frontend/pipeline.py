@@ -17,6 +17,7 @@ from tvm_frontend.graph import Graph
 from tvm_frontend.importer import import_onnx
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
+from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
@@ -87,6 +88,7 @@ def graph_phases(target: CompileTarget, opt_level: int) -> list[Phase]:
     if kernels is not None:
         rewrites += [
             ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),
+            ("fuse_cached_attention", lambda graph: fuse_cached_attention(graph, kernels)),
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),
             ("fuse_layer_norm", lambda graph: fuse_layer_norm(graph, kernels)),
             ("fuse_embedding", lambda graph: fuse_embedding(graph, kernels)),
@@ -99,7 +101,7 @@ def graph_phases(target: CompileTarget, opt_level: int) -> list[Phase]:
 
 
 def bundle_weights(graph: Graph) -> Graph:
-    """forward(ids, *weights) → forward(ids, weights): one tuple, so that a call hands over two arguments."""
+    """forward(*inputs, *weights) → forward(*inputs, weights): all weights one argument."""
     return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
 
 

@@ -15,11 +15,12 @@ from export.onnx import export_onnx
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.config import GPTConfig
 from gpt.tokenizer import CharTokenizer
-from tvm_frontend.artifact import CompiledModel, Session
+from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.session import Session
 
-Export = Callable[[GPTConfig], tuple[Checkpoint, ExportedModel]]
+Export = Callable[..., tuple[Checkpoint, ExportedModel]]
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +28,14 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Export random weights, large enough that every part of the model moves the logits, and a tokenizer."""
 
     @cache
-    def exported(config: GPTConfig) -> tuple[Checkpoint, ExportedModel]:
+    def exported(config: GPTConfig, form: str = "forward", **how) -> tuple[Checkpoint, ExportedModel]:
         random = seeded_checkpoint(config)
         state = {name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in random.state.items()}
         characters = "".join(chr(ord("À") + index) for index in range(config.vocab_size))
         checkpoint = replace(random, state=state, tokenizer=CharTokenizer(characters).to_json())
         folder = tmp_path_factory.mktemp("model")
         save_checkpoint(folder / "ckpt.pt", checkpoint)
-        return checkpoint, export_onnx(folder / "ckpt.pt", folder / "model.onnx")
+        return checkpoint, export_onnx(folder / "ckpt.pt", folder / "model.onnx", form=form, **how)
 
     return exported
 

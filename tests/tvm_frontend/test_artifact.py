@@ -146,7 +146,7 @@ def test_a_description_that_is_none_is_refused(copy, text):
         lambda content: content["config"].update(block_size=140),
         lambda content: content.update(opt_level=0),
         lambda content: content["files_sha256"].pop("library.so"),
-        lambda content: content.update(format=2),
+        lambda content: content.update(format=1),
     ],
 )
 def test_an_edited_description_is_found(copy, edit):

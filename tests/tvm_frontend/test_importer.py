@@ -100,7 +100,7 @@ UNSUPPORTED = {
         "node 'the_Reshape'.*'s' is a tensor where a shape, known while compiling, is needed",
     ),
     "arithmetic on shapes": (
-        model([node("Shape", "x", "n"), node("Add", "nn")], {"x": ["T"]}, {"y": [1]}),
+        model([node("Shape", "x", "n"), node("Add", "nn")], {"x": ["B", "T"]}, {"y": [2]}),
         "node 'the_Add'.*'n' is index arithmetic where a tensor is needed",
     ),
 }
@@ -126,8 +126,8 @@ def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
     [
         (attention(is_causal=0), "is_causal=0 is not supported, only 1"),
         (attention(), "is_causal=0 is not supported, only 1"),  # absent means 0
-        (attention("qkvm", is_causal=1), "a mask or a cache"),
-        (attention(["q", "k", "v", "", "m"], is_causal=1), "a mask or a cache"),
+        (attention("qkvm", is_causal=1), "a mask or a growing cache"),
+        (attention(["q", "k", "v", "", "m"], is_causal=1), "a mask or a growing cache"),
         (attention(is_causal=1, softcap=30.0), "softcap=30.0 is not supported"),
         (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
         (attention(is_causal=1, outputs=["y", "", "", "qk"]), "outputs y, , , qk"),

@@ -89,6 +89,7 @@ def test_every_phase_is_timed_in_order(compilation):
         "import",
         "cancel_transposes",
         "fuse_attention",
+        "fuse_cached_attention",
         "fuse_linear",
         "fuse_layer_norm",
         "fuse_embedding",

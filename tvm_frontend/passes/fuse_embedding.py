@@ -9,11 +9,14 @@ from tvm_frontend.schedules import Kernels
 
 
 def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
-    """take(tokens, ids [B, T]) + take(positions, arange(0, T)) → one kernel."""
+    """take(tokens, ids [B, T]) + take(positions, arange(0, T) [+ pos [B, 1]]) → one kernel."""
     rewriting = Rewriting(graph)
     tokens, ids, positions = wildcard(), wildcard(), wildcard()
     start, stop, step = wildcard(), wildcard(), wildcard()
-    places = is_op("relax.arange")(start, stop, step)
+    counted = is_op("relax.arange")(start, stop, step)
+    pos = wildcard()
+    after = is_op("relax.expand_dims")(pos)
+    places = counted | add_of(after, counted)
     of_tokens = is_op("relax.take")(tokens, ids)
     of_positions = is_op("relax.take")(positions, places)
 
@@ -27,13 +30,22 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
             return None
         (V, C), (block_size, _) = (table.shape for table in tables)
         *batch, length = matched[ids].ty.shape.values
-        if len(batch) != 1 or not same_shape(matched[of_positions].ty.shape.values, [length, C]):
+        behind = pos in matched
+        rows = [*batch, length, C] if behind else [length, C]
+        if len(batch) != 1 or not same_shape(matched[of_positions].ty.shape.values, rows):
             return None
-        kernel = kernels.embedding(V, block_size, C)
-        return kernel and rewriting.call("embedding", kernel, [matched[tokens], matched[ids], matched[positions]], call)
+        if behind and (not same_shape(matched[pos].ty.shape.values, batch) or not _adds_last(matched[after])):
+            return None
+        kernel = kernels.embedding(V, block_size, C, behind=behind)
+        arguments = [matched[tokens], matched[ids], matched[positions], *([matched[pos]] if behind else [])]
+        return kernel and rewriting.call("embedding", kernel, arguments, call)
 
     rewriting.apply(add_of(of_tokens, of_positions), fuse)
     return rewriting.finish()
+
+
+def _adds_last(expand_dims: relax.Call) -> bool:
+    return [int(axis) for axis in expand_dims.attrs.axis] in ([1], [-1])
 
 
 def _integer(expr: relax.Expr) -> int | None:

@@ -30,6 +30,21 @@ class Rewriting:
         """The name of the weight that `expr` is."""
         return next(name for name, var in self.variables.items() if var.same_as(expr))
 
+    def is_input_used_once(self, expr: relax.Expr) -> bool:
+        """Whether `expr` is an input of the function that one operation reads, so that it may be written to."""
+        if not any(expr.same_as(var) for var in self.function.params[: self.inputs]):
+            return False
+        users = [
+            var
+            for block in self.function.body.blocks
+            for binding in block.bindings
+            for var in relax.analysis.free_vars(binding.value)
+            if var.same_as(expr)
+        ]
+        return len(users) == 1 and not any(
+            var.same_as(expr) for var in relax.analysis.free_vars(self.function.body.body)
+        )
+
     def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
         """The parameter of that name; made from `value()` where it is not there yet."""
         if name not in self.weights:
@@ -41,6 +56,20 @@ class Rewriting:
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
         """A call of `kernel` with an output of the type of `like`; equal kernels are kept once."""
         return relax.call_tir(self.builder.add_func(_with_root(kernel), name), arguments, out_ty=like.ty)
+
+    def call_in_place(
+        self,
+        name: str,
+        kernel: tvm.tirx.PrimFunc,
+        arguments: list[relax.Expr],
+        written: list[relax.Expr],
+        like: relax.Expr,
+    ) -> relax.Expr:
+        """As `call`, of a kernel that also writes to the tensors `written`, its last arguments but for the output."""
+        places = [-1, *range(len(arguments), len(arguments) + len(written))]
+        types = [like.ty, *(tensor.ty for tensor in written)]
+        function = self.builder.add_func(_with_root(kernel), name)
+        return relax.TupleGetItem(relax.op.call_tir_inplace(function, [*arguments, *written], places, types), 0)
 
     def apply(self, pattern: DFPattern, rewriter: Callable[[relax.Expr, Matched], relax.Expr | None]) -> None:
         """Replace each match by what `rewriter` returns; None leaves it as it is."""

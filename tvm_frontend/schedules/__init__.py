@@ -23,7 +23,10 @@ class Kernels(Protocol):
     def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc | None:
         """LayerNorm over the last axis; see `schedules.cpu.layer_norm`."""
 
-    def embedding(self, V: int, block_size: int, C: int) -> tvm.tirx.PrimFunc | None:
+    def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc | None:
+        """The same over a KV cache of `length` rows; see `schedules.cpu.cached_attention`."""
+
+    def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc | None:
         """Token plus position embedding; see `schedules.cpu.embedding`."""
 
 

@@ -33,7 +33,31 @@ def test_it_becomes_one_kernel_of_the_same_meaning(graph_of, calls, kernels, rew
     rewritten(before, after, [np.random.default_rng(2).integers(0, V, (3, 7))])
 
 
+def embedding_behind(axis=1, pos_first=True):
+    """Positions counted from pos [B] on."""
+
+    def body(emit, ids, pos, tokens, positions):
+        counted = emit(op.arange(relax.prim_value(0), relax.prim_value(T), relax.prim_value(1), dtype="int64"))
+        terms = [emit(op.expand_dims(pos, axis)), counted]
+        places = emit(op.add(*(terms if pos_first else terms[::-1])))
+        return op.add(emit(op.take(tokens, ids, axis=0)), emit(op.take(positions, places, axis=0)))
+
+    return body
+
+
+POS = {"pos": ((B,), "int64")}
+
+
+@pytest.mark.parametrize("pos_first", [False, True])
+def test_positions_behind_a_cache_are_in_the_kernel(graph_of, calls, kernels, rewritten, pos_first):
+    before = graph_of(embedding_behind(pos_first=pos_first), IDS | POS, TABLES)
+    after = fuse_embedding(before, kernels)
+    assert calls(after) == {"embedding": 1}
+    rewritten(before, after, [np.random.default_rng(2).integers(0, V, (3, 4)), np.array([0, 5, 2])])
+
+
 LEFT_ALONE = {
+    "positions along the batch": (embedding_behind(axis=0), {"ids": ((T, T), "int64"), "pos": ((T,), "int64")}, TABLES),
     "positions that begin later": (embedding(start=1, stop=T + 1), IDS, TABLES),
     "every other position": (embedding(stop=2 * T, step=2), IDS, TABLES),
     "one position for all": (embedding(stop=1), IDS, TABLES),

@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 
 from tvm_frontend.schedules.cpu.attention import causal_attention
+from tvm_frontend.schedules.cpu.cached_attention import cached_attention
 from tvm_frontend.schedules.cpu.embedding import embedding
 from tvm_frontend.schedules.cpu.layer_norm import layer_norm
 from tvm_frontend.schedules.cpu.linear import linear, pack_weight
@@ -19,8 +20,8 @@ class CpuKernels:
     def __init__(self, target: CompileTarget) -> None:
         self.tile = tile_for(target)
         # A layer repeats the shapes of the one before it, and parsing a kernel takes longer than compiling it.
-        self._linear, self._attention, self._layer_norm, self._embedding = map(
-            cache, (linear, causal_attention, layer_norm, embedding)
+        self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
+            cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
         )
 
     def linear(self, K: int, N: int, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc:
@@ -35,5 +36,8 @@ class CpuKernels:
     def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc:
         return self._layer_norm(C, self.tile.lanes, epsilon)
 
-    def embedding(self, V: int, block_size: int, C: int) -> tvm.tirx.PrimFunc:
-        return self._embedding(V, block_size, C, self.tile.lanes)
+    def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc:
+        return self._cached_attention(nh, hs, length, self.tile, scale)
+
+    def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc:
+        return self._embedding(V, block_size, C, self.tile.lanes, behind=behind)

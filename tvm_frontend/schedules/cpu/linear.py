@@ -35,13 +35,22 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
     activate = ACTIVATIONS[activation]
 
     @T.macro
-    def step(acc, x, w, panel, first, last, k):
-        for i in T.unroll(MR):
+    def step(rows, sums, acc, x, w, panel, first, last, k):
+        # Few rows would wait for one another's sums: every step of k then has sums of its own.
+        for i in T.unroll(rows):
             for v in T.unroll(VECTORS):
                 for lane in T.vectorized(LANES):
-                    acc[i, v * LANES + lane] = (
-                        acc[i, v * LANES + lane] + x[T.min(first + i, last), k] * w[panel, k, v * LANES + lane]
+                    acc[sums + i, v * LANES + lane] = (
+                        acc[sums + i, v * LANES + lane] + x[T.min(first + i, last), k] * w[panel, k, v * LANES + lane]
                     )
+
+    @T.macro
+    def add_sums(rows, splits, acc):
+        for s in T.unroll(splits - 1):
+            for i in T.unroll(rows):
+                for v in T.unroll(VECTORS):
+                    for lane in T.vectorized(LANES):
+                        acc[i, v * LANES + lane] = acc[i, v * LANES + lane] + acc[(s + 1) * rows + i, v * LANES + lane]
 
     @T.macro
     def finish(acc, bias, addend, out, i, row, c, n):
@@ -49,6 +58,32 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
             out[row, n] = activate(acc[i, c] + bias[n]) + addend[row, n]
         else:
             out[row, n] = activate(acc[i, c] + bias[n])
+
+    @T.macro
+    def rows_by_panel(rows, x, w, bias, addend, out, panel, first, last):
+        splits = T.meta_var(max(1, UNROLL // rows))
+        acc = T.alloc_buffer((splits * rows, NR), "float32", scope="local")
+        clear(Tile(splits * rows, VECTORS, LANES), acc)
+        for k in range(K // UNROLL):
+            for u in T.unroll(UNROLL):
+                step(rows, u % splits * rows, acc, x, w, panel, first, last, k * UNROLL + u)
+        for u in T.unroll(K % UNROLL):
+            step(rows, u % splits * rows, acc, x, w, panel, first, last, K // UNROLL * UNROLL + u)
+        add_sums(rows, splits, acc)
+        # Rows beyond the last are the last row again, and write the same values there.
+        if panel * NR + NR <= N:
+            for i in T.unroll(rows):
+                for v in T.unroll(VECTORS):
+                    for lane in T.vectorized(LANES):
+                        finish(
+                            acc, bias, addend, out, i, T.min(first + i, last),
+                            v * LANES + lane, panel * NR + v * LANES + lane,
+                        )  # fmt: skip
+        else:
+            for i in T.unroll(rows):
+                for c in range(NR):
+                    if panel * NR + c < N:
+                        finish(acc, bias, addend, out, i, T.min(first + i, last), c, panel * NR + c)
 
     @T.macro
     def multiply(x, w, bias, addend, out, M):
@@ -59,27 +94,14 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
             first_tile = T.meta_var(task % tasks * tiles_a_task)
             for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
                 first = T.meta_var((first_tile + tile_of_rows) * MR)
-                acc = T.alloc_buffer((MR, NR), "float32", scope="local")
-                clear(tile, acc)
-                for k in range(K // UNROLL):
-                    for u in T.unroll(UNROLL):
-                        step(acc, x, w, panel, first, M - 1, k * UNROLL + u)
-                for u in T.unroll(K % UNROLL):
-                    step(acc, x, w, panel, first, M - 1, K // UNROLL * UNROLL + u)
-                # Rows beyond the last are the last row again, and write the same values there.
-                if panel * NR + NR <= N:
-                    for i in T.unroll(MR):
-                        for v in T.unroll(VECTORS):
-                            for lane in T.vectorized(LANES):
-                                finish(
-                                    acc, bias, addend, out, i, T.min(first + i, M - 1),
-                                    v * LANES + lane, panel * NR + v * LANES + lane,
-                                )  # fmt: skip
+                if M - first == 1:
+                    rows_by_panel(1, x, w, bias, addend, out, panel, first, M - 1)
+                elif M - first == 2:
+                    rows_by_panel(2, x, w, bias, addend, out, panel, first, M - 1)
+                elif M - first <= 4:
+                    rows_by_panel(4, x, w, bias, addend, out, panel, first, M - 1)
                 else:
-                    for i in T.unroll(MR):
-                        for c in range(NR):
-                            if panel * NR + c < N:
-                                finish(acc, bias, addend, out, i, T.min(first + i, M - 1), c, panel * NR + c)
+                    rows_by_panel(MR, x, w, bias, addend, out, panel, first, M - 1)
 
     if residual:
 

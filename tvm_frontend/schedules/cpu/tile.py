@@ -1,5 +1,6 @@
 """The register tile that every kernel here is built from, and how large it may be on a CPU."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -47,3 +48,24 @@ def clear(tile, accumulator):
 def divisor(number: int, largest: int) -> int:
     """The largest power of two up to `largest` that divides `number`."""
     return next(size for size in (64, 32, 16, 8, 4, 2, 1) if size <= largest and number % size == 0)
+
+
+def fold_lanes(lanes: int, join: Callable) -> Callable:
+    """A macro (partial, i): all lanes of partial[i], a power of two, joined in partial[i, 0], half onto half."""
+    if lanes == 1:
+
+        @T.macro
+        def done(partial, i):
+            pass
+
+        return done
+    half = lanes // 2
+    rest = fold_lanes(half, join)
+
+    @T.macro
+    def fold(partial, i):
+        for lane in T.vectorized(half):
+            partial[i, lane] = join(partial[i, lane], partial[i, half + lane])
+        rest(partial, i)
+
+    return fold

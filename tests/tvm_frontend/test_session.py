@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from tvm_frontend.compile import compile_model
+
+TOLERANCE = 2e-5  # as in test_artifact
+CONFIG = GPTConfig(block_size=70, vocab_size=211, n_layer=2, n_head=2, n_embd=40)
+OTHERS = {
+    "no bias, relu, a head of 7": GPTConfig(
+        block_size=13, vocab_size=37, n_layer=1, n_head=3, n_embd=21, bias=False, activation="relu"
+    ),
+    "block_size 1": GPTConfig(block_size=1, vocab_size=5, n_layer=1, n_head=1, n_embd=8),
+}
+
+
+@pytest.fixture(scope="module")
+def model(export):
+    return export(CONFIG, "cached")
+
+
+@pytest.fixture(scope="module", params=[3, 0])
+def cached(model, request):
+    return compile_model(model[1].path, opt_level=request.param).start(threads=2)
+
+
+def ids_of(B, T, config=CONFIG):
+    return np.random.default_rng([B, T]).integers(0, config.vocab_size, (B, T))
+
+
+def close(found, expected):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_chunks_give_what_the_whole_gives(cached, model, eager, B):
+    ids, at = ids_of(B, 70), 0
+    expected = eager(model[0], ids)
+    cached.begin(B)
+    for T in (20, 1, 1, 7, 1, 33, 2, 5):
+        close(cached.step(ids[:, at : at + T], np.full(B, at)), expected[:, at : at + T])
+        at += T
+    assert at == 70
+
+
+def test_sequences_of_different_length_in_a_batch(cached, model, eager):
+    ids, lengths = ids_of(3, 30), np.array([5, 11, 1])
+    expected = eager(model[0], ids)
+    cached.begin(3)
+    logits = cached.step(ids[:, :11], np.zeros(3, int))  # the shorter prompts padded by what comes later
+    rows = np.arange(3)
+    close(logits[rows, lengths - 1], expected[rows, lengths - 1])
+    for _ in range(5):
+        close(cached.step(ids[rows, lengths][:, None], lengths)[:, 0], expected[rows, lengths])
+        lengths = lengths + 1
+
+
+def test_fill_and_decode(cached, model, eager):
+    ids = ids_of(2, 20)
+    expected = eager(model[0], ids)
+    close(cached.fill(ids[:, :17]), expected[:, 16])
+    for _ in range(2):  # the same context again is the same step again
+        close(cached.decode(ids[:, 17:18], 17), expected[:, 17])
+    close(cached.decode(ids[:, 18:19], 18), expected[:, 18])
+    close(cached.fill(ids[:1, :1]), expected[:1, 0])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models(export, eager, name):
+    config = OTHERS[name]
+    checkpoint, exported = export(config, "cached")
+    session = compile_model(exported.path).start(threads=2)
+    ids = ids_of(2, config.block_size, config)
+    expected = eager(checkpoint, ids)
+    session.begin(2)
+    for at in range(config.block_size):
+        close(session.step(ids[:, at : at + 1], np.array([at, at]))[:, 0], expected[:, at])
+
+
+def test_the_artifact_says_that_it_has_a_cache(model):
+    compiled = compile_model(model[1].path)
+    assert compiled.form == "cached"
+    assert compiled.path.name == "tvm-llvm-O3-cache"
+
+
+@pytest.mark.parametrize(
+    ("ids", "pos", "said"),
+    [
+        (np.zeros((2, 1), int), [70, 0], "after 70 in the cache: must be .B, T. with T from 1 to 0"),
+        (np.zeros((2, 8), int), [0, 63], r"\[2, 8\] after 63 in the cache: .* 1 to 7"),
+        (np.zeros((2, 1), int), [-1, 0], "at least 0"),
+        (np.zeros((2, 1), int), [0.0, 1.0], "whole numbers"),
+        (np.zeros((3, 1), int), [0, 0, 0], "the cache is of B=2 sequences"),
+        (np.zeros((2, 1), int), [0], "the cache is of B=2 sequences"),
+        (np.full((2, 1), 211), [0, 0], "token id 211"),
+        (np.zeros((2, 1), "float32"), [0, 0], "whole numbers"),
+        (np.zeros(2, int), [0, 0], r"\[2\]: must be"),
+    ],
+)
+def test_what_does_not_fit_the_cache_is_refused_before_anything_runs(cached, ids, pos, said):
+    cached.fill(ids_of(2, 9))
+    before = cached.decode(ids_of(2, 1), 9).copy()
+    with pytest.raises(UserError, match=said):
+        cached.step(ids, np.array(pos))
+    np.testing.assert_array_equal(cached.decode(ids_of(2, 1), 9), before)
+
+
+def test_a_cache_comes_first(model):
+    session = compile_model(model[1].path).start(threads=2)
+    with pytest.raises(UserError, match="no cache yet"):
+        session.step(ids_of(1, 1), np.zeros(1, int))
+    with pytest.raises(UserError, match="B=0"):
+        session.begin(0)
+
+
+def test_the_last_position_alone(export, eager):
+    checkpoint, exported = export(CONFIG, "forward", last=True)
+    session = compile_model(exported.path).start(threads=2)
+    for B, T in [(1, 1), (3, 17), (1, 70)]:
+        close(session.prefill(ids_of(B, T)), eager(checkpoint, ids_of(B, T))[:, -1:])
+
+
+@pytest.mark.parametrize(
+    ("form", "how", "said"),
+    [("past", {}, "keeps its cache as past, .*; export with --with-cache"), ("forward", {"precision": "fp16"}, "fp16")],
+)
+def test_forms_that_are_not_compiled_are_named(export, form, how, said):
+    exported = export(CONFIG, form, **how)[1]
+    with pytest.raises(UserError, match=said):
+        compile_model(exported.path)

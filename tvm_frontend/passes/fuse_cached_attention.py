@@ -1,0 +1,60 @@
+"""Attention over a preallocated cache becomes one kernel that also writes the new rows, in place."""
+
+from tvm import relax
+from tvm.relax.dpl import is_call_tir, is_const, is_op, is_tuple_get_item, wildcard
+
+from tvm_frontend.graph import Graph
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
+from tvm_frontend.schedules import Kernels
+
+TO_HEADS = [0, 2, 1, 3]  # [B, T, nh, hs] to [B, nh, T, hs], and back
+
+
+def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
+    """The QKV projection scattered into two caches and attended to → kernel(qkv, pos, keys, values) [B, T, C].
+
+    The function gives back the caches that it was given: they hold the new rows.
+    """
+    rewriting = Rewriting(graph)
+    qkv, pos, keys, values, start, stop, step = (wildcard() for _ in range(7))
+    scale = is_const()
+    thirds = is_op("relax.split")(qkv)
+    parts = [is_op("relax.reshape")(is_tuple_get_item(thirds, i), wildcard()) for i in range(3)]
+    q, k, v = heads = [is_op("relax.permute_dims")(part) for part in parts]
+    rows_of_keys = is_call_tir("tensor_scatter", [keys, k, pos])
+    rows_of_values = is_call_tir("tensor_scatter", [values, v, pos])
+    width = is_op("relax.arange")(start, stop, step)
+    scaled = is_op("relax.multiply")(q, scale)
+    scores = is_op("relax.matmul")(scaled, is_op("relax.permute_dims")(rows_of_keys))
+    seen = is_call_tir("scores_up_to", [scores, add_of(pos, width)])
+    mixed = is_op("relax.matmul")(is_op("relax.nn.softmax")(seen), rows_of_values)
+    turned = is_op("relax.permute_dims")(mixed)
+    merged = is_op("relax.reshape")(turned, wildcard())
+    absorbed = []
+
+    def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
+        if any(list(matched[part].attrs.axes) != TO_HEADS for part in (*heads, turned)):
+            return None
+        B, T, nh, hs = matched[parts[0]].ty.shape.values
+        if int(matched[thirds].attrs.axis) != 2 or not same_shape(matched[qkv].ty.shape.values, [B, T, 3 * nh * hs]):
+            return None
+        if not same_shape([matched[start], matched[stop]], [T, T + 1]):
+            return None
+        caches = [matched[keys], matched[values]]
+        if not all(rewriting.is_input_used_once(cache) for cache in caches):
+            return None
+        length = int(matched[keys].ty.shape.values[2])
+        kernel = kernels.cached_attention(int(nh), int(hs), length, float(matched[scale].value.numpy()))
+        if kernel is None:
+            return None
+        absorbed.extend(caches)
+        return rewriting.call_in_place("cached_attention", kernel, [matched[qkv], matched[pos]], caches, call)
+
+    rewriting.apply(merged, fuse)
+    cache = wildcard()
+
+    def forward(call: relax.Expr, matched: Matched) -> relax.Expr | None:
+        return matched[cache] if any(matched[cache].same_as(each) for each in absorbed) else None
+
+    rewriting.apply(is_call_tir("tensor_scatter", [cache, wildcard(), wildcard()]), forward)
+    return rewriting.finish()
