@@ -94,8 +94,8 @@ def compile_model(
 def _check_form(exported: ExportedModel) -> None:
     if exported.form not in FOLDER_SUFFIXES:
         raise UserError(
-            f"{exported.path}: keeps its cache as {exported.form}, which grows with each token; export with --with-cache "
-            "for a preallocated one"
+            f"{exported.path}: keeps its cache as {exported.form}, which grows with each token; "
+            "export with --with-cache for a preallocated one"
         )
     if exported.dtype != "float32":
         raise UserError(
