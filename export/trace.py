@@ -12,10 +12,10 @@ import onnx
 import onnx_ir
 import onnxscript.optimizer
 import torch
-from onnxscript.rewriter import onnx_fusions
 from torch import Tensor, nn
 
 from export.forms import Described, Form, entry_point_of
+from export.weights import model_of
 from gpt.checkpoint import Checkpoint
 
 WEIGHTS = "weights"  # the file beside the graph that holds them until both are settled
@@ -30,14 +30,17 @@ def trace(
 
     Raises RuntimeError if the exporter wrote another opset, other inputs or other outputs than were asked for.
     """
-    # by sdpa, which torch.onnx keeps as one Attention node from opset 23 on
-    model = form.module(checkpoint.build("sdpa").to(getattr(torch, dtype)), last).eval()
+    # dynamo keeps sdpa as one Attention node from opset 23 on; torchscript spells it out, ill-typed below float32
+    attention = "sdpa" if exporter == "dynamo" else "explicit"
+    model = form.module(model_of(checkpoint, attention, getattr(torch, dtype)), last).eval()
     wanted = entry_point_of(form, checkpoint.config, dtype, last)
     with _quiet_exporter():
         if exporter == "dynamo":
             graph = _by_dynamo(model, wanted, opset, checkpoint.config.block_size)
         else:
             graph = _by_torchscript(model, wanted, opset, checkpoint.config.block_size, folder)
+    # as torch.onnx's own `optimize=True`, but a tied head is not folded into a transposed copy of the embedding
+    onnxscript.optimizer.optimize_ir(graph, should_fold=lambda node: False if node.op_type == "Transpose" else None)
     onnx_ir.external_data.unload_from_model(graph, folder, WEIGHTS, size_threshold_bytes=APART_BYTES)
     proto = onnx_ir.to_proto(graph)
     _name_weights(proto)
@@ -64,10 +67,6 @@ def _by_dynamo(model: nn.Module, wanted: EntryPoint, opset: int, block_size: int
         optimize=False,
         verbose=False,
     )
-    # what `optimize=True` does, but a tied head is not folded into a transposed copy of the embedding
-    keep = {"Transpose": False}
-    onnxscript.optimizer.optimize_ir(program.model, should_fold=lambda node: keep.get(node.op_type))
-    onnx_fusions.fuse(program.model)
     return program.model
 
 
@@ -133,6 +132,10 @@ def _name_dimensions(proto: onnx.ModelProto, wanted: EntryPoint) -> None:
             dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
             if dim_param:
                 dim.dim_param = dim_param.replace(" ", "")
+    for value in proto.graph.output:  # where torchscript inferred none: the checker infers it again, and runs show it
+        for dim, name in zip(value.type.tensor_type.shape.dim, wanted["outputs"][value.name][1], strict=True):
+            if dim.dim_param and isinstance(name, int):
+                dim.dim_value = name
 
 
 def _forget_origins(proto: onnx.ModelProto) -> None:
@@ -172,6 +175,8 @@ def _quiet_exporter() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)  # of the torchscript exporter, asked for by name
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the proof runs other lengths than the trace
+            warnings.filterwarnings("ignore", "ONNX export mode is set", UserWarning)  # by a dropout of probability 0
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # one B for all inputs is what is meant
             yield
     finally:

@@ -33,3 +33,13 @@ def checkpoint_path(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def exported(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     return export_onnx(checkpoint_path, tmp_path_factory.mktemp("exported") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def cached(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    return export_onnx(checkpoint_path, tmp_path_factory.mktemp("cached") / "model-cache.onnx", form="cached")
+
+
+@pytest.fixture(scope="session")
+def past(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    return export_onnx(checkpoint_path, tmp_path_factory.mktemp("past") / "model-past.onnx", form="past")

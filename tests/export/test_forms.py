@@ -16,16 +16,6 @@ from gpt.config import GPTConfig
 CHUNKS = (20, 1, 1, 7, 1, 2)  # 32 tokens, the tiny model's block_size
 
 
-@pytest.fixture(scope="module")
-def cached(checkpoint_path, tmp_path_factory) -> ExportedModel:
-    return export_onnx(checkpoint_path, tmp_path_factory.mktemp("cached") / "model-cache.onnx", form="cached")
-
-
-@pytest.fixture(scope="module")
-def past(checkpoint_path, tmp_path_factory) -> ExportedModel:
-    return export_onnx(checkpoint_path, tmp_path_factory.mktemp("past") / "model-past.onnx", form="past")
-
-
 def session_of(exported: ExportedModel) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

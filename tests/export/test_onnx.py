@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 import export.onnx
 from export.artifact import load_exported
-from export.onnx import export_onnx
+from export.onnx import Request, export_onnx
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
@@ -125,11 +125,43 @@ def test_nothing_of_this_machine_is_in_the_file(exported):
         assert trace.encode() not in content, trace
 
 
-@pytest.mark.parametrize("opset", [0, 17, 26])
-def test_another_opset_is_refused(checkpoint_path, tmp_path, opset):
-    with pytest.raises(UserError, match=f"opset {opset}: must be 18 to 25"):
-        export_onnx(checkpoint_path, tmp_path / "model.onnx", opset)
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"opset": 0}, "opset 0: must be 18 to 25 with the dynamo exporter"),
+        ({"opset": 17}, "opset 17: must be 18 to 25"),
+        ({"opset": 26}, "opset 26: must be 18 to 25"),
+        ({"opset": 21, "exporter": "torchscript"}, "opset 21: must be 18 to 20 with the torchscript exporter"),
+        ({"opset": 23, "form": "cached"}, "opset 23: cached needs 24 or later"),
+        ({"opset": 22, "form": "past"}, "opset 22: past needs 23 or later"),
+        ({"exporter": "torchscript", "form": "cached"}, "it needs opset 24, this exporter writes up to 20"),
+        ({"exporter": "torchscript", "form": "past", "opset": 20}, "it needs opset 23, this exporter writes up to 20"),
+        ({"exporter": "tflite"}, "exporter='tflite': must be one of dynamo, torchscript"),
+        ({"precision": "int8"}, "precision='int8': must be one of fp32, fp16, bf16"),
+        ({"form": "decode"}, "form='decode': must be one of forward, cached, past"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(checkpoint_path, tmp_path, wanted, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        export_onnx(checkpoint_path, tmp_path / "model.onnx", **wanted)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "opset"),
+    [
+        (Request(), "model.onnx", 23),
+        (Request("cached"), "model-cache.onnx", 24),
+        (Request("past"), "model-past.onnx", 23),
+        (Request(exporter="torchscript"), "model.onnx", 20),
+        (Request("cached", precision="bf16"), "model-cache-bf16.onnx", 24),
+        (Request("past", last=True, precision="fp16"), "model-past-last-fp16.onnx", 23),
+    ],
+    ids=str,
+)
+def test_each_kind_has_a_name_and_an_opset_of_its_own(request_, name, opset):
+    assert (request_.default_name, request_.opset) == (name, opset)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
@@ -205,7 +237,7 @@ def test_a_failed_export_leaves_the_earlier_file_as_it_was(exported, checkpoint_
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.onnx", "earlier")]
 
 
-def test_the_command_prints_the_errors_at_three_shapes(checkpoint_path, tmp_path):
+def test_the_command_prints_the_errors_at_each_shape(checkpoint_path, tmp_path):
     (tmp_path / "ckpt.pt").write_bytes(checkpoint_path.read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "export.onnx", "ckpt.pt"],
@@ -215,16 +247,27 @@ def test_the_command_prints_the_errors_at_three_shapes(checkpoint_path, tmp_path
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if re.match(r" +\d", line)]
-    assert [(int(B), int(T)) for B, T, *_ in rows] == [(1, 1), (3, 17), (1, 32)]
-    assert all(0 <= float(error) < 1e-4 for _, _, error, *_ in rows)
-    assert f"wrote model.onnx ({(tmp_path / 'model.onnx').stat().st_size / 1e6:.1f} MB, opset 23" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  prompt ")]
+    assert [(int(B), int(T)) for _, B, T, *_ in rows] == [(1, 1), (3, 1), (1, 17), (3, 17), (1, 32), (3, 32)]
+    assert all(0 <= float(error) < 1e-4 for row in rows for error in row[3:5])
+    size = f"{(tmp_path / 'model.onnx').stat().st_size / 1e6:.1f} MB"
+    assert f"wrote model.onnx (forward, {size}, opset 23, dynamo, fp32" in done.stdout
     assert load_exported(tmp_path / "model.onnx").checkpoint_sha256 == load_checkpoint(checkpoint_path).sha256
     assert "Traceback" not in done.stderr
     assert "arning" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["none.pt"], ["CHECKPOINT", "--opset", "17"], ["CHECKPOINT", "-o", "."]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.pt"],
+        ["CHECKPOINT", "--opset", "17"],
+        ["CHECKPOINT", "-o", "."],
+        ["CHECKPOINT", "--with-cache", "--opset", "23"],
+        ["CHECKPOINT", "--with-cache", "--cache", "past"],
+        ["CHECKPOINT", "--cache", "past", "--exporter", "torchscript"],
+    ],
+)
 def test_the_command_ends_a_users_mistake_in_one_line(checkpoint_path, tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
     arguments = [str(checkpoint_path) if word == "CHECKPOINT" else word for word in arguments]
