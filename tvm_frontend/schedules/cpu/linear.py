@@ -52,12 +52,9 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
                     for lane in T.vectorized(LANES):
                         acc[i, v * LANES + lane] = acc[i, v * LANES + lane] + acc[(s + 1) * rows + i, v * LANES + lane]
 
-    @T.macro
-    def finish(acc, bias, addend, out, i, row, c, n):
-        if residual:
-            out[row, n] = activate(acc[i, c] + bias[n]) + addend[row, n]
-        else:
-            out[row, n] = activate(acc[i, c] + bias[n])
+    def result(acc, bias, addend, i, row, c, n):
+        value = activate(acc[i, c] + bias[n])
+        return value + addend[row, n] if residual else value
 
     @T.macro
     def rows_by_panel(rows, x, w, bias, addend, out, panel, first, last):
@@ -67,23 +64,27 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
         for k in range(K // UNROLL):
             for u in T.unroll(UNROLL):
                 step(rows, u % splits * rows, acc, x, w, panel, first, last, k * UNROLL + u)
-        for u in T.unroll(K % UNROLL):
-            step(rows, u % splits * rows, acc, x, w, panel, first, last, K // UNROLL * UNROLL + u)
-        add_sums(rows, splits, acc)
+        if K % UNROLL > 0:
+            for u in T.unroll(K % UNROLL):
+                step(rows, u % splits * rows, acc, x, w, panel, first, last, K // UNROLL * UNROLL + u)
+        if splits > 1:
+            add_sums(rows, splits, acc)
         # Rows beyond the last are the last row again, and write the same values there.
         if panel * NR + NR <= N:
             for i in T.unroll(rows):
                 for v in T.unroll(VECTORS):
                     for lane in T.vectorized(LANES):
-                        finish(
-                            acc, bias, addend, out, i, T.min(first + i, last),
+                        out[T.min(first + i, last), panel * NR + v * LANES + lane] = result(
+                            acc, bias, addend, i, T.min(first + i, last),
                             v * LANES + lane, panel * NR + v * LANES + lane,
                         )  # fmt: skip
         else:
             for i in T.unroll(rows):
                 for c in range(NR):
                     if panel * NR + c < N:
-                        finish(acc, bias, addend, out, i, T.min(first + i, last), c, panel * NR + c)
+                        out[T.min(first + i, last), panel * NR + c] = result(
+                            acc, bias, addend, i, T.min(first + i, last), c, panel * NR + c
+                        )
 
     @T.macro
     def multiply(x, w, bias, addend, out, M):
@@ -96,8 +97,6 @@ def linear(K: int, N: int, tile: Tile, *, activation: str | None, residual: bool
                 first = T.meta_var((first_tile + tile_of_rows) * MR)
                 if M - first == 1:
                     rows_by_panel(1, x, w, bias, addend, out, panel, first, M - 1)
-                elif M - first == 2:
-                    rows_by_panel(2, x, w, bias, addend, out, panel, first, M - 1)
                 elif M - first <= 4:
                     rows_by_panel(4, x, w, bias, addend, out, panel, first, M - 1)
                 else:
