@@ -2,6 +2,8 @@
 python -m bench --seeded gpt2 --minutes 3
 python -m bench --engine onnxruntime --engine tvm --phases prefill --shapes 1x64 8x64
 python -m bench --phases decode --contexts 32 63
+python -m bench --engine onnxruntime --engine onnxruntime_int8 --engine openvino_int4
+python -m bench --onnx theirs.onnx
 
 Compare every engine on the same work: check that its numbers are right, time it, and write results.json, report.md
 and report.html beside the model.
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import tyro
 
+from bench import foreign, reference
 from bench.backends import find_contenders
 from bench.compare import ROUNDS, Plan, compare, works_of
 from bench.machine import checked_threads, describe_machine
@@ -32,23 +35,28 @@ class BenchConfig:
 
     artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
     seeded: str | None = None  # compare on a model with random weights: demo, gpt2 or bigram
+    onnx: Path | None = None  # compare on somebody else's ONNX file (python -m export.inspect says if it can be used)
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
     phases: tuple[str, ...] = ()  # of prefill, decode, generate; by default all that the model has
     shapes: tuple[str, ...] = ()  # of prefill: BxT each, as 1x64 8x64; by default three that suit the model
     contexts: tuple[int, ...] = ()  # of decode: tokens in the cache; by default 32, 128 and the longest, as they fit
     threads: int | None = None  # of every engine; by default the physical cores that this process may use
-    minutes: float = 1.0  # for the timing; loading, compiling and checking come on top
+    minutes: float = 0.75  # for the timing; loading, compiling and checking come on top
     seed: int | None = None  # of the random ids; by default a fresh one, which the results record
 
 
 def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     contenders = find_contenders(config.engine)
-    artifacts, words = choose_artifacts(config.artifacts, config.seeded)
+    artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
+    phases, truth = config.phases, reference.Reference
+    if config.onnx:
+        contenders, truth = foreign.those_that_can(contenders, config.engine), foreign.Reference
+        phases = foreign.checked_phases(config.phases)
     threads = checked_threads(config.threads)
     print(f"comparing {len(contenders)} engines on {words}, {threads} threads", file=sys.stderr, flush=True)
     chosen = {} if config.seed is None else {"seed": config.seed}
-    works = works_of(config_of(artifacts), config.phases, config.shapes, config.contexts)
+    works = works_of(config_of(artifacts), phases, config.shapes, config.contexts)
     plan = Plan(works, threads, config.minutes, **chosen)
     contenders = [each for each in contenders if set(each.phases) & set(plan.phases)]
     if not contenders:
@@ -56,7 +64,12 @@ def run_bench(config: BenchConfig) -> dict:
     model = prepare(artifacts, contenders, plan.phases)
     results = {
         "machine": describe_machine(),
-        "model": {"words": words, "config": asdict(model), "checkpoint_sha256": sha256_file(artifacts.checkpoint)},
+        "model": {
+            "words": words,
+            "config": asdict(model),
+            "checkpoint_sha256": sha256_file(config.onnx or artifacts.checkpoint),
+        },
+        "truth": truth.summary,
         "phases": list(plan.phases),
         "baseline": BASELINE,
         "rounds": ROUNDS,
@@ -65,7 +78,7 @@ def run_bench(config: BenchConfig) -> dict:
         "seed": plan.seed,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-    } | compare(artifacts, model, contenders, plan)
+    } | compare(artifacts, model, contenders, plan, f"{truth.__module__}:{truth.__name__}")
     report = write_report(results, artifacts.folder)
     print("\n".join([*statements(results), "", table_text(results), "", f"report: {report}"]))
     return results

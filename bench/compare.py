@@ -34,7 +34,7 @@ class Plan:
 
     works: tuple[Work, ...]
     threads: int
-    minutes: float = 1.0
+    minutes: float = 0.75
     seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))
 
     def __post_init__(self) -> None:
