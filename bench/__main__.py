@@ -1,6 +1,7 @@
 """python -m bench
 python -m bench --seeded gpt2 --minutes 3
-python -m bench --engine onnxruntime --engine tvm --shapes 1x64 8x64
+python -m bench --engine onnxruntime --engine tvm --phases prefill --shapes 1x64 8x64
+python -m bench --phases decode --contexts 32 63
 
 Compare every engine on the same work: check that its numbers are right, time it, and write results.json, report.md
 and report.html beside the model.
@@ -15,14 +16,13 @@ from pathlib import Path
 import tyro
 
 from bench.backends import find_contenders
-from bench.compare import ROUNDS, Plan, compare, default_shapes, parse_shape
-from bench.machine import describe_machine, physical_cores
-from bench.prepare import choose_artifacts, prepare
+from bench.compare import ROUNDS, Plan, compare, works_of
+from bench.machine import checked_threads, describe_machine
+from bench.prepare import choose_artifacts, config_of, prepare
 from bench.report import table_text, write_report
 from bench.rows import BASELINE
-from bench.runner import PHASE
-from bench.verdict import sentence
-from gpt.cli import run_command
+from bench.verdict import statements
+from gpt.cli import UserError, run_command
 from gpt.files import sha256_file
 
 
@@ -33,9 +33,11 @@ class BenchConfig:
     artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
     seeded: str | None = None  # compare on a model with random weights: demo, gpt2 or bigram
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
-    shapes: tuple[str, ...] = ()  # BxT each, as 1x64 8x64; by default three that suit the model
+    phases: tuple[str, ...] = ()  # of prefill, decode, generate; by default all that the model has
+    shapes: tuple[str, ...] = ()  # of prefill: BxT each, as 1x64 8x64; by default three that suit the model
+    contexts: tuple[int, ...] = ()  # of decode: tokens in the cache; by default 32, 128 and the longest, as they fit
     threads: int | None = None  # of every engine; by default the physical cores that this process may use
-    minutes: float = 0.75  # for the timing; loading, compiling and checking come on top
+    minutes: float = 1.0  # for the timing; loading, compiling and checking come on top
     seed: int | None = None  # of the random ids; by default a fresh one, which the results record
 
 
@@ -43,16 +45,19 @@ def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     contenders = find_contenders(config.engine)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded)
-    threads = physical_cores() if config.threads is None else config.threads
+    threads = checked_threads(config.threads)
     print(f"comparing {len(contenders)} engines on {words}, {threads} threads", file=sys.stderr, flush=True)
-    model = prepare(artifacts, contenders)
-    shapes = tuple(parse_shape(text, model) for text in config.shapes) or default_shapes(model)
     chosen = {} if config.seed is None else {"seed": config.seed}
-    plan = Plan(shapes, threads, config.minutes, **chosen)
+    works = works_of(config_of(artifacts), config.phases, config.shapes, config.contexts)
+    plan = Plan(works, threads, config.minutes, **chosen)
+    contenders = [each for each in contenders if set(each.phases) & set(plan.phases)]
+    if not contenders:
+        raise UserError(f"none of the engines asked for has a phase of {', '.join(plan.phases)}")
+    model = prepare(artifacts, contenders, plan.phases)
     results = {
         "machine": describe_machine(),
         "model": {"words": words, "config": asdict(model), "checkpoint_sha256": sha256_file(artifacts.checkpoint)},
-        "phase": PHASE,
+        "phases": list(plan.phases),
         "baseline": BASELINE,
         "rounds": ROUNDS,
         "threads": threads,
@@ -62,7 +67,7 @@ def run_bench(config: BenchConfig) -> dict:
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
     } | compare(artifacts, model, contenders, plan)
     report = write_report(results, artifacts.folder)
-    print(f"{sentence(results)}\n\n{table_text(results)}\n\nreport: {report}")
+    print("\n".join([*statements(results), "", table_text(results), "", f"report: {report}"]))
     return results
 
 

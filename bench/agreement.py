@@ -1,6 +1,7 @@
 """Are an engine's numbers the same as the reference's, and by what right do we say so."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ class Agreement:
     max_abs_err: the largest |difference|. max_rel_err: the same over the reference's largest |logit|. top1_match: the
     share of positions whose largest logit is the same, ties and near ties included. tolerance: of max_rel_err.
     reason: why not, or None if it agrees. The first three are None where shape, dtype or finiteness already failed.
+    Of tokens, which have no logits, `compare_tokens` says what the errors are.
     """
 
     max_abs_err: float | None
@@ -76,6 +78,36 @@ def compare_logits(reference: np.ndarray, logits: np.ndarray, tolerance: float) 
     elif flips:
         reason = f"the most likely token differs at {flips} of {same.size} positions, beyond what rounding explains"
     return Agreement(error, relative, float(same.mean()), reason is None, tolerance, reason)
+
+
+def compare_steps(reference: np.ndarray, steps: Sequence[np.ndarray], tolerance: float) -> Agreement:
+    """Compare the logits of S steps, float32 [B, V] each, with the reference's, float64 [B, S, V]."""
+    for number, logits in enumerate(steps):
+        if reason := _reason_not_comparable(reference[:, number], logits):
+            return Agreement(None, None, None, False, tolerance, f"step {number}: {reason}")
+    return compare_logits(reference, np.stack(steps, axis=1), tolerance)
+
+
+def compare_tokens(reference: np.ndarray, tokens: np.ndarray, tolerance: float) -> Agreement:
+    """Compare tokens chosen greedily, int64 [B, T], with the reference's logits at their places, float64 [B, T, V].
+
+    A token agrees if no other's logit is larger than its own by more than two errors of the tolerance's size. The
+    errors are by how much the likeliest's logit is larger: 0 where the tokens are the same.
+    """
+    tolerance *= 2
+    if tokens.shape != reference.shape[:2] or tokens.dtype != np.int64:
+        reason = f"tokens {tokens.dtype} {list(tokens.shape)} instead of int64 {list(reference.shape[:2])}"
+        return Agreement(None, None, None, False, tolerance, reason)
+    if tokens.min() < 0 or tokens.max() >= reference.shape[2]:
+        return Agreement(None, None, None, False, tolerance, "a token that is not in the vocabulary")
+    largest = float(np.abs(reference).max()) or 1.0
+    behind = reference.max(-1) - np.take_along_axis(reference, tokens[..., None], -1)[..., 0]  # [B, T]
+    error, wrong = float(behind.max()), int((behind > tolerance * largest).sum())
+    reason = (
+        f"{wrong} of {tokens.size} tokens differ from the likeliest beyond what rounding explains" if wrong else None
+    )
+    same = float((reference.argmax(-1) == tokens).mean())
+    return Agreement(error, error / largest, same, not wrong, tolerance, reason)
 
 
 def margin_of(reference: np.ndarray) -> np.ndarray:

@@ -3,23 +3,42 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+# The files of a folder by their names: which of them an engine works on, it says itself.
+CHECKPOINT = "ckpt.pt"
+EXPORTED = "model.onnx"
+CACHED = "model-cache.onnx"
+PAST = "model-past.onnx"
+COMPILED_O0 = "tvm-llvm-O0"
+COMPILED_O3 = "tvm-llvm-O3"
+COMPILED_CACHED = "tvm-llvm-O3-cache"
+
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The folder of one model: its checkpoint, its export, and its compiled forms, each made from the one before."""
+    """The folder of one model: its checkpoint, its exports, and their compiled forms, each made from one before."""
 
     folder: Path
 
     @property
     def checkpoint(self) -> Path:
         """The trained or seeded weights."""
-        return self.folder / "ckpt.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def exported(self) -> Path:
-        """The ONNX file."""
-        return self.folder / "model.onnx"
+        """The ONNX file of the forward pass."""
+        return self.folder / EXPORTED
+
+    @property
+    def cached(self) -> Path:
+        """The ONNX file over a preallocated KV cache."""
+        return self.folder / CACHED
+
+    @property
+    def past(self) -> Path:
+        """The ONNX file with past keys and values in and present ones out."""
+        return self.folder / PAST
 
     def compiled(self, level: str) -> Path:
-        """The directory that TVM compiled for this CPU at opt level `O0` or `O3`."""
+        """The directory that TVM compiled for this CPU: `O0`, `O3`, or `O3-cache` from the file with a cache."""
         return self.folder / f"tvm-llvm-{level}"

@@ -2,20 +2,22 @@
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
 from bench import limits, reference
-from bench.agreement import odd_shapes, random_ids
 from bench.artifacts import Artifacts
 from bench.backends import Contender
-from bench.limits import Limits, bound_of, weight_bytes
+from bench.limits import Limits, weight_bytes
+from bench.machine import checked_threads
 from bench.measure import rotated
+from bench.phases import PHASES, Decode, Prefill, Work, phases_of
+from bench.reference import Truth
 from bench.rows import checks_of, rows_of
-from bench.runner import CALL_DEADLINE_S, LOAD_DEADLINE_S, PHASE, Runner, Shape
-from bench.units import shape_name
+from bench.runner import Runner
 from bench.worker import Worker
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -25,33 +27,54 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare. shapes: (B, T) to time. minutes: for the timing itself; loading and checking come on top.
+    """What to compare. works: to time. minutes: for the timing itself; loading and checking come on top.
 
     seed: of the random ids. Raises UserError for a value that makes no sense.
     """
 
-    shapes: tuple[Shape, ...]
+    works: tuple[Work, ...]
     threads: int
-    minutes: float = 0.75
+    minutes: float = 1.0
     seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))
 
     def __post_init__(self) -> None:
-        if not 1 <= self.threads <= (os.cpu_count() or 1):
-            raise UserError(f"threads={self.threads}: must be in 1 … {os.cpu_count()}, the CPUs of this machine")
+        checked_threads(self.threads)
         if not self.minutes > 0:
             raise UserError(f"minutes={self.minutes}: must be more than 0")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: must be at least 0")
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Of the works, each once."""
+        return tuple(dict.fromkeys(work.phase for work in self.works))
 
-def default_shapes(config: GPTConfig) -> tuple[Shape, ...]:
-    """A short prompt, a longer one and a batch; for large models, which untuned code runs in minutes, no batch."""
-    if config.block_size >= 512:
-        return (1, 16), (1, 64), (1, 128)
-    return (1, max(1, config.block_size // 4)), (1, config.block_size), (8, config.block_size)
+    def to_check(self, config: GPTConfig) -> list[Work]:
+        """What is checked of the phases whatever is timed, then what is timed."""
+        return list(
+            dict.fromkeys([*(work for name in self.phases for work in PHASES[name].checked(config)), *self.works])
+        )
 
 
-def parse_shape(text: str, config: GPTConfig) -> Shape:
+def works_of(
+    config: GPTConfig, phases: Collection[str] = (), shapes: Collection[str] = (), contexts: Collection[int] = ()
+) -> tuple[Work, ...]:
+    """What to time of a model: the phases asked for (by default all it has), prefill at shapes and decode at contexts.
+
+    Raises UserError for a phase that the model has not, a shape or a context that it cannot take.
+    """
+    has = phases_of(config)
+    if unknown := [name for name in phases if name not in has]:
+        raise UserError(f"phase {unknown[0]!r}: must be one of {', '.join(has)} with this model")
+    asked = {
+        Prefill.phase: tuple(Prefill(*parse_shape(text, config)) for text in shapes),
+        Decode.phase: tuple(Decode(1, 1, _checked_context(context, config)) for context in contexts),
+    }
+    names = [name for name in has if name in (phases or has)]
+    return tuple(work for name in names for work in asked.get(name) or PHASES[name].timed(config))
+
+
+def parse_shape(text: str, config: GPTConfig) -> tuple[int, int]:
     """`BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
     B, separator, T = text.partition("x")
     if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
@@ -59,10 +82,17 @@ def parse_shape(text: str, config: GPTConfig) -> Shape:
     return int(B), int(T)
 
 
-def compare(artifacts: Artifacts, config: GPTConfig, contenders: list[Contender], plan: Plan) -> dict:
+def compare(
+    artifacts: Artifacts,
+    config: GPTConfig,
+    contenders: list[Contender],
+    plan: Plan,
+    truth_factory: str = reference.FACTORY,
+) -> dict:
     """Check and time every contender that is present, each alone in its own process.
 
-    Returns `limits`, `checks`, `rows`, `versions` and `seconds`, all plain JSON.
+    truth_factory: what is right, as `bench.reference.Reference`. Returns `limits`, `checks`, `rows`, `versions` and
+    `seconds`, all plain JSON.
     """
     started = time.perf_counter()
     with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
@@ -71,42 +101,49 @@ def compare(artifacts: Artifacts, config: GPTConfig, contenders: list[Contender]
             for contender in contenders
             if not contender.missing
         ]
-        shapes = list(dict.fromkeys([*odd_shapes(config), *plan.shapes]))
-        progress.reset(total=len(runners) * (1 + len(shapes) + ROUNDS * len(plan.shapes)) + 2)
+        works = plan.to_check(config)
+        progress.reset(total=_steps(runners, works, plan))
         for runner in runners:
             _show(progress, f"loading {runner.contender.label}")
-            runner.load(artifacts, plan.threads)
-        _check_all(runners, artifacts, config, plan, shapes, progress)
+            runner.load(artifacts, config, plan.threads)
+        with Truth(artifacts, config, plan.threads, truth_factory) as truth:
+            _check_all(runners, truth, config, plan, works, progress)
         with Worker(limits.FACTORY, plan.threads) as probe:
             before = _measure_limits(probe, config, plan, progress)
             _time_all(runners, config, plan, progress)
             measured = _best(before, _measure_limits(probe, config, plan, progress))
-    rows = [
-        row
-        for shape in plan.shapes
-        for row in rows_of(shape, contenders, runners, config, plan.threads, bound_of(measured, config, *shape))
-    ]
     return {
         "limits": asdict(measured),
-        "checks": [check for runner in runners for check in checks_of(runner, shapes)],
-        "rows": rows,
+        "checks": [check for runner in runners for check in checks_of(runner, works)],
+        "rows": [row for work in plan.works for row in rows_of(work, contenders, runners, config, measured)],
         "versions": {name: version for runner in runners for name, version in sorted(runner.versions.items())},
         "seconds": time.perf_counter() - started,
     }
 
 
+def _checked_context(context: int, config: GPTConfig) -> int:
+    if not 1 <= context < config.block_size:
+        raise UserError(f"context {context}: must be in 1 … {config.block_size - 1}, so that a token fits behind it")
+    return context
+
+
+def _steps(runners: list[Runner], works: list[Work], plan: Plan) -> int:
+    """How often the progress bar moves."""
+    checks = sum(runner.can(work) for runner in runners for work in works)
+    turns = sum(runner.can(work) for runner in runners for work in plan.works) * ROUNDS
+    return len(runners) + checks + turns + 2
+
+
 def _check_all(
-    runners: list[Runner], artifacts: Artifacts, config: GPTConfig, plan: Plan, shapes: list[Shape], progress: tqdm
+    runners: list[Runner], truth: Truth, config: GPTConfig, plan: Plan, works: list[Work], progress: tqdm
 ) -> None:
-    with Worker(reference.FACTORY, plan.threads) as truth:
-        truth.call("load", artifacts, plan.threads, "", deadline_s=LOAD_DEADLINE_S)
-        for shape in shapes:
-            ids = random_ids(config, *shape, plan.seed)
-            expected = truth.call(PHASE, ids, deadline_s=CALL_DEADLINE_S)
-            for runner in runners:
-                _show(progress, f"checking {runner.contender.label} at {shape_name(shape)}")
-                if runner.may_run(shape):
-                    runner.check(config, ids, expected, timed=shape in plan.shapes)
+    for work in works:
+        ids = work.ids(config, plan.seed)
+        for runner in runners:
+            if runner.can(work):
+                _show(progress, f"checking {runner.contender.label}: {work.phase} {work.name}")
+            if runner.may_run(work):
+                runner.check(work, ids, truth, config, timed=work in plan.works)
 
 
 def _measure_limits(probe: Worker, config: GPTConfig, plan: Plan, progress: tqdm) -> Limits:
@@ -128,13 +165,15 @@ def _best(one: Limits, other: Limits) -> Limits:
 
 
 def _time_all(runners: list[Runner], config: GPTConfig, plan: Plan, progress: tqdm) -> None:
-    share_s = plan.minutes * 60 / len(plan.shapes) / max(1, len(runners))  # of one engine at one shape
-    for shape in plan.shapes:
-        ids = random_ids(config, *shape, plan.seed)
+    pairs = sum(runner.can(work) for runner in runners for work in plan.works)
+    share_s = plan.minutes * 60 / max(1, pairs)  # of one engine at one piece of work
+    for work in plan.works:
+        ids = work.ids(config, plan.seed)
+        able = [runner for runner in runners if runner.can(work)]
         for number in range(ROUNDS):
-            for runner in rotated(runners, number):
-                _show(progress, f"timing {runner.contender.label} at {shape_name(shape)}")
-                runner.take_turn(ids, share_s / ROUNDS, share_s)
+            for runner in rotated(able, number):
+                _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
+                runner.take_turn(work, ids, share_s / ROUNDS, share_s)
 
 
 def _show(progress: tqdm, text: str) -> None:

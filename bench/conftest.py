@@ -1,28 +1,34 @@
-"""`pytest bench/ --benchmark-only`: which model, which engines, which shapes, and one worker for each engine."""
+"""`pytest bench/ --benchmark-only`: which model, which engines, what work, and one worker for each engine.
+
+A benchmark of a phase is a test with the fixtures `benchmark`, `work` and `race`, in a module with `PHASE`, the phase's
+name: it is run for each engine that has the phase and each piece of work of it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import reference
-from bench.agreement import random_ids
 from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
-from bench.compare import Plan, default_shapes, parse_shape
-from bench.machine import physical_cores
+from bench.compare import Plan, works_of
+from bench.machine import checked_threads, describe_machine
+from bench.phases import PHASES, Work
 from bench.prepare import choose_artifacts, config_of, prepare
-from bench.runner import CALL_DEADLINE_S, LOAD_DEADLINE_S, PHASE, Runner, Shape
+from bench.reference import Truth
+from bench.runner import Runner
 from bench.worker import Worker
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
 SETUP = pytest.StashKey["Setup"]()
 SEED = 0  # of the random ids; python -m bench draws a fresh one
+MOST_ROUNDS, FEWEST_ROUNDS, SECONDS = 50, 3, 1.0  # of an engine at its work: what fits in about SECONDS
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,30 @@ class Setup:
     plan: Plan
 
 
+class WorkerClock:
+    """A timer for pytest-benchmark that only runs while a worker is inside a call."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        return self._seconds
+
+    def run(self, runner: Runner, work: Work, ids: np.ndarray) -> None:
+        """One call of an engine."""
+        self._seconds += runner.seconds_of_one(work, ids)
+
+
+CLOCK = WorkerClock()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("engines")
     group.addoption("--engine", action="append", default=[], metavar="NAME", help="only this engine; repeatable")
     group.addoption("--artifacts", type=Path, default=Path("artifacts"), help="the folder of the model")
     group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo, gpt2 or bigram")
-    group.addoption("--shape", action="append", default=[], metavar="BxT", help="time this shape; repeatable")
+    group.addoption("--shape", action="append", default=[], metavar="BxT", help="prefill this shape; repeatable")
+    group.addoption("--context", action="append", default=[], type=int, help="decode behind so many tokens; repeatable")
     group.addoption("--threads", type=int, help="of every engine; by default the physical cores")
 
 
@@ -51,32 +75,32 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    setup = _setup_of(metafunc.config)
-    if "shape" in metafunc.fixturenames:
-        names = [f"{B}x{T}" for B, T in setup.plan.shapes]
-        metafunc.parametrize("shape", setup.plan.shapes, ids=names, scope="session")
-    if "runner" in metafunc.fixturenames:
-        labels = [contender.label.replace(" ", "-") for contender in setup.contenders]
-        metafunc.parametrize("runner", setup.contenders, ids=labels, indirect=True, scope="session")
+    if "race" not in metafunc.fixturenames:
+        return
+    setup, phase = _setup_of(metafunc.config), metafunc.module.PHASE
+    works = [work for work in setup.plan.works if work.phase == phase]
+    metafunc.parametrize("work", works, ids=[work.name.replace(" ", "-") for work in works], scope="session")
+    able = [contender for contender in setup.contenders if phase in contender.phases]
+    labels = [contender.label.replace(" ", "-") for contender in able]
+    metafunc.parametrize("runner", able, ids=labels, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def setup(pytestconfig: pytest.Config) -> Setup:
-    """What this session compares, with all its files there."""
-    found = _setup_of(pytestconfig)
-    prepare(found.artifacts, found.contenders)
-    return found
+    """What this session compares."""
+    return _setup_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
-    """The loaded runner of a contender, started once; all are ended with the session."""
+    """The loaded runner of a contender with all its files there, started once; all are ended with the session."""
     with ExitStack() as stack:
 
         @cache
         def started(contender: Contender) -> Runner:
+            prepare(setup.artifacts, [contender], setup.plan.phases)
             runner = Runner(contender, stack.enter_context(Worker(contender.factory, setup.plan.threads)))
-            runner.load(setup.artifacts, setup.plan.threads)
+            runner.load(setup.artifacts, setup.config, setup.plan.threads)
             return runner
 
         yield started
@@ -91,16 +115,56 @@ def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner])
 
 
 @pytest.fixture(scope="session")
-def expected(setup: Setup) -> Iterator[Callable[[Shape], tuple[np.ndarray, np.ndarray]]]:
-    """Random ids int64 [B, T] of a shape and the reference's logits float64 [B, T, V] of them."""
-    with Worker(reference.FACTORY, setup.plan.threads) as truth:
-        truth.call("load", setup.artifacts, setup.plan.threads, "", deadline_s=LOAD_DEADLINE_S)
+def truth(setup: Setup) -> Iterator[Truth]:
+    """The reference."""
+    prepare(setup.artifacts, [])
+    with Truth(setup.artifacts, setup.config, setup.plan.threads) as found:
+        yield found
 
-        def of_shape(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-            ids = random_ids(setup.config, *shape, setup.plan.seed)
-            return ids, truth.call(PHASE, ids, deadline_s=CALL_DEADLINE_S)
 
-        yield of_shape
+@pytest.fixture
+def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, truth: Truth) -> Callable[[], None]:
+    """Check that an engine is right at its work and at what is always checked of the phase; then time its calls."""
+
+    def run() -> None:
+        for each in (*PHASES[work.phase].checked(setup.config), work):
+            if each not in runner.checks and runner.may_run(each):
+                ids = each.ids(setup.config, setup.plan.seed)
+                runner.check(each, ids, truth, setup.config, timed=each == work)
+        benchmark.group = f"{work.phase} {work.name}"
+        benchmark.extra_info.update(_description(runner, work, setup))
+        assert not runner.failed, runner.failed
+        assert not runner.errors, runner.errors
+        assert not runner.disagreed, runner.disagreed
+        ids = work.ids(setup.config, setup.plan.seed)
+        rounds = int(np.clip(SECONDS / runner.seconds_of_one(work, ids), FEWEST_ROUNDS, MOST_ROUNDS))
+        benchmark.pedantic(CLOCK.run, (runner, work, ids), rounds=rounds, warmup_rounds=1)
+        benchmark.extra_info["ms_per_unit"] = benchmark.stats.stats.median * 1e3 / work.units_a_call
+
+    return run
+
+
+def _description(runner: Runner, work: Work, setup: Setup) -> dict:
+    each, agreement = runner.contender, runner.checks.get(work)
+    return {
+        "engine": each.engine,
+        "variant": each.variant,
+        "phase": work.phase,
+        "work": work.name,
+        "unit": work.unit,
+        "dtype": each.dtype,
+        "B": work.B,
+        "T": work.T,
+        "context": work.context,
+        "moved_bytes": work.moved_bytes(setup.config),
+        "threads": setup.plan.threads,
+        "model": {"words": setup.words, "config": asdict(setup.config)},
+        "versions": runner.versions,
+        "machine": describe_machine(),
+        "seed": setup.plan.seed,
+        "agreement": asdict(agreement) if agreement else None,
+        "checked_at": [f"{checked.phase} {checked.name}" for checked in runner.checks],
+    }
 
 
 def _setup_of(config: pytest.Config) -> Setup:
@@ -110,8 +174,8 @@ def _setup_of(config: pytest.Config) -> Setup:
             contenders = find_contenders(config.getoption("engine"))
             artifacts, words = choose_artifacts(config.getoption("artifacts"), config.getoption("seeded"))
             model = config_of(artifacts)
-            shapes = tuple(parse_shape(text, model) for text in config.getoption("shape")) or default_shapes(model)
-            plan = Plan(shapes, config.getoption("threads") or physical_cores(), seed=SEED)
+            works = works_of(model, (), config.getoption("shape"), config.getoption("context"))
+            plan = Plan(works, checked_threads(config.getoption("threads")), seed=SEED)
         except UserError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[SETUP] = Setup(artifacts, words, model, contenders, plan)

@@ -1,12 +1,12 @@
 """What this machine can do at best, measured with kernels of our own at the same number of threads.
 
-Prefill is bound by arithmetic as soon as a few rows share a weight; below that by reading the weights.
+Prefill is bound by arithmetic as soon as a few rows share a weight; below that, and in decode, by reading the weights.
 """
 
 from dataclasses import dataclass
 
 from gpt.config import GPTConfig
-from gpt.costs import matmul_parameters, prefill_flops_per_token
+from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token
 
 FLOAT32_BYTES = 4
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
@@ -78,7 +78,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time that a prefill can take, in seconds, and which limit binds: `arithmetic` or `reading`."""
+    """The least time that some work can take, in seconds, and which limit binds: `arithmetic` or `reading`."""
 
     seconds: float
     binds: str
@@ -103,10 +103,37 @@ def prefill_bytes(config: GPTConfig, B: int, T: int) -> int:
     return read + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
 
 
-def bound_of(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
+def decode_bytes(config: GPTConfig, B: int, context: int) -> int:
+    """Bytes that must be read for the next token of B sequences: weights once, keys and values of `context` tokens."""
+    cache = 2 * config.n_layer * B * context * config.n_embd
+    return FLOAT32_BYTES * (matmul_parameters(config) + cache)
+
+
+def prefill_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
+    """Of a prompt's logits at all positions."""
+    return _bound_of(limits, prefill_flops(config, B, T), prefill_bytes(config, B, T))
+
+
+def decode_bound(limits: Limits, config: GPTConfig, B: int, context: int) -> Bound:
+    """Of one more token for each of B sequences, behind `context` tokens in a KV cache."""
+    flops = B * decode_flops_per_token(config, context + 1)
+    return _bound_of(limits, flops, decode_bytes(config, B, context))
+
+
+def generation_bound(limits: Limits, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
+    """Of one of some tokens after a prompt of `context`: the prompt, whose last logits alone count, and the decodes."""
+    head_flops = 2 * config.n_embd * config.vocab_size
+    fill_flops = prefill_flops(config, B, context) - B * (context - 1) * head_flops
+    fill = _bound_of(limits, fill_flops, FLOAT32_BYTES * matmul_parameters(config))
+    steps = [decode_bound(limits, config, B, context + done) for done in range(tokens - 1)]
+    binds = (steps or [fill])[-1].binds
+    return Bound((fill.seconds + sum(step.seconds for step in steps)) / tokens, binds)
+
+
+def _bound_of(limits: Limits, flops: float, moved_bytes: float) -> Bound:
     """The roofline's floor (Williams et al., https://doi.org/10.1145/1498765.1498785): the larger of the two times."""
-    arithmetic_s = prefill_flops(config, B, T) / limits.peak_flops_per_s
-    reading_s = prefill_bytes(config, B, T) / limits.bandwidth_bytes_per_s
+    arithmetic_s = flops / limits.peak_flops_per_s
+    reading_s = moved_bytes / limits.bandwidth_bytes_per_s
     return Bound(arithmetic_s, "arithmetic") if arithmetic_s >= reading_s else Bound(reading_s, "reading")
 
 

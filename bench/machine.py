@@ -4,12 +4,23 @@ import os
 import platform
 from pathlib import Path
 
+from gpt.cli import UserError
+
 CPUS = Path("/sys/devices/system/cpu")
 
 
 def physical_cores() -> int:
     """Number of physical cores among the CPUs that this process may use; two hyperthreads of a core count once."""
     return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def checked_threads(threads: int | None) -> int:
+    """As many as asked for, or as many as there are physical cores. Raises UserError for more than there are CPUs."""
+    if threads is None:
+        return physical_cores()
+    if not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"threads={threads}: must be in 1 … {os.cpu_count()}, the CPUs of this machine")
+    return threads
 
 
 def describe_machine() -> dict[str, str | int]:

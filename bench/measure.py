@@ -11,7 +11,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of every timed call of one engine at one shape. samples_s: one tuple a round; empty if it sat out.
+    """Seconds of each unit of one engine's work, in every timed call. samples_s: a tuple a round; empty if it sat out.
 
     Raises ValueError if there is no sample at all.
     """
@@ -22,6 +22,7 @@ class Measurement:
     dtype: str
     B: int
     T: int
+    context: int
     samples_s: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:

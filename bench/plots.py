@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bench.units import duration, percent, shape_name
+from bench.units import duration, percent
 from bench.verdict import rounds_ms
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ STYLE = {
 
 
 def latency(rows: list[dict], baseline: str) -> str | None:
-    """One shape's medians, fastest on top, with the range of their rounds and the machine's limit. Log axis, ms.
+    """One piece of work's medians, fastest on top, with the range of their rounds and the limit. Log axis, ms.
 
     What is OFF_SCALE times slower than the fastest would squeeze all others together: its bar leaves the plot.
     """
     rows = [row for row in rows if row["status"] == "timed"]
     if not rows:
         return None
-    with _drawing(len(rows), "Milliseconds a prefill, by engine") as (axes, done):
+    with _drawing(len(rows), f"Milliseconds a {rows[0]['unit']}, by engine") as (axes, done):
         limit = rows[0]["limit_ms"]
         fitting = [row for row in rows if row["median_ms"] <= OFF_SCALE * rows[0]["median_ms"]]
         right = 1.3 * max(2 * limit, *(min(max(rounds_ms(row)), 3 * row["median_ms"]) for row in fitting))
@@ -66,16 +66,17 @@ def latency(rows: list[dict], baseline: str) -> str | None:
         axes.text(1.27, -0.85, "median", ha="right", **heading)
         axes.text(1.47, -0.85, "of limit", ha="right", **heading)
         axes.text(limit, -0.85, f" limit {duration(limit)}", color=LIMIT, fontsize=9)
-        axes.set_xlabel("ms, log scale; bars reach from the fastest to the slowest round", fontsize=9, alpha=0.75)
+        legend = f"ms a {rows[0]['unit']}, log scale; bars reach from the fastest to the slowest round"
+        axes.set_xlabel(legend, fontsize=9, alpha=0.75)
     return done[0]
 
 
 def errors(rows: list[dict]) -> str:
-    """Each engine's largest error at the timed shapes, beside the tolerance. Log axis, over the largest logit."""
+    """Each engine's largest error in what is timed, beside the tolerance. Log axis, over the largest logit."""
     largest: dict[str, tuple[float, float]] = {}
     for row in rows:
-        old = largest.get(row["label"], (0.0, 0.0))
-        largest[row["label"]] = max(old, (row["max_rel_err"], row["tolerance"]))
+        error, tolerance = largest.get(row["label"], (0.0, row["tolerance"]))
+        largest[row["label"]] = max(error, row["max_rel_err"]), min(tolerance, row["tolerance"])
     smallest = min(error for error, _ in largest.values() if error > 0) if any(e for e, _ in largest.values()) else 1e-9
     with _drawing(len(largest), "Largest error of each engine") as (axes, done):
         order = sorted(largest.items(), key=lambda item: item[1][0])
@@ -95,7 +96,7 @@ def errors(rows: list[dict]) -> str:
 
 
 def before_after(pairs: list[dict]) -> str:
-    """An engine's first variant and its last at each shape, and how many times faster. Log axis, ms."""
+    """An engine's first variant and its last at each piece of work, and how many times faster. Log axis, ms."""
     with _drawing(len(pairs), "Before and after optimisation", row_in=0.62) as (axes, done):
         for y, pair in enumerate(pairs):
             before, after = pair["before"], pair["after"]
@@ -110,8 +111,8 @@ def before_after(pairs: list[dict]) -> str:
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")
         axes.set_xlim(min(times) / 2, max(times) * 2)
-        engine, shapes = pairs[0]["before"]["engine"], [shape_name(pair["shape"]) for pair in pairs]
-        _label_rows(axes, shapes)
+        engine = pairs[0]["before"]["engine"]
+        _label_rows(axes, [pair["work"] for pair in pairs])
         legend = f"{engine} {pairs[0]['before']['variant']} → {pairs[0]['after']['variant']}, ms, log scale"
         axes.set_xlabel(legend, fontsize=9, alpha=0.75)
     return done[0]

@@ -1,11 +1,22 @@
-"""The chain ckpt.pt, model.onnx, tvm-llvm-O0 and -O3 of a folder: what is there is verified, what is absent made."""
+"""The files that a folder's model is made into, from ckpt.pt on: what is there is verified, what is absent made."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.artifacts import Artifacts
+from bench.artifacts import (
+    CACHED,
+    CHECKPOINT,
+    COMPILED_CACHED,
+    COMPILED_O0,
+    COMPILED_O3,
+    EXPORTED,
+    PAST,
+    Artifacts,
+)
 from bench.backends import Contender
+from bench.phases import phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
@@ -18,7 +29,20 @@ SEEDED = {
     "gpt2": GPTConfig(),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
-STAGES = ("checkpoint", "exported", "compiled")
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a file is made. source: what from. make: given both paths. origin: the SHA-256 of its source that it names.
+
+    done: what was done to the source. command: the same by hand, with the paths' names in braces.
+    """
+
+    source: str
+    make: Callable[[Path, Path], object]
+    origin: Callable[[Path], str]
+    done: str
+    command: str
 
 
 def choose_artifacts(folder: Path, seeded: str | None) -> tuple[Artifacts, str]:
@@ -42,19 +66,19 @@ def choose_artifacts(folder: Path, seeded: str | None) -> tuple[Artifacts, str]:
     return Artifacts(folder / f"seeded-{name}"), f"{nothing}the seeded model {name!r} (random weights)"
 
 
-def prepare(artifacts: Artifacts, contenders: Iterable[Contender]) -> GPTConfig:
-    """Make or verify all that the contenders present here need, and return the model's config.
+def prepare(artifacts: Artifacts, contenders: Iterable[Contender], phases: Iterable[str] | None = None) -> GPTConfig:
+    """Make or verify all that the contenders present here need for some phases, and return the model's config.
 
-    Raises UserError where a file does not come from the one before it, naming both and the command that remakes it.
+    phases: by default all that the model has. Raises UserError where a file does not come from the one before it,
+    naming both and the command that remakes it.
     """
-    needed = {contender.stage for contender in contenders if not contender.missing}
-    last = max((STAGES.index(stage) for stage in needed), default=0)
     config = _prepare_checkpoint(artifacts)
-    if last >= STAGES.index("exported"):
-        _prepare_exported(artifacts)
-    if last >= STAGES.index("compiled"):
-        for level in (0, 3):
-            _prepare_compiled(artifacts, level)
+    asked = phases_of(config) if phases is None else tuple(phases)
+    needed = {file for each in contenders if not each.missing for phase, file in each.files if phase in asked}
+    needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
+    for name, making in MAKINGS.items():
+        if name in needed:
+            _prepare_made(artifacts.folder / making.source, artifacts.folder / name, making)
     return config
 
 
@@ -77,38 +101,53 @@ def _prepare_checkpoint(artifacts: Artifacts) -> GPTConfig:
     return config
 
 
-def _prepare_exported(artifacts: Artifacts) -> None:
-    checkpoint, exported = artifacts.checkpoint, artifacts.exported
-    if not exported.exists():
+def _prepare_made(source: Path, path: Path, making: Making) -> None:
+    if not path.exists():
+        _say(f"{source} is {making.done} to {path}")
+        making.make(source, path)
+    elif making.origin(path) != sha256_file(source):
+        command = making.command.format(source=source, path=path)
+        raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
+
+
+def _exported(form: str, options: str = "") -> Making:
+    def make(source: Path, path: Path) -> None:
         from export.onnx import export_onnx
 
-        _say(f"exporting {checkpoint} to {exported}")
-        export_onnx(checkpoint, exported)
-        return
-    from export.artifact import load_exported
+        export_onnx(source, path, form=form)
 
-    if load_exported(exported).checkpoint_sha256 != sha256_file(checkpoint):
-        raise UserError(
-            f"{exported} was not exported from {checkpoint}: remake it with "
-            f"python -m export.onnx {checkpoint} -o {exported}"
-        )
+    def origin(path: Path) -> str:
+        from export.artifact import load_exported
+
+        return load_exported(path).checkpoint_sha256
+
+    return Making(CHECKPOINT, make, origin, "exported", f"python -m export.onnx {{source}} -o {{path}}{options}")
 
 
-def _prepare_compiled(artifacts: Artifacts, level: int) -> None:
-    exported, compiled = artifacts.exported, artifacts.compiled(f"O{level}")
-    if not compiled.exists():
+def _compiled(source: str, level: int) -> Making:
+    def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
 
-        _say(f"compiling {exported} to {compiled}")
-        compile_model(exported, compiled, opt_level=level)
-        return
-    from tvm_frontend.artifact import load_compiled
+        compile_model(source, path, opt_level=level)
 
-    if load_compiled(compiled).exported_sha256 != sha256_file(exported):
-        raise UserError(
-            f"{compiled} was not compiled from {exported}: remake it with "
-            f"python -m tvm_frontend.compile {exported} -o {compiled} --opt-level {level}"
-        )
+    def origin(path: Path) -> str:
+        from tvm_frontend.artifact import load_compiled
+
+        return load_compiled(path).exported_sha256
+
+    command = f"python -m tvm_frontend.compile {{source}} -o {{path}} --opt-level {level}"
+    return Making(source, make, origin, "compiled", command)
+
+
+# In an order in which each comes after its source.
+MAKINGS = {
+    EXPORTED: _exported("forward"),
+    CACHED: _exported("cached", " --cache static"),
+    PAST: _exported("past", " --cache past"),
+    COMPILED_O0: _compiled(EXPORTED, 0),
+    COMPILED_O3: _compiled(EXPORTED, 3),
+    COMPILED_CACHED: _compiled(CACHED, 3),
+}
 
 
 def _say(text: str) -> None:

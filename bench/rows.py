@@ -5,68 +5,79 @@ from dataclasses import asdict
 
 from bench.agreement import tolerance_of
 from bench.backends import Contender
-from bench.limits import Bound
+from bench.limits import Limits
 from bench.measure import Measurement, median_of, speedup_of, spread_of
-from bench.runner import PHASE, Runner, Shape
+from bench.phases import Work
+from bench.runner import Runner
 from gpt.config import GPTConfig
 
 BASELINE = "eager"  # what speed-ups are taken to
 
 
 def rows_of(
-    shape: Shape, contenders: list[Contender], runners: list[Runner], config: GPTConfig, threads: int, bound: Bound
+    work: Work, contenders: list[Contender], runners: list[Runner], config: GPTConfig, limits: Limits
 ) -> Iterator[dict]:
-    """One row for each contender at one shape, for absent ones and failed ones too."""
+    """One row for each contender that has the phase, for absent ones and failed ones too."""
     by_contender = {runner.contender: runner for runner in runners}
-    baseline = next((runner.measurement_at(shape) for runner in runners if runner.contender.engine == BASELINE), None)
+    baseline = next((runner.measurement_at(work) for runner in runners if runner.contender.engine == BASELINE), None)
+    bound = work.bound(limits, config)
     for contender in contenders:
+        if work.phase not in contender.phases:
+            continue
         runner = by_contender.get(contender)
-        status, reason = _status_of(contender, runner, shape)
+        status, reason = _status_of(contender, runner, work)
+        agreement = runner.checks.get(work) if runner else None
         yield {
             "engine": contender.engine,
             "variant": contender.variant,
             "label": contender.label,
             "summary": contender.summary,
-            "phase": PHASE,
+            **_names_of(work),
+            "unit": work.unit,
             "dtype": contender.dtype,
-            "B": shape[0],
-            "T": shape[1],
-            "threads": threads,
+            "threads": limits.threads,
             "status": status,
             "reason": reason,
-            **_times_of(runner.measurement_at(shape) if runner else None, baseline, bound),
+            **_times_of(runner.measurement_at(work) if runner else None, baseline, bound.seconds),
             "limit_ms": bound.seconds * 1e3,
             "limit_binds": bound.binds,
-            **_errors_of(runner, shape),
-            "tolerance": tolerance_of(contender.dtype, config),
+            "moved_bytes": work.moved_bytes(config),
+            **_errors_of(runner, work),
+            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.dtype, config),
         }
 
 
-def checks_of(runner: Runner, shapes: list[Shape]) -> Iterator[dict]:
-    """Every check of an engine, of shapes that are timed and of those that are not."""
-    for shape in shapes:
-        agreement = runner.checks.get(shape)
+def checks_of(runner: Runner, works: list[Work]) -> Iterator[dict]:
+    """Every check of an engine, of what is timed and of what is not."""
+    for work in works:
+        if not runner.can(work):
+            continue
+        agreement = runner.checks.get(work)
         if agreement:
             found = asdict(agreement)
         else:
-            slow = "left out: too slow for a shape that is not timed" if shape in runner.unchecked else None
-            reason = runner.failed or runner.errors.get(shape) or slow or runner.disagreed
+            slow = "left out: too slow for what is not timed" if work in runner.unchecked else None
+            reason = runner.failed or runner.errors.get(work) or slow or runner.disagreed
             found = {"agrees": None, "reason": reason}
-        yield {"label": runner.contender.label, "B": shape[0], "T": shape[1]} | found
+        yield {"label": runner.contender.label, **_names_of(work)} | found
 
 
-def _status_of(contender: Contender, runner: Runner | None, shape: Shape) -> tuple[str, str | None]:
+def _names_of(work: Work) -> dict:
+    return {"phase": work.phase, "work": work.name, "B": work.B, "T": work.T, "context": work.context}
+
+
+def _status_of(contender: Contender, runner: Runner | None, work: Work) -> tuple[str, str | None]:
     """`timed`, or why not: `absent` (a package is), `failed` (it raised, died or hung), `disagrees`."""
     if runner is None:
         return "absent", contender.reason_missing
     if runner.disagreed:
         return "disagrees", runner.disagreed
-    if reason := runner.failed or runner.errors.get(shape):
+    if reason := runner.failed or runner.errors.get(work):
         return "failed", reason
     return "timed", None
 
 
-def _times_of(measurement: Measurement | None, baseline: Measurement | None, bound: Bound) -> dict:
+def _times_of(measurement: Measurement | None, baseline: Measurement | None, bound_s: float) -> dict:
     if measurement is None:
         names = ("median_ms", "spread", "speedup", "percent_of_limit")
         return {"samples_ms": [], "samples_by_round": []} | dict.fromkeys(names)
@@ -78,13 +89,13 @@ def _times_of(measurement: Measurement | None, baseline: Measurement | None, bou
         "median_ms": median_s * 1e3,
         "spread": spread_of(measurement),
         "speedup": asdict(speedup) if speedup else None,
-        "percent_of_limit": 100 * bound.seconds / median_s,
+        "percent_of_limit": 100 * bound_s / median_s,
     }
 
 
-def _errors_of(runner: Runner | None, shape: Shape) -> dict:
-    agreement = runner.checks.get(shape) if runner else None
+def _errors_of(runner: Runner | None, work: Work) -> dict:
+    agreement = runner.checks.get(work) if runner else None
     names = ("max_abs_err", "max_rel_err", "top1_match", "agrees")
     errors = {name: getattr(agreement, name) if agreement else None for name in names}
-    # An engine that is wrong at one shape is not to be trusted at the others.
+    # An engine that is wrong at one place is not to be trusted at the others.
     return errors | ({"agrees": False} if runner and runner.disagreed else {})

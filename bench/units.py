@@ -19,6 +19,12 @@ def percent(value: float) -> str:
     return f"{value:.0f} %" if value >= 10 else f"{value:.1f} %"
 
 
+def size(value_bytes: float) -> str:
+    """Bytes in MB, three significant digits or so; from 10 GB on in GB."""
+    megabytes = value_bytes / 1e6
+    return f"{milliseconds(megabytes)} MB" if megabytes < 10_000 else f"{megabytes / 1000:.1f} GB"
+
+
 def times(ratio: float) -> str:
     """A ratio with two decimals, or two significant digits below 0.1."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from bench.units import duration, percent, shape_name
+from bench.units import duration, percent
 
 Rows = list[dict]
 
@@ -12,10 +12,27 @@ def timed(results: dict) -> Rows:
     return [row for row in results["rows"] if row["status"] == "timed"]
 
 
-def headline_shape(results: dict) -> tuple[int, int]:
-    """The (B, T) that the verdict is about: the one with the most tokens that was timed, the last of equals."""
-    rows = timed(results) or results["rows"]
-    return max(((row["B"], row["T"]) for row in reversed(rows)), key=lambda shape: shape[0] * shape[1])
+def phases_in(results: dict) -> list[str]:
+    """The phases of the rows, in their order."""
+    return list(dict.fromkeys(row["phase"] for row in results["rows"]))
+
+
+def works_in(results: dict, phase: str) -> list[str]:
+    """The names of a phase's pieces of work, in the rows' order."""
+    return list(dict.fromkeys(row["work"] for row in results["rows"] if row["phase"] == phase))
+
+
+def rows_at(results: dict, phase: str, work: str) -> Rows:
+    """The rows of one piece of work, fastest first, those without a time last."""
+    rows = [row for row in results["rows"] if (row["phase"], row["work"]) == (phase, work)]
+    return sorted(rows, key=lambda row: row["median_ms"] or float("inf"))
+
+
+def headline_of(results: dict, phase: str) -> str:
+    """The work of a phase that the verdict is about: the one of most tokens that was timed, the last of equals."""
+    rows = [row for row in results["rows"] if row["phase"] == phase]
+    rows = [row for row in rows if row["status"] == "timed"] or rows
+    return max(reversed(rows), key=lambda row: row["B"] * (row["T"] + row["context"]))["work"]
 
 
 def medians_by_round(row: dict) -> list[float | None]:
@@ -33,19 +50,19 @@ def rounds_ms(row: dict) -> list[float]:
 
 
 def paired_variants(results: dict) -> list[dict]:
-    """Engines timed in more than one variant: the first and the last of them at each shape, and the ratio."""
+    """Engines timed in more than one variant: the first and the last of them at each work, and the ratio."""
     pairs = []
     for row in timed(results):
-        same = [each for each in timed(results) if all(each[key] == row[key] for key in ("engine", "B", "T"))]
+        same = [each for each in timed(results) if all(each[key] == row[key] for key in ("engine", "phase", "work"))]
         if row is same[0] and len(same) > 1:
             before, after = same[0], same[-1]
             ratio = before["median_ms"] / after["median_ms"]
-            pairs.append({"before": before, "after": after, "shape": (row["B"], row["T"]), "ratio": ratio})
+            pairs.append({"before": before, "after": after, "phase": row["phase"], "work": row["work"], "ratio": ratio})
     return pairs
 
 
 def noise_floor(results: dict) -> float | None:
-    """The median of the engines' spreads, over all shapes: what they differ from themselves by, between rounds."""
+    """The median of the engines' spreads, over all work: what they differ from themselves by, between rounds."""
     spreads = [row["spread"] for row in timed(results) if row["spread"] is not None]
     return median(spreads) if spreads else None
 
@@ -55,27 +72,41 @@ def worst_error(results: dict) -> dict | None:
     return max(timed(results), key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
 
 
-def sentence(results: dict) -> str:
-    """The comparison in few sentences: who is fastest and how near the limit, and whether the numbers are right."""
-    shape = headline_shape(results)
-    rows = [row for row in timed(results) if (row["B"], row["T"]) == shape]
+def statements(results: dict) -> list[str]:
+    """The comparison in few sentences: who is fastest in each phase, how near its limit, and are the numbers right."""
+    found = [_lead_of(results, phase) for phase in phases_in(results)]
+    if not timed(results):
+        found = ["No engine could be timed: see the reasons in the table."]
+    return [each for each in (*found, _agreement(results)) if each]
+
+
+def _lead_of(results: dict, phase: str) -> str | None:
+    """Who is fastest in a phase, at its headline's work; None if nobody was timed."""
+    work = headline_of(results, phase)
+    rows = [row for row in rows_at(results, phase, work) if row["status"] == "timed"]
     if not rows:
-        return "No engine could be timed: see the reasons in the table. " + _agreement(results)
-    first, *others = sorted(rows, key=lambda row: row["median_ms"])
-    share = f"{percent(first['percent_of_limit'])} of what {_cores(first['threads'])} of this machine can do"
-    lead = f"At {shape_name(shape)} {_lead(first, others)}{_against_baseline(first, results)} {share}."
-    pairs = [_gain(pair) for pair in paired_variants(results) if pair["shape"] == shape]
-    return " ".join([lead, *pairs, _agreement(results)])
+        return None
+    first, *others = rows
+    share = f"{percent(first['percent_of_limit'])} of the machine's limit"
+    lead = f"{phase.capitalize()}, {work}: {_lead(first, others)}{_against_baseline(first, results)} {share}."
+    pairs = [pair for pair in paired_variants(results) if (pair["phase"], pair["work"]) == (phase, work)]
+    return " ".join([lead, *(_gain(pair) for pair in pairs)])
 
 
 def _lead(first: dict, others: Rows) -> str:
-    time = duration(first["median_ms"])
+    time = _time(first)
     if not others:
         return f"{first['label']} takes {time},"
     second = others[0]
     if _ever_behind(first, second):
         return f"{first['label']} takes {time}, level with {second['label']} (neither won every round),"
     return f"{first['label']} is fastest with {time} (next: {second['label']}, {duration(second['median_ms'])}),"
+
+
+def _time(row: dict) -> str:
+    """A row's median with what it is of, where that is not plain: `0.09 ms a token`."""
+    per = " a token" if row["unit"] == "token" else ""
+    return duration(row["median_ms"]) + per
 
 
 def _gain(pair: dict) -> str:
@@ -108,7 +139,3 @@ def _agreement(results: dict) -> str:
         f"{'It agrees' if count == 1 else f'All {count} agree'} with eager in float64: the largest error is "
         f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
     )
-
-
-def _cores(threads: int) -> str:
-    return "one core" if threads == 1 else f"{threads} cores"

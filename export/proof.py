@@ -205,8 +205,10 @@ def _compare_sequence(run: Run, b: int, wide: nn.Module, rounded: nn.Module, tol
     logits = run.logits[b, :S][seen]  # [n, V]
     in_fp64, in_fp32 = (_plain(model, run.ids[b, :S])[seen] for model in (wide, rounded))  # [n, V]
     scale = float(np.abs(in_fp64).max())
-    chosen, best = run.ids[b, S + 1 - run.chosen :], in_fp32.argmax(-1)[len(logits) - run.chosen :]
-    behind = (in_fp64.max(-1) - in_fp64[np.arange(len(logits)), logits.argmax(-1)])[len(logits) - run.chosen :]
+    chosen = run.ids[b, run.ids.shape[1] - run.chosen :]
+    first = len(logits) - len(chosen)  # of the positions whose logits chose
+    equal = chosen == in_fp32[first:].argmax(-1)
+    behind = in_fp64[first:].max(-1) - np.take_along_axis(in_fp64[first:], chosen[:, None], -1)[:, 0]
     return Proof(
         what=run.what,
         B=1,
@@ -217,8 +219,8 @@ def _compare_sequence(run: Run, b: int, wide: nn.Module, rounded: nn.Module, tol
         top1_match=float((logits.argmax(-1) == in_fp64.argmax(-1)).mean()),
         tolerance=tolerance,
         tokens=run.chosen,
-        tokens_equal=int((chosen == best).sum()),
-        near_ties=int(((chosen != best) & (behind <= 2 * tolerance * scale)).sum()),
+        tokens_equal=int(equal.sum()),
+        near_ties=int((~equal & (behind <= 2 * tolerance * scale)).sum()),
     )
 
 

@@ -61,10 +61,12 @@ class Session:
                 binding.bind_output(name)
         self._session.run_with_iobinding(binding)
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        if self.exported.form == "past":
-            self._cache = {name: found[name.replace("past_key_values", "present")] for name in self._cache}
         if self._cache:
             self.lengths = self.lengths + ids.shape[1]
+        if self.exported.form == "past":
+            self._cache = {name: found[name.replace("past_key_values", "present")] for name in self._cache}
+        elif "pos_out" in found and not np.array_equal(found["pos_out"].numpy(), self.lengths):
+            raise RuntimeError(f"{self.exported.path}: pos_out is {found['pos_out'].numpy()}, not {self.lengths}")
         return found["logits"].numpy()
 
 

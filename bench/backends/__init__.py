@@ -6,7 +6,7 @@ To add an engine, put a file here that defines a class `Engine(Backend)`. Nothin
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
@@ -15,43 +15,135 @@ import numpy as np
 
 from bench.artifacts import Artifacts
 from gpt.cli import UserError
+from gpt.config import GPTConfig
 
 
 class Backend(ABC):
     """One engine. Its file imports the packages in `requires` only inside methods, so that it can always be read.
 
     requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by
-    itself; `""` if there is one. stage: the last stage of the artifacts that it needs: `checkpoint`, `exported` or
-    `compiled`. dtype: of its arithmetic. summary: what it is, in a few words.
+    itself (`""` if there is one), and the phases that each can do, with the file of `bench.artifacts` that it does
+    them on. dtype: of its arithmetic. summary: what it is, in a few words.
+
+    An engine writes the methods that begin with an underscore: `_load` and `_prefill`, and for a KV cache `_fill` and
+    `_decode`. Those are only called with what fits the model: the public ones look first, and raise UserError before
+    any kernel runs.
     """
 
     requires: ClassVar[dict[str, str]]
     summary: ClassVar[str]
-    variants: ClassVar[tuple[str, ...]] = ("",)
-    stage: ClassVar[str] = "checkpoint"
+    variants: ClassVar[dict[str, dict[str, str]]]
     dtype: ClassVar[str] = "float32"
 
-    @abstractmethod
-    def load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
         """Make ready to run on exactly `threads` threads. Called once, in a process of the engine's own."""
+        self.config = config
+        self._cached: tuple[int, int] = (0, 0)  # sequences and tokens that the cache holds
+        self._load(artifacts, threads, variant)
 
-    @abstractmethod
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V] of ids int64 [B, T]; may be a view that the next call overwrites."""
+        """Logits float32 [B, T, V] of ids int64 [B, T]; may be a view that the next call overwrites.
+
+        Raises UserError for ids that the model cannot take.
+        """
+        self._check(ids)
+        return self._prefill(ids)
+
+    def fill(self, ids: np.ndarray) -> np.ndarray:
+        """Empty the cache and put a prompt of ids int64 [B, T] in: logits float32 [B, V] of its last position.
+
+        Raises UserError for ids that the model cannot take.
+        """
+        self._check(ids)
+        self._cached = (0, 0)
+        logits = self._fill(ids)
+        self._cached = ids.shape
+        return logits
+
+    def decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        """Logits float32 [B, V] of one more token, ids int64 [B, 1], behind the first `context` tokens in the cache.
+
+        What the cache held from `context` on is overwritten, so a second call with the same arguments is the same
+        work. Raises UserError for ids that the model cannot take, and unless 1 ≤ context ≤ what the cache holds.
+        """
+        self._check(ids, context)
+        B, length = self._cached
+        if ids.shape != (B, 1):
+            raise UserError(
+                f"ids of shape {list(ids.shape)}: must be [{B}, 1], one token for each sequence in the cache"
+            )
+        if not 1 <= context <= length:
+            raise UserError(f"context={context}: the cache holds {length} tokens")
+        logits = self._decode(ids, context)
+        self._cached = (B, context + 1)
+        return logits
+
+    def generate(self, ids: np.ndarray, tokens: int) -> np.ndarray:
+        """The likeliest `tokens` tokens after ids int64 [B, T], one after the other: int64 [B, tokens].
+
+        Raises UserError for ids that the model cannot take, and unless all but the last token fit in block_size.
+        """
+        return np.stack(list(self.stream(ids, tokens)), axis=1)
+
+    def stream(self, ids: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+        """The same one by one, int64 [B] each."""
+        T = ids.shape[-1]
+        if not 1 <= tokens <= self.config.block_size - T + 1:
+            raise UserError(f"tokens={tokens}: must be 1 to {self.config.block_size - T + 1} after a prompt of {T}")
+        logits = self.fill(ids)  # [B, V]
+        for context in range(T, T + tokens):
+            likeliest = logits.argmax(-1)  # [B]
+            yield likeliest
+            if context < T + tokens - 1:
+                logits = self.decode(likeliest[:, None], context)
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Package name to version, of the packages that decide the speed."""
 
+    @abstractmethod
+    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+        """See `load`. What only some phases need may wait until they are asked for."""
+
+    @abstractmethod
+    def _prefill(self, ids: np.ndarray) -> np.ndarray:
+        """See `prefill`."""
+
+    def _fill(self, ids: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def _check(self, ids: np.ndarray, context: int = 0) -> None:
+        """Raise UserError unless ids are int64 [B, T], all in [0, V), that fit in block_size behind `context` tokens.
+
+        One pass over them, as it is timed with every engine's calls.
+        """
+        V, block_size = self.config.vocab_size, self.config.block_size
+        if ids.dtype != np.int64:
+            raise UserError(f"ids of dtype {ids.dtype}: must be int64")
+        if ids.ndim != 2 or not ids.size:
+            raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T], with at least one token")
+        if ids.shape[1] + context > block_size:
+            after = f" after {context} in the cache" if context else ""
+            raise UserError(f"{ids.shape[1]} tokens{after}: the model takes at most block_size={block_size}")
+        if int(ids.view(np.uint64).max()) >= V:  # a negative id seen as unsigned is very large
+            bad = ids[(ids < 0) | (ids >= V)][0]
+            raise UserError(f"token id {bad}: must be in 0 … {V - 1} (vocab_size={V})")
+
 
 @dataclass(frozen=True)
 class Contender:
-    """One engine in one variant: what a row of the results is about. missing: the absent packages, if any."""
+    """One engine in one variant: what a row of the results is about.
+
+    files: each phase that it can do, with the file that it needs for it. missing: the absent packages, if any.
+    """
 
     engine: str
     variant: str
     dtype: str
-    stage: str
+    files: tuple[tuple[str, str], ...]
     summary: str
     missing: tuple[str, ...]
 
@@ -64,6 +156,11 @@ class Contender:
     def factory(self) -> str:
         """Where a worker finds the engine's class."""
         return f"{__name__}.{self.engine}:Engine"
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The names of the phases that it can do."""
+        return tuple(phase for phase, _ in self.files)
 
     @property
     def reason_missing(self) -> str | None:
@@ -98,5 +195,6 @@ def _contenders_of(name: str) -> list[Contender]:
     engine: type[Backend] = importlib.import_module(f"{__name__}.{name}").Engine
     missing = tuple(package for module, package in engine.requires.items() if find_spec(module) is None)
     return [
-        Contender(name, variant, engine.dtype, engine.stage, engine.summary, missing) for variant in engine.variants
+        Contender(name, variant, engine.dtype, tuple(files.items()), engine.summary, missing)
+        for variant, files in engine.variants.items()
     ]

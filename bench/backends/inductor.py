@@ -1,31 +1,84 @@
 """torch.compile with its default backend, the model compiled anew for each shape so that it knows them all."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from bench.artifacts import Artifacts
 from bench.backends import eager
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt.model import GPT
+
+ROWS = (64, 256)  # of the cache, one of which a step reads where they suffice; else block_size
+
 
 class Engine(eager.Engine):
-    """torch.compile over the model with fused attention. The first call at a shape compiles; it is never timed."""
+    """torch.compile over the model with fused attention. The first call at a shape compiles; it is never timed.
 
-    summary = "torch.compile, one compilation a shape"
+    A graph has one shape, so a step of decode reads a fixed number of the cache's rows and masks those not filled yet.
+    The prompt before it is eager's.
+    """
+
+    summary = "torch.compile, one compilation a shape; the KV cache in place, in blocks of fixed length"
     attention = "sdpa"
 
-    def load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
         import torch
         import torch._dynamo
         import torch._inductor.config
 
-        super().load(artifacts, threads, variant)
+        super()._load(artifacts, threads, variant)
         # By default the ninth shape would fall back to eager without a word.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        torch._inductor.config.compile_threads = 1  # no pool of compiling processes left beside the measurement
-        self._model = torch.compile(self._model, dynamic=False, fullgraph=True)
+        torch._inductor.config.compile_threads = threads  # its processes are stopped with ours while others are timed
+        self._compiled = torch.compile(self._model, dynamic=False, fullgraph=True)
+        self._compiled_step = torch.compile(_step, dynamic=False, fullgraph=True)
 
-    def prefill(self, ids: np.ndarray) -> np.ndarray:
+    def _prefill(self, ids: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.no_grad():  # inference_mode would be one more thing to guard on
-            return self._model(torch.from_numpy(ids)).numpy()
+            return self._compiled(torch.from_numpy(ids)).numpy()
+
+    def _fill(self, ids: np.ndarray) -> np.ndarray:
+        import torch
+
+        logits = super()._fill(ids)
+        self._pos = torch.zeros(1, dtype=torch.int64)
+        self._seen = torch.zeros(1, self.config.block_size, dtype=torch.bool)
+        return logits
+
+    def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        import torch
+
+        rows = next((rows for rows in ROWS if context < rows < self.config.block_size), self.config.block_size)
+        self._pos[0] = context
+        self._seen[:, : context + 1], self._seen[:, context + 1 :] = True, False
+        keys, values = self._cache.keys[:, :, :, :rows], self._cache.values[:, :, :, :rows]
+        arguments = (torch.from_numpy(np.ascontiguousarray(ids)), self._pos, self._seen[:, :rows], keys, values)
+        with torch.no_grad():
+            return self._compiled_step(self._model, *arguments).numpy()[:, 0]
+
+
+def _step(model: "GPT", ids: "Tensor", pos: "Tensor", seen: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":
+    """`GPT.forward` of one token a sequence, ids [B, 1], that writes row pos [1] of the cache: logits [B, 1, V].
+
+    seen: bool [1, S], which rows of keys and values [n_layer, B, nh, S, hs] count.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    parts = model.transformer
+    x = parts.wte(ids) + parts.wpe(pos)  # [B, 1, C]
+    for block, k, v in zip(parts.h, keys, values, strict=True):
+        new = block.attn.c_attn(block.ln_1(x)).unflatten(2, (3, k.shape[1], k.shape[3]))  # [B, 1, 3, nh, hs]
+        q, new_k, new_v = new.permute(2, 0, 3, 1, 4)  # [B, nh, 1, hs] each
+        k.index_copy_(2, pos, new_k)
+        v.index_copy_(2, pos, new_v)
+        y = scaled_dot_product_attention(q, k, v, attn_mask=seen)  # [B, nh, 1, hs]
+        x = x + block.attn.c_proj(y.transpose(1, 2).flatten(2))  # [B, 1, C]
+        x = x + block.mlp(block.ln_2(x))
+    return model.lm_head(parts.ln_f(x))

@@ -1,33 +1,85 @@
-"""ONNX Runtime's CPU provider on the exported file."""
+"""ONNX Runtime's CPU provider on the exported files."""
 
-from typing import ClassVar
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import Artifacts
+from bench.artifacts import CACHED, EXPORTED, Artifacts
 from bench.backends import Backend
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, IOBinding
+
+PROVIDER = "CPUExecutionProvider"
 
 
 class Engine(Backend):
-    """One session for all shapes, all graph optimisations on, threads that spin between operators (its default)."""
+    """One session a file; all graph optimisations on, threads that spin between operators (its default)."""
 
     requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime-gpu"}
-    summary = "ONNX Runtime, CPU provider, on the exported file"
-    stage = "exported"
+    summary = "ONNX Runtime, CPU provider, on the exported files; the KV cache bound as input and output, so in place"
+    variants: ClassVar[dict[str, dict[str, str]]] = {"": {"prefill": EXPORTED, "decode": CACHED, "generate": CACHED}}
 
-    def load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+        self._artifacts, self._threads = artifacts, threads
+
+    def _prefill(self, ids: np.ndarray) -> np.ndarray:
+        return self._forward.run(["logits"], {"ids": ids})[0]
+
+    def _fill(self, ids: np.ndarray) -> np.ndarray:
+        B, config = len(ids), self.config
+        shape = (B, config.n_head, config.block_size, config.head_size)
+        self._cache = {
+            f".{layer}.{part}": np.zeros(shape, np.float32)
+            for layer in range(config.n_layer)
+            for part in ("key", "value")
+        }
+        self._ids, self._pos = np.zeros((B, 1), np.int64), np.zeros(B, np.int64)
+        self._logits = np.empty((B, 1, config.vocab_size), np.float32)
+        self._step = self._bind(self._ids, self._logits)
+        logits = np.empty((*ids.shape, config.vocab_size), np.float32)
+        self._with_cache.run_with_iobinding(self._bind(np.ascontiguousarray(ids), logits))
+        return logits[:, -1]
+
+    def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        self._ids[:], self._pos[:] = ids, context
+        self._with_cache.run_with_iobinding(self._step)
+        return self._logits[:, 0]
+
+    def _bind(self, ids: np.ndarray, logits: np.ndarray) -> "IOBinding":
+        """Have the file with a cache read and write our arrays; a tensor of the cache is input and output at once."""
+        from onnxruntime import OrtValue
+
+        binding = self._with_cache.io_binding()
+        inputs = {"ids": ids, "pos": self._pos} | {f"cache{name}": array for name, array in self._cache.items()}
+        outputs = {"logits": logits, "pos_out": np.empty_like(self._pos)}
+        outputs |= {f"cache_out{name}": array for name, array in self._cache.items()}
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+        return binding
+
+    @cached_property
+    def _forward(self) -> "InferenceSession":
+        return self._open(self._artifacts.exported)
+
+    @cached_property
+    def _with_cache(self) -> "InferenceSession":
+        return self._open(self._artifacts.cached)
+
+    def _open(self, path: Path) -> "InferenceSession":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        provider = "CPUExecutionProvider"
-        self._session = onnxruntime.InferenceSession(str(artifacts.exported), options, providers=[provider])
-        if self._session.get_providers() != [provider]:  # it falls back to others without raising
-            raise RuntimeError(f"asked for {provider}, got {self._session.get_providers()}")
-
-    def prefill(self, ids: np.ndarray) -> np.ndarray:
-        return self._session.run(["logits"], {"ids": ids})[0]
+        session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        if session.get_providers() != [PROVIDER]:  # it falls back to others without raising
+            raise RuntimeError(f"asked for {PROVIDER}, got {session.get_providers()}")
+        return session
 
     def versions(self) -> dict[str, str]:
         import onnxruntime

@@ -6,5 +6,5 @@ from bench.backends import eager
 class Engine(eager.Engine):
     """Eager but for the attention."""
 
-    summary = "PyTorch, one operator after the other, its fused attention"
+    summary = "PyTorch, one operator after the other, its fused attention; a KV cache in place"
     attention = "sdpa"

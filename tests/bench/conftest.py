@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.prepare import SEEDED
+from bench.artifacts import Artifacts
+from bench.backends import find_contenders
+from bench.prepare import SEEDED, choose_artifacts, prepare
 from gpt.config import GPTConfig
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,14 @@ ROOT = Path(__file__).parents[2]
 def config() -> GPTConfig:
     """The seeded model for tests."""
     return SEEDED["tiny"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The seeded model for tests in every form that an engine needs; to be read only."""
+    artifacts, _ = choose_artifacts(tmp_path_factory.mktemp("tiny"), "tiny")
+    prepare(artifacts, find_contenders())
+    return artifacts
 
 
 @pytest.fixture
@@ -39,7 +49,10 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def results() -> dict:
-    """A comparison of five engines at two shapes: one wins, one has two variants, one is absent, one failed."""
+    """A comparison of five engines: one wins, one has two variants, one is absent, one failed.
+
+    Prefill at two shapes, decode at one context, without O0, and generate by two engines.
+    """
     rows = []
     for T, limit_ms in ((16, 0.5), (64, 1.0)):
         scale = T / 16
@@ -50,6 +63,17 @@ def results() -> dict:
             _row("gone", "", T, limit_ms, [], status="absent", reason="not installed: pip install gone"),
             _row("broken", "", T, limit_ms, [], status="failed", reason="RuntimeError: <script>alert(1)</script>"),
         ]
+    decode = {"phase": "decode", "work": "context 15", "context": 15, "unit": "token", "limit_binds": "reading"}
+    rows += [
+        _row("eager", "", 1, 0.1, [0.8, 0.81, 0.79], **decode),
+        _row("fast", "O3", 1, 0.1, [0.2, 0.21, 0.22], moved_bytes=2_100_000, **decode),
+        _row("gone", "", 1, 0.1, [], status="absent", reason="not installed: pip install gone", **decode),
+    ]
+    generate = decode | {"phase": "generate", "work": "8 tokens after 8", "context": 8, "moved_bytes": None}
+    rows += [
+        _row("eager", "", 8, 0.1, [0.9, 1.0, 1.1], **generate),
+        _row("fast", "O3", 8, 0.1, [0.25, 0.25, 0.25], max_abs_err=0.0, max_rel_err=0.0, **generate),
+    ]
     return {
         "machine": {
             "cpu": "Test CPU",
@@ -66,7 +90,7 @@ def results() -> dict:
             "config": SEEDED["tiny"].__dict__,
             "checkpoint_sha256": "ab" * 32,
         },
-        "phase": "prefill",
+        "phases": ["prefill", "decode", "generate"],
         "baseline": "eager",
         "rounds": 3,
         "threads": 2,
@@ -82,8 +106,15 @@ def results() -> dict:
             "memory_bytes_per_s": 4e10,
         },
         "checks": [
-            {"label": "eager", "B": 1, "T": 1, "agrees": None, "reason": "left out"},
-            {"label": "fast O3", "B": 1, "T": 16, "agrees": True, "reason": None, "max_rel_err": 1e-7}
+            {"label": "eager", "phase": "prefill", "work": "1×1", "agrees": None, "reason": "left out"},
+            {
+                "label": "fast O3",
+                "phase": "prefill",
+                "work": "1×16",
+                "agrees": True,
+                "reason": None,
+                "max_rel_err": 1e-7,
+            }
             | {"tolerance": 1e-5, "top1_match": 1.0},
         ],
         "rows": rows,
@@ -94,16 +125,20 @@ def results() -> dict:
 
 def _row(engine: str, variant: str, T: int, limit_ms: float, samples_ms: list[float], **changes: object) -> dict:
     median_ms = sorted(samples_ms)[1] if samples_ms else None
-    speedup = 4 * (T / 16) / median_ms if samples_ms else None
+    speedup = 4 * (T / 16 if T > 8 else 0.2) / median_ms if samples_ms else None
     return {
         "engine": engine,
         "variant": variant,
         "label": f"{engine} {variant}".strip(),
         "summary": f"the engine {engine}",
         "phase": "prefill",
+        "work": f"1×{T}",
         "dtype": "float32",
         "B": 1,
         "T": T,
+        "context": 0,
+        "unit": "prefill",
+        "moved_bytes": 1_000_000,
         "threads": 2,
         "status": "timed",
         "reason": None,

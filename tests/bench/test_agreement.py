@@ -1,9 +1,11 @@
 """How logits are compared, on arrays made to fail in one way each."""
 
+import re
+
 import numpy as np
 import pytest
 
-from bench.agreement import compare_logits, odd_shapes, random_ids, tolerance_of
+from bench.agreement import compare_logits, compare_tokens, odd_shapes, random_ids, tolerance_of
 from bench.prepare import SEEDED
 from gpt.config import GPTConfig
 
@@ -73,6 +75,39 @@ def test_a_decided_position_may_not_flip() -> None:
 def test_all_zero_logits_have_an_absolute_error() -> None:
     zeros = np.zeros((1, 1, 2))
     assert compare_logits(zeros, np.full((1, 1, 2), 0.5, "float32"), tolerance=0.1).max_rel_err == 0.5
+
+
+def test_the_likeliest_tokens_agree(reference: np.ndarray) -> None:
+    agreement = compare_tokens(reference, reference.argmax(-1), tolerance=1e-6)
+    assert (agreement.agrees, agreement.max_rel_err, agreement.top1_match) == (True, 0, 1)
+
+
+def test_a_token_of_a_near_tie_agrees(reference: np.ndarray) -> None:
+    agreement = compare_tokens(reference, np.array([[0, 0]]), tolerance=1e-5)
+    assert agreement.agrees
+    assert agreement.top1_match == 0.5
+    assert 0 < agreement.max_abs_err < 2e-6
+
+
+def test_another_token_disagrees(reference: np.ndarray) -> None:
+    agreement = compare_tokens(reference, np.array([[1, 2]]), tolerance=1e-5)
+    assert agreement.reason == "1 of 2 tokens differ from the likeliest beyond what rounding explains"
+    assert agreement.max_rel_err == pytest.approx(3.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (np.array([[1]]), r"tokens int64 \[1, 1\] instead of int64 \[1, 2\]"),
+        (np.array([[1, 0]], np.int32), "tokens int32"),
+        (np.array([[1, 3]]), "not in the vocabulary"),
+        (np.array([[-1, 0]]), "not in the vocabulary"),
+    ],
+)
+def test_tokens_that_cannot_be_disagree(reference: np.ndarray, tokens: np.ndarray, says: str) -> None:
+    agreement = compare_tokens(reference, tokens, tolerance=1)
+    assert not agreement.agrees
+    assert re.search(says, agreement.reason)
 
 
 def test_the_tolerance_grows_with_depth_and_width() -> None:

@@ -3,11 +3,47 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bench.backends
-from bench.backends import engine_names, find_contenders
+from bench.artifacts import CHECKPOINT, Artifacts
+from bench.backends import Backend, engine_names, find_contenders
+from bench.phases import PHASES
+from bench.prepare import MAKINGS, SEEDED
 from gpt.cli import UserError
+
+V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
+
+
+class Counting(Backend):
+    """Chooses the next number after the last token; `calls` are those that got through the checks."""
+
+    def _load(self, *_: object) -> None:
+        self.calls: list[tuple] = []
+
+    def _prefill(self, ids: np.ndarray) -> np.ndarray:
+        self.calls.append(("prefill", ids.shape))
+        return np.eye(V, dtype=np.float32)[(ids + 1) % V]
+
+    def _fill(self, ids: np.ndarray) -> np.ndarray:
+        self.calls.append(("fill", ids.shape))
+        return np.eye(V, dtype=np.float32)[(ids[:, -1] + 1) % V]
+
+    def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        self.calls.append(("decode", context))
+        return np.eye(V, dtype=np.float32)[(ids[:, -1] + 1) % V]
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.fixture
+def engine() -> Counting:
+    """Loaded."""
+    found = Counting()
+    found.load(Artifacts(Path()), SEEDED["tiny"], 1, "")
+    return found
 
 
 @pytest.fixture
@@ -23,8 +59,16 @@ def test_the_folder_is_the_registry() -> None:
     assert {contender.engine for contender in find_contenders()} == files
 
 
-def test_each_variant_is_a_contender_of_its_own() -> None:
-    assert [contender.label for contender in find_contenders(["tvm"])] == ["tvm O0", "tvm O3"]
+def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
+    untuned, tuned = find_contenders(["tvm"])
+    assert (untuned.label, untuned.phases) == ("tvm O0", ("prefill",))
+    assert (tuned.label, tuned.phases) == ("tvm O3", ("prefill", "decode", "generate"))
+
+
+def test_what_an_engine_needs_can_be_made() -> None:
+    for contender in find_contenders():
+        assert {phase for phase, _ in contender.files} <= PHASES.keys()
+        assert {file for _, file in contender.files} <= {CHECKPOINT, *MAKINGS}
 
 
 def test_an_unknown_engine_names_the_known() -> None:
@@ -49,3 +93,77 @@ def test_an_engines_file_can_be_read_without_its_package() -> None:
     for path in Path(bench.backends.__file__).parent.glob("*.py"):
         top = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
         assert not [line for line in top if line.split()[1] in ("torch", "onnxruntime", "openvino", "tvm")], path
+
+
+def test_tokens_follow_one_another_and_the_last_is_not_fed(engine: Counting) -> None:
+    tokens = engine.generate(np.array([[3, 4], [7, 8]]), 3)
+    assert tokens.tolist() == [[5, 6, 7], [9, 10, 11]]
+    assert tokens.dtype == np.int64
+    assert engine.calls == [("fill", (2, 2)), ("decode", 2), ("decode", 3)]
+
+
+def test_the_whole_block_can_be_generated(engine: Counting) -> None:
+    assert engine.generate(np.array([[0]]), BLOCK_SIZE).tolist() == [list(range(1, BLOCK_SIZE + 1))]
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (np.zeros(4, np.int64), r"ids of shape \[4\]: must be \[B, T\]"),
+        (np.zeros((1, 0), np.int64), r"ids of shape \[1, 0\]: must be \[B, T\], with at least one token"),
+        (np.zeros((1, 4), np.int32), "ids of dtype int32: must be int64"),
+        (np.zeros((1, 4)), "ids of dtype float64: must be int64"),
+        (np.array([[0, V]]), rf"token id {V}: must be in 0 … {V - 1}"),
+        (np.array([[0, -1]]), "token id -1: must be in"),
+        (np.zeros((1, BLOCK_SIZE + 1), np.int64), f"{BLOCK_SIZE + 1} tokens: the model takes at most"),
+    ],
+)
+@pytest.mark.parametrize("method", ["prefill", "fill"])
+def test_ids_that_the_model_cannot_take_reach_no_kernel(
+    engine: Counting, method: str, ids: np.ndarray, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        getattr(engine, method)(ids)
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "context", "says"),
+    [
+        ([[V]], 4, f"token id {V}"),
+        ([[1]], 0, "context=0: the cache holds 4 tokens"),
+        ([[1]], 5, "context=5: the cache holds 4 tokens"),
+        ([[1]], -1, "context=-1"),
+        ([[1]], BLOCK_SIZE, f"1 tokens after {BLOCK_SIZE} in the cache: the model takes at most"),
+        ([[1, 2]], 4, r"ids of shape \[1, 2\]: must be \[1, 1\]"),
+        ([[1], [2]], 4, r"ids of shape \[2, 1\]: must be \[1, 1\]"),
+    ],
+)
+def test_a_step_that_does_not_fit_reaches_no_kernel(
+    engine: Counting, ids: list[list[int]], context: int, says: str
+) -> None:
+    engine.fill(np.zeros((1, 4), np.int64))
+    with pytest.raises(UserError, match=says):
+        engine.decode(np.array(ids), context)
+    assert engine.calls == [("fill", (1, 4))]
+
+
+def test_nothing_is_decoded_before_a_prompt(engine: Counting) -> None:
+    with pytest.raises(UserError):
+        engine.decode(np.array([[1]]), 1)
+
+
+@pytest.mark.parametrize("tokens", [0, BLOCK_SIZE - 2])
+def test_tokens_that_do_not_fit_are_refused_before_the_first(engine: Counting, tokens: int) -> None:
+    with pytest.raises(UserError, match=rf"tokens={tokens}: must be 1 to {BLOCK_SIZE - 3} after a prompt of 4"):
+        engine.generate(np.zeros((1, 4), np.int64), tokens)
+    assert engine.calls == []
+
+
+def test_a_prompt_that_failed_leaves_nothing_to_decode_behind(engine: Counting) -> None:
+    engine.fill(np.zeros((1, 4), np.int64))
+    engine._fill = lambda ids: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.fill(np.zeros((1, 3), np.int64))
+    with pytest.raises(UserError):
+        engine.decode(np.array([[1]]), 3)

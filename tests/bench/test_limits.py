@@ -4,7 +4,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.limits import FACTORY, Limits, bound_of, prefill_bytes, prefill_flops, weight_bytes
+from bench.limits import (
+    FACTORY,
+    Limits,
+    decode_bound,
+    decode_bytes,
+    generation_bound,
+    prefill_bound,
+    prefill_bytes,
+    prefill_flops,
+    weight_bytes,
+)
 from bench.worker import Worker
 from gpt.config import GPTConfig
 
@@ -42,15 +52,45 @@ def test_a_bigram_only_copies_rows_of_its_table() -> None:
     assert prefill_flops(config, 3, 7) == 0
     assert weight_bytes(config) == 4 * 5 * 5
     assert prefill_bytes(config, 3, 7) == 4 * 5 + 3 * 7 * 8 + 3 * 7 * 5 * 4
-    assert bound_of(Limits(1, 1.0, 100.0, 1, 1.0), config, 1, 8).binds == "reading"
+    assert prefill_bound(Limits(1, 1.0, 100.0, 1, 1.0), config, 1, 8).binds == "reading"
 
 
 @pytest.mark.parametrize(("peak", "binds"), [(1.0, "arithmetic"), (1e15, "reading")])
 def test_the_slower_of_the_two_binds(peak: float, binds: str) -> None:
     limits = Limits(1, peak, 100.0, 1, 1.0)
-    bound = bound_of(limits, CONFIG, 1, 8)
+    bound = prefill_bound(limits, CONFIG, 1, 8)
     assert bound.binds == binds
     assert bound.seconds == max(prefill_flops(CONFIG, 1, 8) / peak, prefill_bytes(CONFIG, 1, 8) / 100.0)
+
+
+def test_a_decode_reads_the_weights_and_the_cache_so_far() -> None:
+    keys_and_values = 2 * 2 * 7 * 4  # two of each layer, 7 rows of 4 numbers
+    assert decode_bytes(CONFIG, 1, 7) == weight_bytes(CONFIG) + 4 * keys_and_values
+    assert decode_bytes(CONFIG, 3, 7) == weight_bytes(CONFIG) + 3 * 4 * keys_and_values
+
+
+def test_gpt2_reads_half_a_gigabyte_for_a_token() -> None:
+    assert decode_bytes(GPTConfig(), 1, 128) == pytest.approx(4 * 124e6 + 9.4e6, rel=0.01)
+
+
+def test_a_decode_is_bound_by_reading_and_a_batch_of_them_by_arithmetic() -> None:
+    limits = Limits(2, 500e9, 40e9, 1, 40e9)
+    assert decode_bound(limits, GPTConfig(), 1, 128).seconds == decode_bytes(GPTConfig(), 1, 128) / 40e9
+    assert decode_bound(limits, GPTConfig(), 64, 1).binds == "arithmetic"
+
+
+def test_generation_is_the_prompt_and_the_decodes_over_all_tokens() -> None:
+    limits = Limits(1, 1e15, 100.0, 1, 1.0)
+    steps = [decode_bytes(CONFIG, 1, context) for context in (3, 4)]
+    bound = generation_bound(limits, CONFIG, 1, 3, tokens=3)
+    assert bound.seconds == pytest.approx((weight_bytes(CONFIG) + sum(steps)) / 100 / 3)
+    assert bound.binds == "reading"
+
+
+def test_of_a_prompt_only_the_last_position_meets_the_head() -> None:
+    head = 2 * 4 * 5
+    bound = generation_bound(Limits(1, 1.0, 1e15, 1, 1.0), CONFIG, 1, 3, tokens=1)
+    assert bound.seconds == prefill_flops(CONFIG, 1, 3) - 2 * head
 
 
 def test_the_peak_is_that_of_a_vector_unit(probe: Worker) -> None:

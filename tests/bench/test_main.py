@@ -1,29 +1,33 @@
 """`python -m bench` and `pytest bench/` from end to end, on the tiny seeded model."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
+from bench.artifacts import Artifacts
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., CompletedProcess]
-ROW_FIELDS = """engine variant phase dtype B T samples_ms median_ms max_abs_err max_rel_err top1_match agrees spread
-threads limit_ms percent_of_limit speedup status reason""".split()  # noqa: SIM905
+ROW_FIELDS = """engine variant phase work unit dtype B T context samples_ms median_ms moved_bytes max_abs_err
+max_rel_err top1_match agrees spread threads limit_ms percent_of_limit speedup status reason""".split()  # noqa: SIM905
 
 
-def test_the_whole_comparison(python: Run, tmp_path: Path) -> None:
+def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> None:
+    folder = tmp_path / "artifacts" / "seeded-tiny"
+    folder.mkdir(parents=True)
+    for path in (tiny.checkpoint, tiny.exported, tiny.cached):
+        os.link(path, folder / path.name)
     engines = ["--engine", "eager", "--engine", "onnxruntime"]
     done = python("bench", "--seeded", "tiny", *engines, "--minutes", "0.02", "--shapes", "1x5", "2x16", "--seed", "4")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "artifacts" / "seeded-tiny"
     results = json.loads((folder / "results.json").read_text())
-    assert [(row["engine"], row["B"], row["T"]) for row in results["rows"]] == [
-        ("eager", 1, 5),
-        ("onnxruntime", 1, 5),
-        ("eager", 2, 16),
-        ("onnxruntime", 2, 16),
+    works = [("prefill", "1×5"), ("prefill", "2×16"), ("decode", "context 15"), ("generate", "8 tokens after 8")]
+    assert [(row["phase"], row["work"], row["engine"]) for row in results["rows"]] == [
+        (*work, engine) for work in works for engine in ("eager", "onnxruntime")
     ]
     for row in results["rows"]:
         assert set(ROW_FIELDS) <= row.keys()
@@ -34,7 +38,6 @@ def test_the_whole_comparison(python: Run, tmp_path: Path) -> None:
     last = done.stdout.splitlines()
     assert last[-1] == "report: artifacts/seeded-tiny/report.html"
     assert [line.split()[0] for line in last[-5:-2]] == ["engine", "onnxruntime", "eager"]
-    assert "making a model with random weights (seed 0)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,9 @@ def test_the_whole_comparison(python: Run, tmp_path: Path) -> None:
         (["--engine", "nonesuch"], "engine 'nonesuch': not known; known are eager"),
         (["--seeded", "tiny", "--engine", "eager", "--shapes", "1x99"], "shape '1x99': must be BxT"),
         (["--seeded", "tiny", "--engine", "eager", "--threads", "0"], "threads=0: must be in 1"),
+        (["--seeded", "tiny", "--engine", "eager", "--contexts", "16"], "context 16: must be in 1 … 15"),
+        (["--seeded", "tiny", "--phases", "train"], "phase 'train': must be one of prefill, decode, generate"),
+        (["--seeded", "bigram", "--phases", "decode"], "phase 'decode': must be one of prefill with this model"),
     ],
 )
 def test_a_users_mistake_is_one_line(python: Run, arguments: list[str], says: str) -> None:
@@ -53,24 +59,24 @@ def test_a_users_mistake_is_one_line(python: Run, arguments: list[str], says: st
 
 
 def test_pytest_checks_and_times(python: Run, tmp_path: Path) -> None:
-    options = ["--seeded", "tiny", "--engine", "eager", "--shape", "2x5", "--benchmark-only", "-p", "no:cacheprovider"]
-    done = python(
-        "pytest",
-        ROOT / "bench/test_prefill.py",
-        "-c",
-        ROOT / "pyproject.toml",
-        *options,
-        "--benchmark-json",
-        "out.json",
-    )
+    options = ["--seeded", "tiny", "--engine", "eager", "--shape", "2x5", "--context", "6", "--benchmark-only"]
+    files = [ROOT / "bench" / f"test_{phase}.py" for phase in ("prefill", "decode", "generate")]
+    settings = ["-c", ROOT / "pyproject.toml", "-p", "no:cacheprovider", "-k", "not cache"]
+    done = python("pytest", *files, *settings, *options, "--benchmark-json", "out.json")
     assert done.returncode == 0, done.stdout
     assert "engines run on the seeded model 'tiny' (random weights)" in done.stdout
-    [found] = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
-    info = found["extra_info"]
-    assert (info["engine"], info["B"], info["T"]) == ("eager", 2, 5)
-    assert info["agreement"]["agrees"]
-    assert info["checked_at"] == ["1×1", "3×16", "1×16", "2×5"]
-    assert found["stats"]["min"] > 0
+    assert (tmp_path / "artifacts" / "seeded-tiny" / "ckpt.pt").exists()
+    found = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    infos = [each["extra_info"] for each in found]
+    assert [(info["phase"], info["work"]) for info in infos] == [
+        ("prefill", "2×5"),
+        ("decode", "context 6"),
+        ("generate", "8 tokens after 8"),
+    ]
+    assert all(info["agreement"]["agrees"] for info in infos)
+    assert infos[0]["checked_at"] == ["prefill 1×1", "prefill 3×16", "prefill 1×16", "prefill 2×5"]
+    assert all(each["stats"]["min"] > 0 for each in found)
+    assert infos[2]["ms_per_unit"] == pytest.approx(found[2]["stats"]["median"] * 1e3 / 8)
 
 
 def test_pytest_refuses_an_unknown_engine(python: Run) -> None:

@@ -9,32 +9,25 @@ import pytest
 from bench.agreement import compare_logits, random_ids, tolerance_of
 from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
-from bench.prepare import SEEDED, choose_artifacts, prepare
+from bench.prepare import MAKINGS, SEEDED, choose_artifacts, prepare
 from bench.worker import Worker
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
+from gpt.files import sha256_file
 
 
 @pytest.fixture(scope="module")
 def contenders() -> list[Contender]:
-    """Engines that need every stage."""
-    return find_contenders(["eager", "onnxruntime", "tvm"])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, contenders: list[Contender]) -> Artifacts:
-    """A folder in which the whole chain was made."""
-    artifacts, _ = choose_artifacts(tmp_path_factory.mktemp("whole"), "tiny")
-    prepare(artifacts, contenders)
-    return artifacts
+    """Engines that need every file between them."""
+    return find_contenders(["eager", "onnxruntime", "openvino", "tvm"])
 
 
 @pytest.fixture
-def copied(whole: Artifacts, tmp_path: Path) -> Artifacts:
+def copied(tiny: Artifacts, tmp_path: Path) -> Artifacts:
     """The same files in a folder that a test may spoil."""
-    for path in whole.folder.rglob("*"):
+    for path in tiny.folder.rglob("*"):
         if path.is_file():
-            to = tmp_path / "seeded-tiny" / path.relative_to(whole.folder)
+            to = tmp_path / "seeded-tiny" / path.relative_to(tiny.folder)
             to.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, to)
     return Artifacts(tmp_path / "seeded-tiny")
@@ -53,24 +46,35 @@ def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[
     table = load_checkpoint(artifacts.checkpoint).state["table.weight"].numpy()
     for contender in contenders:
         with Worker(contender.factory, threads=1) as worker:
-            worker.call("load", artifacts, 1, contender.variant)
+            worker.call("load", artifacts, config, 1, contender.variant)
             logits = worker.call("prefill", ids)
         assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("float32", config)).agrees
         assert np.array_equal(logits, table[ids])
 
 
-def test_the_chain_is_made_once(whole: Artifacts, contenders: list[Contender]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
-    assert whole.compiled("O0").is_dir()
-    assert whole.compiled("O3").is_dir()
-    assert prepare(whole, contenders) == SEEDED["tiny"]
-    assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
+def test_the_chain_is_made_once(tiny: Artifacts, contenders: list[Contender]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")}
+    assert {path.name for path in tiny.folder.iterdir()} == {"ckpt.pt", *MAKINGS}
+    assert prepare(tiny, contenders) == SEEDED["tiny"]
+    assert {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")} == before
 
 
 def test_only_what_is_needed_is_made(tmp_path: Path) -> None:
     artifacts, _ = choose_artifacts(tmp_path, "tiny")
     prepare(artifacts, find_contenders(["eager"]))
     assert [path.name for path in artifacts.folder.iterdir()] == ["ckpt.pt"]
+
+
+def test_only_what_a_phase_needs_is_made(tmp_path: Path) -> None:
+    artifacts, _ = choose_artifacts(tmp_path, "tiny")
+    prepare(artifacts, find_contenders(["onnxruntime"]), ["generate"])
+    assert {path.name for path in artifacts.folder.iterdir()} == {"ckpt.pt", "model-cache.onnx"}
+
+
+def test_a_compiled_file_brings_what_it_is_compiled_from(tiny: Artifacts) -> None:
+    for name, making in MAKINGS.items():
+        assert (tiny.folder / making.source).exists(), name
+        assert making.origin(tiny.folder / name) == sha256_file(tiny.folder / making.source)
 
 
 def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
@@ -81,11 +85,22 @@ def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, contende
     assert str(error.value) == f"{copied.exported} was not exported from {copied.checkpoint}: remake it with {command}"
 
 
+@pytest.mark.parametrize(
+    ("engine", "form", "name"), [("onnxruntime", "static", "model-cache.onnx"), ("openvino", "past", "model-past.onnx")]
+)
+def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(
+    copied: Artifacts, engine: str, form: str, name: str
+) -> None:
+    replace_checkpoint(copied)
+    with pytest.raises(UserError, match=rf"{name} was not exported from .*ckpt\.pt: remake it with .* --cache {form}"):
+        prepare(copied, find_contenders([engine]), ["decode"])
+
+
 def test_a_library_of_another_export_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
     replace_checkpoint(copied)
     copied.exported.unlink()  # so that it is made again
     with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
-        prepare(copied, contenders)
+        prepare(copied, contenders, ["prefill"])
 
 
 def test_a_users_model_is_taken_where_there_is_one(tmp_path: Path) -> None:

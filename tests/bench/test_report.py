@@ -35,7 +35,7 @@ def test_a_failure_while_rendering_leaves_the_old_report(
 ) -> None:
     write_report(results, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(report, "sentence", lambda _: 1 / 0)
+    monkeypatch.setattr(report, "statements", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(results | {"seed": 8}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -60,8 +60,8 @@ def test_the_page_shows_every_engine_number_and_reason(html: str, results: dict)
         assert text in html
 
 
-def test_there_is_a_plot_for_each_shape_and_the_errors_and_the_gain(html: str) -> None:
-    assert html.count("<svg ") == 2 + 1 + 1
+def test_there_is_a_plot_for_each_work_and_the_errors_and_the_gain(html: str) -> None:
+    assert html.count("<svg ") == 2 + 1 + 1 + 1 + 1
     assert html.count("limit 1.00 ms") >= 1
     assert "currentColor" in html
     ids = re.findall(r'\sid="([^"]+)"', html)
@@ -79,6 +79,28 @@ def test_no_engine_at_all_makes_a_page(results: dict, tmp_path: Path) -> None:
     assert "No engine could be timed" in write_report(results, tmp_path).read_text()
 
 
+def test_each_phase_is_a_section(html: str) -> None:
+    found = re.findall(r'<section id="(\w+)">\n<h2>(\w+):', html)
+    assert found == [("prefill", "Prefill"), ("decode", "Decode"), ("generate", "Generate")]
+
+
+def test_a_decode_says_what_must_be_read_and_how_fast_it_was(results: dict) -> None:
+    block = next(block for block in table_text(results).split("\n\n") if block.startswith("decode"))
+    head, columns, fastest, _, absent = block.split("\n")
+    assert head == "decode context 15 · 2 threads · 2.10 MB must be read a token, limit 0.100 ms, by reading"
+    assert columns.split("  ")[1] == "engine"
+    assert fastest.split()[:2] == ["fast", "O3"]
+    assert fastest.split()[2] == "0.210"
+    assert " 10.0 " in fastest  # 2.1 MB in 0.21 ms are 10 GB/s
+    assert absent == "  gone: absent: not installed: pip install gone"
+
+
+def test_a_generation_says_tokens_a_second(results: dict) -> None:
+    block = next(block for block in table_text(results).split("\n\n") if block.startswith("generate"))
+    assert " 4,000 " in block  # of 0.25 ms each
+    assert "same tokens" in block
+
+
 def test_the_terminal_table_is_aligned_and_complete(results: dict) -> None:
     text = table_text(results)
     table = text.split("\n\n")[0].split("\n")
@@ -88,8 +110,9 @@ def test_the_terminal_table_is_aligned_and_complete(results: dict) -> None:
     assert "gone: absent: not installed" in text
 
 
-def test_markdown_has_a_table_for_each_shape(results: dict, tmp_path: Path) -> None:
+def test_markdown_has_a_table_for_each_work(results: dict, tmp_path: Path) -> None:
     write_report(results, tmp_path)
     lines = (tmp_path / "report.md").read_text().split("\n")
-    assert len([line for line in lines if line.startswith("| engine |")]) == 2
-    assert len([line for line in lines if line.startswith("| fast O3 |")]) == 2
+    assert len([line for line in lines if line.startswith("| engine |")]) == 4
+    assert len([line for line in lines if line.startswith("| fast O3 |")]) == 4
+    assert [line[3:].split(":")[0] for line in lines if line.startswith("## ")][:3] == ["Prefill", "Decode", "Generate"]

@@ -8,14 +8,16 @@ import pytest
 
 from bench.artifacts import Artifacts
 from bench.backends import Contender
+from bench.phases import Decode, Generate, Prefill, Work
 from bench.prepare import SEEDED
 from bench.runner import LONGEST_CHECK_S, Runner
 from bench.worker import WorkerError
 
 CONFIG = SEEDED["tiny"]
+WORK = Prefill(1, 4)
 LOGITS = np.ones((1, 4, CONFIG.vocab_size))
 IDS = np.zeros((1, 4), np.int64)
-SHAPE = (1, 4)
+FILES = (("prefill", "ckpt.pt"), ("decode", "ckpt.pt"))
 
 
 class FakeWorker:
@@ -28,24 +30,32 @@ class FakeWorker:
         self.asked.append(method)
         if isinstance(self.logits, Exception):
             raise self.logits
-        return self.logits.astype("float32") if method == "prefill" else {"fake": "1"}
+        logits = self.logits.astype("float32")
+        return {"prefill": logits, "versions": {"fake": "1"}}.get(method, logits[:, -1])
 
-    def time(self, *_: object, budget_s: float, deadline_s: float = 0) -> list[float]:
+    def time(self, method: str, *_: object, budget_s: float, deadline_s: float = 0) -> list[float]:
+        self.asked.append(f"time {method}")
         return [self.seconds] * 3
 
     def time_once(self, *_: object, deadline_s: float = 0) -> float:
         return self.seconds
 
 
+def check(runner: Runner, work: Work, *, timed: bool) -> None:
+    """As the comparison does, against logits of ones."""
+    ids = work.ids(CONFIG, seed=0)
+    runner.check(work, ids, lambda ids: np.ones((*ids.shape, CONFIG.vocab_size)), CONFIG, timed=timed)
+
+
 @pytest.fixture
 def runner_of() -> Callable[..., Runner]:
-    """A runner of a fake worker, loaded and checked at one shape."""
+    """A runner of a fake worker, loaded and checked at one piece of work."""
 
     def make(**answers: Any) -> Runner:
-        runner = Runner(Contender("fake", "", "float32", "checkpoint", "a fake", ()), FakeWorker(**answers))
-        runner.load(Artifacts("nowhere"), threads=1)
+        runner = Runner(Contender("fake", "", "float32", FILES, "a fake", ()), FakeWorker(**answers))
+        runner.load(Artifacts("nowhere"), CONFIG, threads=1)
         if not runner.failed:
-            runner.check(CONFIG, IDS, LOGITS, timed=True)
+            check(runner, WORK, timed=True)
         return runner
 
     return make
@@ -54,43 +64,74 @@ def runner_of() -> Callable[..., Runner]:
 def test_an_engine_that_agrees_is_measured(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of()
     for _ in range(2):
-        runner.take_turn(IDS, turn_s=1, share_s=10)
-    assert runner.measurement_at(SHAPE).samples_s == ((0.001,) * 3,) * 2
+        runner.take_turn(WORK, IDS, turn_s=1, share_s=10)
+    assert runner.measurement_at(WORK).samples_s == ((0.001,) * 3,) * 2
     assert runner.versions == {"fake": "1"}
 
 
 def test_an_engine_that_does_not_load_says_why(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(logits=WorkerError("out of plutonium"))
     assert runner.failed == "out of plutonium"
-    assert not runner.may_run(SHAPE)
+    assert not runner.may_run(WORK)
 
 
 def test_an_engine_that_disagrees_is_not_timed(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(logits=LOGITS + 1)
-    runner.take_turn(IDS, turn_s=1, share_s=10)
-    assert "disagrees at 1×4: error 1.0e+00" in runner.disagreed
-    assert runner.measurement_at(SHAPE) is None
+    runner.take_turn(WORK, IDS, turn_s=1, share_s=10)
+    assert "disagrees in prefill at 1×4: error 1.0e+00" in runner.disagreed
+    assert runner.measurement_at(WORK) is None
 
 
-def test_a_failure_at_one_shape_leaves_the_others(runner_of: Callable[..., Runner]) -> None:
+def test_a_failure_at_one_work_leaves_the_others(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of()
     runner._worker.logits = WorkerError("too odd")
-    runner.check(CONFIG, np.zeros((3, 3), np.int64), LOGITS, timed=False)
-    assert runner.errors == {(3, 3): "too odd"}
-    assert runner.may_run(SHAPE)
-    assert not runner.may_run((3, 3))
+    check(runner, Prefill(3, 3), timed=False)
+    assert runner.errors == {Prefill(3, 3): "too odd"}
+    assert runner.may_run(WORK)
+    assert not runner.may_run(Prefill(3, 3))
 
 
-def test_a_slow_engine_is_spared_shapes_that_are_only_checked(runner_of: Callable[..., Runner]) -> None:
+def test_a_slow_engine_is_spared_what_is_only_checked(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(seconds=LONGEST_CHECK_S)
     runner._worker.asked.clear()
-    runner.check(CONFIG, np.zeros((1, 8), np.int64), LOGITS, timed=False)
-    assert runner.unchecked == [(1, 8)]
+    check(runner, Prefill(1, 8), timed=False)
+    assert runner.unchecked == [Prefill(1, 8)]
     assert runner._worker.asked == []
 
 
 def test_a_slow_engine_makes_one_call_a_turn_until_its_share_is_spent(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(seconds=3.0)
     for _ in range(4):
-        runner.take_turn(IDS, turn_s=1, share_s=5)
-    assert runner.measurement_at(SHAPE).samples_s == ((3.0,), (3.0,), (), ())
+        runner.take_turn(WORK, IDS, turn_s=1, share_s=5)
+    assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,), (), ())
+
+
+def test_a_phase_that_an_engine_has_not_is_not_run(runner_of: Callable[..., Runner]) -> None:
+    runner = runner_of()
+    assert runner.can(Decode(1, 1, 4))
+    assert not runner.can(Generate(1, 4, 4))
+    assert not runner.may_run(Generate(1, 4, 4))
+
+
+def test_the_prompt_is_put_in_the_cache_once_for_all_rounds(runner_of: Callable[..., Runner]) -> None:
+    runner, work = runner_of(), Decode(1, 1, 4)
+    check(runner, work, timed=True)
+    runner._worker.asked.clear()
+    for _ in range(2):
+        runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
+    assert runner._worker.asked == ["time decode", "time decode"]
+
+
+def test_other_work_in_between_has_the_prompt_put_in_again(runner_of: Callable[..., Runner]) -> None:
+    runner = runner_of()
+    for context in (4, 5, 4):
+        work = Decode(1, 1, context)
+        runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
+    assert runner._worker.asked[-6:] == ["fill", "time decode"] * 3
+
+
+def test_a_generation_is_measured_by_the_token() -> None:
+    runner = Runner(Contender("fake", "", "float32", (("generate", "ckpt.pt"),), "a fake", ()), FakeWorker())
+    work = Generate(1, 4, 8)
+    runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
+    assert runner.measurement_at(work).samples_s == ((0.001 / 4,) * 3,)

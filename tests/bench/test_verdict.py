@@ -1,6 +1,6 @@
 """The sentence at the top: what it claims, and when it claims less."""
 
-from bench.verdict import headline_shape, noise_floor, paired_variants, rounds_ms, sentence, worst_error
+from bench.verdict import headline_of, noise_floor, paired_variants, rounds_ms, statements, worst_error
 
 
 def row_of(results: dict, label: str, T: int) -> dict:
@@ -8,20 +8,33 @@ def row_of(results: dict, label: str, T: int) -> dict:
     return next(row for row in results["rows"] if (row["label"], row["T"]) == (label, T))
 
 
-def test_the_headline_is_the_largest_shape(results: dict) -> None:
-    assert headline_shape(results) == (1, 64)
+def sentence(results: dict) -> str:
+    """All statements as one text."""
+    return " ".join(statements(results))
+
+
+def test_the_headline_of_a_phase_is_its_largest_work(results: dict) -> None:
+    assert [headline_of(results, phase) for phase in ("prefill", "decode")] == ["1×64", "context 15"]
+
+
+def test_each_phase_has_its_statement(results: dict) -> None:
+    prefill, decode, generate, agreement = statements(results)
+    assert prefill.startswith("Prefill, 1×64: fast O3")
+    assert decode.startswith("Decode, context 15: fast O3 is fastest with 0.210 ms a token (next: eager, 0.800 ms)")
+    assert generate.startswith("Generate, 8 tokens after 8: fast O3")
+    assert agreement.startswith("All 3 agree")
 
 
 def test_it_names_the_fastest_and_its_share_of_the_limit(results: dict) -> None:
     text = sentence(results)
-    assert "At 1×64 fast O3 is fastest with 4.04 ms (next: eager, 16.0 ms)" in text
-    assert "4 times as fast as eager and at 25 % of what 2 cores" in text
+    assert "Prefill, 1×64: fast O3 is fastest with 4.04 ms (next: eager, 16.0 ms)" in text
+    assert "4 times as fast as eager and at 25 % of the machine's limit." in text
     assert "All 3 agree" in text
 
 
 def test_it_tells_what_optimisation_brought(results: dict) -> None:
     assert "makes fast 100 times as fast: 404 ms at O0, 4.04 ms at O3" in sentence(results)
-    assert [pair["shape"] for pair in paired_variants(results)] == [(1, 16), (1, 64)]
+    assert [pair["work"] for pair in paired_variants(results)] == ["1×16", "1×64"]
 
 
 def test_engines_that_each_won_a_round_are_level(results: dict) -> None:

@@ -1,0 +1,111 @@
+"""python -m bench.generate --engine onnxruntime --prompt "def " --tokens 40
+python -m bench.generate --engine openvino --artifacts my-model
+
+Continue a text with the likeliest tokens, by any engine that has a KV cache, as they come.
+"""
+
+import codecs
+import importlib
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from bench.artifacts import Artifacts
+from bench.backends import Backend, Contender, find_contenders
+from bench.machine import checked_threads
+from bench.phases import Generate, phases_of
+from bench.prepare import choose_artifacts, config_of, prepare
+from gpt.checkpoint import load_checkpoint
+from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
+from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
+
+MOST_TOKENS = 200  # if nobody says how many
+
+
+def run(
+    engine: str,
+    prompt: str = "\n",
+    tokens: int | None = None,
+    artifacts: Path = Path("artifacts"),
+    threads: int | None = None,
+) -> None:
+    """Continue a text with the likeliest tokens, by any engine that has a KV cache, as they come.
+
+    Args:
+        engine: one that can generate: eager, sdpa, inductor, onnxruntime, openvino, …
+        prompt: the text to continue
+        tokens: how many to add; by default as many as fit in block_size, at most 200
+        artifacts: the folder of the model; what the engine needs is made there if it is absent
+        threads: of the engine; by default the physical cores that this process may use
+    """
+    threads = checked_threads(threads)
+    contender = _contender_of(engine)
+    found, words = choose_artifacts(artifacts, None)
+    config = config_of(found)
+    if Generate.phase not in phases_of(config):
+        raise UserError(f"{words} has no KV cache to generate with; use python -m gpt.generate {found.checkpoint}")
+    prepare(found, [contender], [Generate.phase])
+    tokenizer = tokenizer_from_json(load_checkpoint(found.checkpoint).tokenizer)
+    ids = tokenizer.encode(prompt)
+    check_ids(ids, config)
+    wanted = _room_for(ids, tokens, config)
+    loaded = _load(contender, found, config, threads)
+    print(prompt, end="", flush=True)
+    seconds = _print_stream(loaded, tokenizer, ids, wanted)
+    first_ms, rest_ms = seconds[0] * 1e3, sum(seconds[1:]) * 1e3
+    each = f", {rest_ms / len(seconds[1:]):.3g} ms for each of {len(seconds) - 1} more" if seconds[1:] else ""
+    print(f"{contender.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
+
+
+def _contender_of(engine: str) -> Contender:
+    """The engine's first variant that can generate. Raises UserError if there is none."""
+    able = [each for each in find_contenders([engine]) if Generate.phase in each.phases]
+    if not able:
+        others = dict.fromkeys(each.engine for each in find_contenders() if Generate.phase in each.phases)
+        raise UserError(f"engine {engine!r} has no KV cache to generate with; those that have: {', '.join(others)}")
+    return able[0]
+
+
+def _room_for(ids: list[int], tokens: int | None, config: GPTConfig) -> int:
+    """How many tokens to add to a prompt. Raises UserError unless they fit behind it."""
+    room = config.block_size - len(ids) + 1  # the last token need not be fed
+    wanted = min(MOST_TOKENS, max(room, 1)) if tokens is None else tokens
+    if room < 1 or not 1 <= wanted <= room:
+        fits = f"only 1 to {room} fit" if room >= 1 else "none fits"
+        raise UserError(
+            f"{wanted} tokens after a prompt of {len(ids)}: {fits}, as block_size={config.block_size}; "
+            "shorten the prompt, or use python -m gpt.generate, which lets go of the start"
+        )
+    return wanted
+
+
+def _load(contender: Contender, artifacts: Artifacts, config: GPTConfig, threads: int) -> Backend:
+    module, name = contender.factory.split(":")
+    engine: Backend = getattr(importlib.import_module(module), name)()
+    engine.load(artifacts, config, threads, contender.variant)
+    return engine
+
+
+def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens: int) -> list[float]:
+    """Print each token's text as it comes; the seconds that each took."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # one character may be several of GPT-2's tokens
+    seconds, last_s = [], time.perf_counter()
+    for chosen in engine.stream(np.array([ids]), tokens):
+        seconds.append(time.perf_counter() - last_s)
+        print(decoder.decode(tokenizer.decode_bytes(chosen.tolist())), end="", flush=True)
+        last_s = time.perf_counter()
+    print(decoder.decode(b"", final=True))
+    return seconds
+
+
+def main() -> None:
+    """Parse the command line and generate."""
+    tyro.cli(run, prog="python -m bench.generate")
+
+
+if __name__ == "__main__":
+    run_command(main)

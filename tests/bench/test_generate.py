@@ -1,0 +1,93 @@
+"""`python -m bench.generate`: the same text by every engine that has a cache, and what cannot be generated."""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from bench.artifacts import Artifacts
+from bench.generate import MOST_TOKENS, run
+from bench.prepare import SEEDED
+from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.generate import generate
+from gpt.tokenizer import CharTokenizer
+
+CONFIG = SEEDED["tiny"]
+TOKENIZER = CharTokenizer("".join(sorted(string.ascii_lowercase + "é\n .,")))
+PROMPT = "abc"
+
+
+@pytest.fixture
+def folder(tiny: Artifacts, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a model whose 31 tokens are characters."""
+    monkeypatch.setattr("bench.generate.tokenizer_from_json", lambda _: TOKENIZER)
+    return tiny.folder
+
+
+@pytest.fixture
+def text(folder: Path) -> str:
+    """The prompt with what eager PyTorch finds likeliest after it, without an engine."""
+    model = load_checkpoint(folder / "ckpt.pt").build()
+    return PROMPT + TOKENIZER.decode(list(generate(model, TOKENIZER.encode(PROMPT), 13, temperature=0)))
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino", "tvm"])
+def test_every_engine_writes_what_the_model_does(
+    engine: str, folder: Path, text: str, capsys: pytest.CaptureFixture
+) -> None:
+    run(engine, PROMPT, 13, folder, threads=1)
+    out, err = capsys.readouterr()
+    assert out == text + "\n"
+    assert "ms to the first token" in err
+
+
+def test_without_a_number_as_many_come_as_fit(folder: Path, text: str, capsys: pytest.CaptureFixture) -> None:
+    run("eager", PROMPT, None, folder, threads=1)
+    out, _ = capsys.readouterr()
+    assert len(out) == len(PROMPT) + min(MOST_TOKENS, 14) + 1
+    assert out.startswith(text)
+
+
+def test_each_token_is_printed_as_it_comes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda text="", **options: printed.append((text, options.get("flush"))))
+    run("eager", PROMPT, 3, folder, threads=1)
+    assert [len(text) for text, flushed in printed if flushed] == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("eager", PROMPT, 15), "15 tokens after a prompt of 3: only 1 to 14 fit, as block_size=16"),
+        (("eager", PROMPT, 0), "0 tokens after a prompt of 3: only 1 to 14 fit"),
+        (("eager", "a" * 17), "after a prompt of 17: none fits, as block_size=16; shorten the prompt"),
+        (("eager", "x!"), "the character '!'"),
+        (("eager", ""), "no token ids"),
+        (("nonesuch",), "engine 'nonesuch': not known"),
+    ],
+)
+def test_what_does_not_fit_is_a_users_mistake(arguments: tuple, says: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        run(*arguments, artifacts=folder)
+
+
+def test_threads_are_checked_at_the_door(folder: Path) -> None:
+    with pytest.raises(UserError, match="threads=0"):
+        run("eager", PROMPT, 1, folder, threads=0)
+
+
+def test_a_bigram_has_no_cache(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(GPTConfig.bigram(vocab_size=5, block_size=8)))
+    with pytest.raises(UserError, match=r"no KV cache to generate with; use python -m gpt\.generate"):
+        run("eager", artifacts=tmp_path)
+
+
+def test_the_command_ends_with_one_line(python: Callable[..., CompletedProcess]) -> None:
+    done = python("bench.generate", "--engine", "nonesuch")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: engine 'nonesuch': not known")
+    assert len(done.stderr.splitlines()) == 1
