@@ -26,10 +26,10 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """A compiled model on disk and what the next room needs to know of it; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. target:
-    `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
-    took. exported_sha256, checkpoint_sha256: of the ONNX file and the checkpoint that it came from. files_sha256: of
-    the library and the weights. versions: of the compiler.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. precision: of
+    the products. target: `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order.
+    phases_s: the seconds each took. exported_sha256, checkpoint_sha256: of the ONNX file and the checkpoint that it
+    came from. files_sha256: of the library and the weights. versions: of the compiler.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class CompiledModel:
     tokenizer: dict[str, Any]
     dtype: str
     form: str
+    precision: str
     target: dict[str, Any]
     opt_level: int
     pipeline: list[str]

@@ -22,6 +22,7 @@ from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.importer import check_operators
 from tvm_frontend.pipeline import OPT_LEVELS, compile_onnx
+from tvm_frontend.schedules import PRECISIONS
 from tvm_frontend.target import resolve_target
 
 FOLDER_SUFFIXES = {"forward": "", "cached": "-cache"}  # by the form of the export
@@ -35,6 +36,7 @@ def compile_model(
     mcpu: str | None = None,
     arch: str | None = None,
     opt_level: int = 3,
+    precision: str = "fp32",
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
 ) -> CompiledModel:
@@ -46,6 +48,10 @@ def compile_model(
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
+    if precision != "fp32" and (opt_level == 0 or target != "llvm"):
+        raise UserError(f"precision {precision}: only with --target llvm and --opt-level 3, whose kernels know it")
     for exception in (KeyboardInterrupt, UserError):  # else TVM hands on what a rewrite raises as a RuntimeError
         tvm_ffi.register_error(exception.__name__, exception)
     if get_cc() is None:
@@ -63,11 +69,13 @@ def compile_model(
     check_operators(proto)
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}{FOLDER_SUFFIXES[exported.form]}")
+    output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}{_suffix(exported, precision)}")
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     with atomic_output(output, directory=True) as folder:
-        compiled = compile_onnx(proto, compile_for, opt_level, cuda_compiler=cuda_compiler, dump_ir=dump_ir)
+        compiled = compile_onnx(
+            proto, compile_for, opt_level, precision=precision, cuda_compiler=cuda_compiler, dump_ir=dump_ir
+        )
         save_compiled(
             folder,
             compiled.executable,
@@ -77,6 +85,7 @@ def compile_model(
                 "tokenizer": exported.tokenizer,
                 "dtype": exported.dtype,
                 "form": exported.form,
+                "precision": precision,
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
                 "pipeline": list(compiled.phases_s),
@@ -89,6 +98,10 @@ def compile_model(
         if compile_for.kind == "cuda":
             verify_cuda_library(folder / LIBRARY, compile_for.arch)
     return load_compiled(output)
+
+
+def _suffix(exported: ExportedModel, precision: str) -> str:
+    return ("" if precision == "fp32" else f"-{precision}") + FOLDER_SUFFIXES[exported.form]
 
 
 def _check_form(exported: ExportedModel) -> None:
@@ -119,6 +132,7 @@ def compile_command(
     ] = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM", help_behavior_hint="(default for cuda: sm_86)")] = None,
     opt_level: Literal[0, 3] = 3,
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
     dump_ir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")] = None,
     print_pass_times: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -132,6 +146,7 @@ def compile_command(
         mcpu: the CPU to compile for, by LLVM's name
         arch: the GPU to compile for; none needs to be present
         opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules
+        precision: of the products of linear layers; bf16 and int8 round weights and inputs, sums are wide
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
@@ -145,6 +160,7 @@ def compile_command(
             mcpu=mcpu,
             arch=arch,
             opt_level=opt_level,
+            precision=precision,
             cuda_compiler=compiler,
             dump_ir=dump_ir,
         )

@@ -58,12 +58,13 @@ def compile_onnx(
     target: CompileTarget,
     opt_level: int,
     *,
+    precision: str = "fp32",
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
 ) -> Compiled:
     """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there."""
     trace = _Trace(dump_ir)
-    phases: list[Phase] = [("import", lambda _: import_onnx(proto)), *graph_phases(target, opt_level)]
+    phases: list[Phase] = [("import", lambda _: import_onnx(proto)), *graph_phases(target, opt_level, precision)]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
         for name, phase in phases:
@@ -81,9 +82,9 @@ def compile_onnx(
     return Compiled(executable, graph, trace.phases_s)
 
 
-def graph_phases(target: CompileTarget, opt_level: int) -> list[Phase]:
+def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32") -> list[Phase]:
     """The phases between the imported graph and machine code."""
-    kernels = kernels_for(target) if opt_level > 0 else None
+    kernels = kernels_for(target, precision) if opt_level > 0 else None
     rewrites: list[Phase] = [("cancel_transposes", cancel_transposes)] if opt_level > 0 else []
     if kernels is not None:
         rewrites += [

@@ -130,3 +130,33 @@ def test_forms_that_are_not_compiled_are_named(export, form, how, said):
     exported = export(CONFIG, form, **how)[1]
     with pytest.raises(UserError, match=said):
         compile_model(exported.path)
+
+
+@pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])
+def test_narrow_products_keep_the_likeliest_token(model, eager, precision, largest_error):
+    """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row."""
+    session = compile_model(model[1].path, precision=precision).start(threads=2)
+    assert session.model.precision == precision
+    assert session.model.path.name == f"tvm-llvm-O3-{precision}-cache"
+    ids = ids_of(2, 30)
+    expected = eager(model[0], ids)
+    session.begin(2)
+    found = np.concatenate([session.step(ids[:, :17], np.zeros(2, int)), session.step(ids[:, 17:], np.full(2, 17))], 1)
+    error = np.abs(found - expected).max()
+    assert TOLERANCE < error < largest_error * np.abs(expected).max()  # it is another precision, and no worse than so
+    ordered = np.sort(expected, -1)
+    clear = ordered[..., -1] - ordered[..., -2] > 2 * error
+    assert (found.argmax(-1) == expected.argmax(-1))[clear].all()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"precision": "fp8"}, "precision 'fp8': must be one of fp32, bf16, int8"),
+        ({"precision": "bf16", "opt_level": 0}, "only with --target llvm and --opt-level 3"),
+        ({"precision": "int8", "target": "cuda"}, "only with --target llvm and --opt-level 3"),
+    ],
+)
+def test_a_precision_that_has_no_kernels_is_refused(model, how, said):
+    with pytest.raises(UserError, match=said):
+        compile_model(model[1].path, **how)

@@ -35,14 +35,16 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
                 return None
             layout = "transposed.packed" if transposed in matched else "packed"
             packed = rewriting.add_weight(f"{rewriting.name(source)}.{layout}", lambda: kernels.pack_weight(W))
-            addend = (
-                matched[bias] if bias in matched else rewriting.add_weight(f"zeros_{N}", lambda: np.zeros(N, W.dtype))
+            name = rewriting.name(matched[bias]) if bias in matched else "none"
+            table = rewriting.add_weight(
+                f"{rewriting.name(source)}.{name}.table",
+                lambda: kernels.table(W, rewriting.weights[name] if bias in matched else np.zeros(N, W.dtype)),
             )
             rest = [matched[residual]] if residual in matched else []
             return rewriting.call(
                 "linear" + (f"_{activation}" if activation else "") + ("_residual" if rest else ""),
                 kernel,
-                [matched[x], packed, addend, *rest],
+                [matched[x], packed, table, *rest],
                 call,
             )
 

@@ -7,6 +7,12 @@ import tvm
 
 from tvm_frontend.target import CompileTarget
 
+PRECISIONS = {
+    "fp32": "float32",
+    "bf16": "weights and inputs of linear layers rounded to bfloat16, sums in float32",
+    "int8": "weights of linear layers int8 by column, their inputs int8 by row as they come, sums in int32",
+}
+
 
 class Kernels(Protocol):
     """What a target offers to the graph rewrites. None means: no kernel for this, leave it to TVM."""
@@ -16,6 +22,9 @@ class Kernels(Protocol):
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
         """Weight [K, N] in the layout that `linear` reads."""
+
+    def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Bias [N] and what else `linear` needs of each column."""
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc | None:
         """Causal attention from fused QKV; see `schedules.cpu.attention`."""
@@ -30,8 +39,11 @@ class Kernels(Protocol):
         """Token plus position embedding; see `schedules.cpu.embedding`."""
 
 
-def kernels_for(target: CompileTarget) -> Kernels | None:
-    """The hand-written kernels of a target; None where there are none yet and TVM's own rules schedule everything."""
+def kernels_for(target: CompileTarget, precision: str = "fp32") -> Kernels | None:
+    """The hand-written kernels of a target; None where there are none yet and TVM's own rules schedule everything.
+
+    precision: of the products of linear layers, a name in PRECISIONS.
+    """
     from tvm_frontend.schedules.cpu import CpuKernels
 
-    return CpuKernels(target) if target.kind == "llvm" else None
+    return CpuKernels(target, precision) if target.kind == "llvm" else None

@@ -120,7 +120,7 @@ def test_one_weight_read_both_ways_is_packed_both_ways(graph_of, calls, kernels,
 def test_what_is_packed_replaces_the_weight(graph_of, kernels):
     after = fuse_linear(graph_of(*FORMS["linear, bias"]), kernels)
     packed = kernels.pack_weight(W["w"])
-    assert sorted(after.weights) == ["bias", "w.packed"]
+    assert sorted(after.weights) == ["w.bias.table", "w.packed"]
     np.testing.assert_array_equal(after.weights["w.packed"], packed)
     assert [list(map(int, var.ty.shape.values)) for var in after.module["forward"].params[1:]] == [
         list(array.shape) for array in after.weights.values()

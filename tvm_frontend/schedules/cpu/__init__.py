@@ -1,10 +1,11 @@
-"""Kernels for CPUs with vector registers (AVX-512, AVX2, SSE), in TensorIR, float32."""
+"""Kernels for CPUs with vector registers (AVX-512, AVX2, SSE), in TensorIR."""
 
 from functools import cache
 
 import numpy as np
 import tvm
 
+from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
 from tvm_frontend.schedules.cpu.attention import causal_attention
 from tvm_frontend.schedules.cpu.cached_attention import cached_attention
 from tvm_frontend.schedules.cpu.embedding import embedding
@@ -15,20 +16,24 @@ from tvm_frontend.target import CompileTarget
 
 
 class CpuKernels:
-    """The kernels of this folder with the register tile of one CPU; see `schedules.Kernels`."""
+    """The kernels of this folder with the register tile and instructions of one CPU; see `schedules.Kernels`."""
 
-    def __init__(self, target: CompileTarget) -> None:
+    def __init__(self, target: CompileTarget, precision: str = "fp32") -> None:
         self.tile = tile_for(target)
+        self.arithmetic = arithmetic_of(precision, target)
         # A layer repeats the shapes of the one before it, and parsing a kernel takes longer than compiling it.
         self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
         )
 
     def linear(self, K: int, N: int, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc:
-        return self._linear(K, N, self.tile, activation=activation, residual=residual)
+        return self._linear(K, N, self.tile, self.arithmetic, activation=activation, residual=residual)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        return pack_weight(weight, self.tile)
+        return pack_weight(weight, self.tile, self.arithmetic)
+
+    def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return self.arithmetic.table(weight, bias)
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
         return self._attention(nh, hs, self.tile, scale)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
 from tvm_frontend.schedules.cpu.linear import linear, pack_weight
 from tvm_frontend.schedules.cpu.tile import Tile
 
@@ -22,13 +23,20 @@ def activate(x, name):
     return torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
 
 
-def check(build, tile, shapes, K, N, activation, residual):
+@pytest.fixture(scope="session")
+def fp32(target):
+    return arithmetic_of("fp32", target)
+
+
+def check(build, tile, fp32, shapes, K, N, activation, residual):
     """One kernel on several [B, T] against float64, within the bound of a sum of K products in any order."""
     w, bias = normal(K, N), normal(N)
-    run = build(linear(K, N, tile, activation=activation, residual=residual))
+    run = build(linear(K, N, tile, fp32, activation=activation, residual=residual))
     for B, T in shapes:
         x, addend = normal(B, T, K), normal(B, T, N, seed=1)
-        found = run(x, pack_weight(w, tile), bias, *([addend] if residual else []), shape=(B, T, N))
+        found = run(
+            x, pack_weight(w, tile, fp32), fp32.table(w, bias), *([addend] if residual else []), shape=(B, T, N)
+        )
         x64, w64 = x.astype("float64"), w.astype("float64")
         expected = activate(x64 @ w64 + bias, activation) + (addend if residual else 0)
         # Higham, Accuracy and Stability, section 3.1; GELU's slope is at most 1.13, its own error 2e-7 · max(1, |x|).
@@ -39,33 +47,33 @@ def check(build, tile, shapes, K, N, activation, residual):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", [None, "gelu_tanh", "gelu", "relu"])
-def test_every_epilogue(build, tile, activation, residual):
-    check(build, tile, [(1, 1), (3, 17)], 20, 37, activation, residual)
+def test_every_epilogue(build, tile, fp32, activation, residual):
+    check(build, tile, fp32, [(1, 1), (3, 17)], 20, 37, activation, residual)
 
 
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
-def test_any_width(build, tile, K, N):
-    check(build, tile, [(1, 1), (3, 17)], K, N, None, True)
+def test_any_width(build, tile, fp32, K, N):
+    check(build, tile, fp32, [(1, 1), (3, 17)], K, N, None, True)
 
 
-def test_any_number_of_rows_about_the_edges_of_a_task(build, tile):
+def test_any_number_of_rows_about_the_edges_of_a_task(build, tile, fp32):
     # A task takes up to 64 rows in tiles of 8 or 6.
     rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 59, 60, 61, 63, 64, 65, 119, 120, 121, 127, 128, 129, 200]
-    check(build, tile, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.columns + 3, None, False)
+    check(build, tile, fp32, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.columns + 3, None, False)
 
 
-def test_packing_keeps_each_value_and_fills_up_with_zeros():
+def test_packing_keeps_each_value_and_fills_up_with_zeros(fp32):
     weight = np.arange(1, 16, dtype="float32").reshape(3, 5)  # [K, N]
-    packed = pack_weight(weight, Tile(rows=6, vectors=2, lanes=2))
+    packed = pack_weight(weight, Tile(rows=6, vectors=2, lanes=2), fp32)
     assert packed.shape == (2, 3, 4)
     assert packed.flags.c_contiguous
     np.testing.assert_array_equal(np.hstack(list(packed)), np.hstack([weight, np.zeros((3, 3))]))
 
 
-def test_a_nan_in_a_row_stays_in_that_row(build, tile):
-    run = build(linear(8, 24, tile, activation="gelu_tanh", residual=False))
-    x = normal(1, 20, 8)
+def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
+    run = build(linear(8, 24, tile, fp32, activation="gelu_tanh", residual=False))
+    x, w = normal(1, 20, 8), normal(8, 24)
     x[0, 19, 3] = np.nan
-    found = run(x, pack_weight(normal(8, 24), tile), normal(24), shape=(1, 20, 24))
+    found = run(x, pack_weight(w, tile, fp32), fp32.table(w, normal(24)), shape=(1, 20, 24))
     assert np.isnan(found[0, 19]).all()
     assert np.isfinite(found[0, :19]).all()

@@ -1,0 +1,97 @@
+"""Linear layers in bf16 and int8: the rounding that they state, and nothing else, is lost."""
+
+import numpy as np
+import pytest
+import tvm
+
+from gpt.cli import UserError
+from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
+from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.tile import tile_for
+from tvm_frontend.target import check_runs_here, resolve_target
+
+# with the instructions for both, with those of AVX-512 alone, and with none
+CPUS = ("cooperlake", "skylake-avx512", "haswell", "x86-64")
+INSTRUCTIONS = {"bf16": "vdpbf16ps", "int8": "vpdpbusd"}
+
+
+@pytest.fixture(scope="module", params=CPUS)
+def target(request):
+    target = resolve_target(mcpu=request.param)
+    try:
+        check_runs_here(target.to_json())
+    except UserError as error:
+        pytest.skip(str(error))
+    return target
+
+
+def compiled(target, precision, K, N, residual=True):
+    kernel = linear(K, N, tile_for(target), arithmetic_of(precision, target), activation=None, residual=residual)
+    return tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
+
+
+def to_bf16(x):
+    bits = x.astype("float32").view("uint32").astype("uint64")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype("uint32").view("float32").astype("float64")
+
+
+def to_int8(x, axis):
+    """The whole numbers and their scales, in float64."""
+    largest = np.abs(x).max(axis, keepdims=True)
+    if axis == -1:  # as the kernel does it, in float32
+        numbers = np.rint(x * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
+    else:
+        scales = largest / np.float32(127)
+        numbers = np.rint(x / np.where(scales == 0, np.float32(1), scales))
+    return numbers.astype("float64"), largest.astype("float64") / 127
+
+
+def product(x, w, precision):
+    """In float64, of the rounded values."""
+    if precision == "bf16":
+        return to_bf16(x) @ to_bf16(w)
+    (rows, row_scales), (columns, column_scales) = to_int8(x, -1), to_int8(w, 0)
+    return rows @ columns * row_scales * column_scales
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
+def test_only_the_inputs_are_rounded(target, precision, K, N):
+    arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
+    w, bias = random(K, N), random(N, seed=2)
+    run = compiled(target, precision, K, N)["run"]
+    for B, T in [(1, 1), (1, 4), (3, 17)]:
+        x, addend = random(B, T, K), random(B, T, N, seed=1)
+        out = tvm.runtime.tensor(np.full((B, T, N), np.nan, "float32"))
+        run(*map(tvm.runtime.tensor, (x, pack_weight(w, tile, arithmetic), arithmetic.table(w, bias), addend)), out)
+        sizes = np.abs(x.astype("float64")) @ np.abs(w) + np.abs(bias) + np.abs(addend)
+        error = np.abs(out.numpy() - (product(x, w, precision) + bias + addend))
+        assert (error <= (K + 8) * 2.0**-23 * sizes).all(), (B, T, error.max())
+
+
+@pytest.mark.parametrize("precision", INSTRUCTIONS)
+def test_the_instruction_is_used_where_it_is(target, precision):
+    has = {"bf16": "avx512bf16", "int8": "avx512vnni"}[precision] in target.features
+    text = compiled(target, precision, 64, 96).mod.inspect_source("asm")
+    assert (INSTRUCTIONS[precision] in text) == has
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_zeros_and_nan(target, precision):
+    arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
+    w = random(8, 24)
+    w[:, 5] = 0
+    x = random(1, 6, 8)
+    x[0, 1], x[0, 4, 3] = 0, np.nan
+    out = tvm.runtime.tensor(np.zeros((1, 6, 24), "float32"))
+    inputs = (x, pack_weight(w, tile, arithmetic), arithmetic.table(w, np.zeros(24, "float32")))
+    compiled(target, precision, 8, 24, residual=False)["run"](*map(tvm.runtime.tensor, inputs), out)
+    found = out.numpy()[0]
+    assert np.isnan(found[4]).all()
+    assert np.isfinite(found[[0, 1, 2, 3, 5]]).all()
+    assert (found[1] == 0).all()
+    assert (found[[0, 2, 3, 5], 5] == 0).all()
