@@ -22,8 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python -m gpt.train demo --overwrite $(if $(CORPUS),--corpus "$(CORPUS)")
 	$(BIN)/python -m export.onnx artifacts/ckpt.pt
+	$(BIN)/python -m export.onnx artifacts/ckpt.pt --with-cache
 	$(BIN)/python -m tvm_frontend.compile --opt-level 0
 	$(BIN)/python -m tvm_frontend.compile
+	$(BIN)/python -m tvm_frontend.compile artifacts/model-cache.onnx
 	$(BIN)/python -m bench
 
 test: lint
