@@ -21,9 +21,10 @@ Described = dict[str, tuple[str, list[str | int]]]  # name to dtype and dims
 
 @dataclass(frozen=True)
 class Form:
-    """One form: its name as an entry point, the words after `model` in its file's name, the first opset that has it."""
+    """One form: its name as an entry point, its title in messages, the word in its file's name, its first opset."""
 
     name: str
+    title: str
     suffix: str
     oldest_opset: int
     module: type[nn.Module]
@@ -134,9 +135,9 @@ def _run(model: GPT, ids: Tensor, positions: Tensor, kept: _StaticCache | _Growi
 FORMS = {
     form.name: form
     for form in (
-        Form("forward", "", 18, Forward),
-        Form("cached", "cache", 24, Cached),  # TensorScatter is of opset 24
-        Form("past", "past", 23, Past),  # Attention is of opset 23
+        Form("forward", "the forward pass", "", 18, Forward),
+        Form("cached", "a static cache", "cache", 24, Cached),  # TensorScatter is of opset 24
+        Form("past", "a past", "past", 23, Past),  # Attention is of opset 23
     )
 }
 
@@ -147,7 +148,7 @@ def entry_point_of(form: Form, config: GPTConfig, dtype: str, last: bool) -> dic
     Raises UserError for a cache of a bigram, which keeps nothing.
     """
     if form.name != "forward" and config.model == "bigram":
-        raise UserError(f"a cache ({form.name}): a bigram has no keys and values to keep; export it without one")
+        raise UserError(f"{form.title} of a bigram: it has no keys and values to keep; export it without a cache")
     T: str | int = "T" if config.block_size > 1 else 1
     ids = ("int64", ["B", T])
     logits = ("float32", ["B", 1 if last else T, config.vocab_size])

@@ -52,10 +52,10 @@ class Request:
         self._check_opset()
 
     def _check_opset(self) -> None:
-        opsets, oldest = EXPORTERS[self.exporter], FORMS[self.form].oldest_opset
+        opsets, title, oldest = EXPORTERS[self.exporter], FORMS[self.form].title, FORMS[self.form].oldest_opset
         if oldest > opsets[-1]:
             raise UserError(
-                f"{self.form} with the {self.exporter} exporter: it needs opset {oldest}, this exporter writes up to "
+                f"{title} with the {self.exporter} exporter: it needs opset {oldest}, this exporter writes up to "
                 f"{opsets[-1]}; use --exporter dynamo"
             )
         if self.opset not in opsets:
@@ -64,7 +64,12 @@ class Request:
                 "23 and later keep Attention as one node"
             )
         if self.opset < oldest:
-            raise UserError(f"opset {self.opset}: {self.form} needs {oldest} or later; leave out --opset or raise it")
+            raise UserError(f"opset {self.opset}: {title} needs {oldest} or later; leave out --opset or raise it")
+        if self.exporter == "torchscript" and self.precision == "bf16" and self.opset < 20:
+            raise UserError(
+                f"opset {self.opset} with bf16 and the torchscript exporter: it fills masks by ConstantOfShape, which "
+                "knows no bfloat16 before opset 20; leave out --opset"
+            )
 
     @property
     def default_name(self) -> str:
@@ -83,7 +88,7 @@ def export_onnx(
     precision: str = "fp32",
     last: bool = False,
 ) -> ExportedModel:
-    """Write one form of a checkpoint, in its file a proof that it computes what eager does: see `export.forms`.
+    """Write one form of a checkpoint (see `export.forms`), proven to compute what eager PyTorch does.
 
     Before the file gets its name it is checked by onnx and run in ONNX Runtime against eager. Raises UserError for a
     bad checkpoint, output or request (see `Request`), RuntimeError if the file does not compute what eager does.

@@ -183,11 +183,13 @@ def _run_greedy(session: Session, random: np.random.Generator) -> Run:
 
 def compare(run: Run, wide: nn.Module, rounded: nn.Module, tolerance: float) -> Proof:
     """A run against eager's plain forward pass, by `wide` in float64 and by `rounded` in float32."""
-    found = [_compare_sequence(run, b, wide, rounded, tolerance) for b in range(len(run.ids))]
+    read = run.ids[:, : run.ids.shape[1] - (run.chosen > 0)]  # the last token that was chosen was never given back
+    references = [_plain(model, read) for model in (wide, rounded)]  # [B, S, V] each
+    found = [_compare_sequence(run, b, *(each[b] for each in references), tolerance) for b in range(len(read))]
     return Proof(
         what=run.what,
         B=len(found),
-        T=run.ids.shape[1] - (run.chosen > 0),
+        T=read.shape[1],
         err_fp64=float(np.max([each.err_fp64 for each in found])),
         err_fp32=float(np.max([each.err_fp32 for each in found])),
         scale=max(each.scale for each in found),
@@ -199,11 +201,10 @@ def compare(run: Run, wide: nn.Module, rounded: nn.Module, tolerance: float) -> 
     )
 
 
-def _compare_sequence(run: Run, b: int, wide: nn.Module, rounded: nn.Module, tolerance: float) -> Proof:
-    S = run.ids.shape[1] - (run.chosen > 0)  # the last token that was chosen was never given back
-    seen = run.seen[b, :S]
-    logits = run.logits[b, :S][seen]  # [n, V]
-    in_fp64, in_fp32 = (_plain(model, run.ids[b, :S])[seen] for model in (wide, rounded))  # [n, V]
+def _compare_sequence(run: Run, b: int, in_fp64: np.ndarray, in_fp32: np.ndarray, tolerance: float) -> Proof:
+    """One of a run's sequences against eager's logits, [S, V] each."""
+    seen = run.seen[b, : len(in_fp64)]
+    logits, in_fp64, in_fp32 = (each[: len(seen)][seen] for each in (run.logits[b], in_fp64, in_fp32))  # [n, V]
     scale = float(np.abs(in_fp64).max())
     chosen = run.ids[b, run.ids.shape[1] - run.chosen :]
     first = len(logits) - len(chosen)  # of the positions whose logits chose
@@ -212,7 +213,7 @@ def _compare_sequence(run: Run, b: int, wide: nn.Module, rounded: nn.Module, tol
     return Proof(
         what=run.what,
         B=1,
-        T=S,
+        T=len(seen),
         err_fp64=float(np.abs(logits - in_fp64).max()),
         err_fp32=float(np.abs(logits - in_fp32).max()),
         scale=scale,
@@ -226,7 +227,7 @@ def _compare_sequence(run: Run, b: int, wide: nn.Module, rounded: nn.Module, tol
 
 def _plain(model: nn.Module, ids: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        return model(torch.from_numpy(ids)[None])[0].numpy()  # [S, V]
+        return model(torch.from_numpy(ids)).numpy()  # [B, S, V]
 
 
 def _in_float64(model: nn.Module) -> nn.Module:

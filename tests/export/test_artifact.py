@@ -68,6 +68,13 @@ def test_an_edited_file_is_found(exported, tmp_path, edit):
     refused(tmp_path / "model.onnx", "does not match its own hash")
 
 
+def test_a_file_whose_metadata_was_stripped_is_refused(cached, tmp_path):
+    proto = onnx.load(cached.path)
+    proto.ClearField("metadata_props")
+    onnx.save(proto, tmp_path / "model.onnx")
+    refused(tmp_path / "model.onnx", "not an export of this project")
+
+
 def foreign():
     """A whole ONNX model, but none of ours."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")

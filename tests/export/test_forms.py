@@ -114,6 +114,6 @@ def test_the_names_and_shapes_of_past_and_present(past):
 def test_a_cache_of_a_bigram_is_refused(tmp_path):
     save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(GPTConfig.bigram(vocab_size=7, block_size=5)))
     for form in ("cached", "past"):
-        with pytest.raises(UserError, match="a bigram has no keys and values to keep"):
+        with pytest.raises(UserError, match="of a bigram: it has no keys and values to keep"):
             export_onnx(tmp_path / "ckpt.pt", tmp_path / "model.onnx", form=form)
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
