@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -28,7 +27,7 @@ from gpt.config import GPTConfig
 
 SETUP = pytest.StashKey["Setup"]()
 SEED = 0  # of the random ids; python -m bench draws a fresh one
-MOST_ROUNDS, FEWEST_ROUNDS, SECONDS = 50, 3, 1.0  # of an engine at its work: what fits in about SECONDS
+SECONDS = 1.0  # of an engine at its work, or about
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Setup:
 
 
 class WorkerClock:
-    """A timer for pytest-benchmark that only runs while a worker is inside a call."""
+    """A timer for pytest-benchmark that shows what a worker's own clock found."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -51,9 +50,9 @@ class WorkerClock:
     def __call__(self) -> float:
         return self._seconds
 
-    def run(self, runner: Runner, work: Work, ids: np.ndarray) -> None:
-        """One call of an engine."""
-        self._seconds += runner.seconds_of_one(work, ids)
+    def advance(self, samples_s: Iterator[float]) -> None:
+        """Let the next sample pass."""
+        self._seconds += next(samples_s)
 
 
 CLOCK = WorkerClock()
@@ -131,15 +130,15 @@ def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, 
             if each not in runner.checks and runner.may_run(each):
                 ids = each.ids(setup.config, setup.plan.seed)
                 runner.check(each, ids, truth, setup.config, timed=each == work)
-        benchmark.group = f"{work.phase} {work.name}"
+        benchmark.group = f"{work.phase} {work.name}, time of a {work.unit}"
         benchmark.extra_info.update(_description(runner, work, setup))
         assert not runner.failed, runner.failed
         assert not runner.errors, runner.errors
         assert not runner.disagreed, runner.disagreed
-        ids = work.ids(setup.config, setup.plan.seed)
-        rounds = int(np.clip(SECONDS / runner.seconds_of_one(work, ids), FEWEST_ROUNDS, MOST_ROUNDS))
-        benchmark.pedantic(CLOCK.run, (runner, work, ids), rounds=rounds, warmup_rounds=1)
-        benchmark.extra_info["ms_per_unit"] = benchmark.stats.stats.median * 1e3 / work.units_a_call
+        runner.take_turn(work, work.ids(setup.config, setup.plan.seed), SECONDS, SECONDS)
+        assert not runner.errors, runner.errors
+        samples_s = runner.measurement_at(work).samples_s[-1]
+        benchmark.pedantic(CLOCK.advance, (iter(samples_s),), rounds=len(samples_s))
 
     return run
 
