@@ -51,8 +51,8 @@ def run_bench(config: BenchConfig) -> dict:
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
     phases, truth = config.phases, reference.Reference
     if config.onnx:
-        contenders, truth = foreign.those_that_can(contenders, config.engine), foreign.Reference
-        phases = foreign.checked_phases(config.phases)
+        phases, truth = foreign.checked_phases(config.phases), foreign.Reference
+        contenders = foreign.those_that_can(contenders, config.engine, lambda each: prepare(artifacts, [each], phases))
     threads = checked_threads(config.threads)
     print(f"comparing {len(contenders)} engines on {words}, {threads} threads", file=sys.stderr, flush=True)
     chosen = {} if config.seed is None else {"seed": config.seed}

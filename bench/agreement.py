@@ -11,10 +11,14 @@ from gpt.config import GPTConfig
 
 @dataclass(frozen=True)
 class Precision:
-    """What a dtype allows. unit_roundoff: half the gap between 1 and the next number. reason: of the tolerance."""
+    """What a dtype allows. unit_roundoff: half the gap between 1 and the next number. reason: of the tolerance.
+
+    tolerance: of the logits, where it does not follow from the roundoff and the model's shape.
+    """
 
     unit_roundoff: float
     reason: str
+    tolerance: float | None = None
 
 
 # The one table of tolerances, by the dtype an engine computes in; `tolerance_of` turns a row into a number.
@@ -24,6 +28,20 @@ PRECISIONS = {
         "a dot product of K terms rounds off up to sqrt(K)·u (u: half the gap after 1), and M matmuls in a row add as "
         "a random walk: u·sqrt(M·K) of the largest logit. Some ten times what eager itself shows in float32, a "
         "fifth of what mistaking one GELU for the other does",
+    ),
+    "int8": Precision(
+        1 / 254,
+        "weights and activations are rounded to 256 steps between the extremes of their tensor, which lie some five "
+        "times the typical number from zero: 1.6 % of a product's typical size. Layers are added to each other, so "
+        "logits keep that share, and three times it is allowed. A wrong mask or weight is found, not a wrong epsilon",
+        tolerance=0.048,
+    ),
+    "int4": Precision(
+        1 / 14,
+        "weights are rounded to 16 steps between the extremes of their group of up to 128, which lie some three times "
+        "the typical weight from zero: 11 % of a product's typical size, of which three times is allowed, as for int8. "
+        "It says that this is the same model, not that it is as good",
+        tolerance=0.33,
     ),
 }
 
@@ -47,13 +65,16 @@ class Agreement:
 
 
 def tolerance_of(dtype: str, config: GPTConfig) -> float:
-    """The largest max_rel_err that rounding in `dtype` explains: u·sqrt(M·K).
+    """The largest max_rel_err that rounding in `dtype` explains: u·sqrt(M·K), or what PRECISIONS says.
 
     u: the dtype's unit roundoff. M = 4·n_layer + 1 matmuls follow one another, the longest of K = 4·n_embd terms.
     u·sqrt(K) for one dot product: Higham & Mary, https://doi.org/10.1137/18M1226312, their λ being 1. A bigram copies
     its logits, which rounds them once at most: u.
     """
-    unit_roundoff = PRECISIONS[dtype].unit_roundoff
+    precision = PRECISIONS[dtype]
+    if precision.tolerance is not None:
+        return precision.tolerance
+    unit_roundoff = precision.unit_roundoff
     if config.model == "bigram":
         return unit_roundoff
     return unit_roundoff * math.sqrt((4 * config.n_layer + 1) * 4 * config.n_embd)

@@ -11,6 +11,10 @@ PAST = "model-past.onnx"
 COMPILED_O0 = "tvm-llvm-O0"
 COMPILED_O3 = "tvm-llvm-O3"
 COMPILED_CACHED = "tvm-llvm-O3-cache"
+EXPORTED_INT8 = "model-int8.onnx"
+CACHED_INT8 = "model-cache-int8.onnx"
+OPENVINO = "model-openvino-int{}"
+OPENVINO_PAST = "model-past-openvino-int{}"
 
 
 @dataclass(frozen=True)

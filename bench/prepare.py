@@ -7,15 +7,20 @@ from pathlib import Path
 
 from bench.artifacts import (
     CACHED,
+    CACHED_INT8,
     CHECKPOINT,
     COMPILED_CACHED,
     COMPILED_O0,
     COMPILED_O3,
     EXPORTED,
+    EXPORTED_INT8,
+    OPENVINO,
+    OPENVINO_PAST,
     PAST,
     Artifacts,
 )
 from bench.backends import Contender
+from bench.foreign import adopt_foreign, is_foreign
 from bench.phases import phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -45,12 +50,17 @@ class Making:
     command: str
 
 
-def choose_artifacts(folder: Path, seeded: str | None) -> tuple[Artifacts, str]:
+def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None) -> tuple[Artifacts, str]:
     """The artifacts to work on and, in words, whose model they hold; nothing is read or made yet.
 
     The folder's own model, unless a seeded one is asked for or there is none: that lives in a folder of its own,
-    so it never takes a trained model's place. Raises UserError for an unknown seeded model.
+    so it never takes a trained model's place. onnx: a file that somebody else wrote, also in a folder of its own; that
+    is read, as it says what the model is. Raises UserError for an unknown seeded model and an unusable file.
     """
+    if onnx is not None:
+        if seeded is not None:
+            raise UserError(f"seeded {seeded!r} and {onnx}: which of the two models is it to be? Leave one out")
+        return adopt_foreign(onnx, folder)
     if seeded is not None and seeded not in SEEDED:
         raise UserError(f"seeded {seeded!r}: not known; known are {', '.join(SEEDED)}")
     own = Artifacts(folder)
@@ -72,18 +82,22 @@ def prepare(artifacts: Artifacts, contenders: Iterable[Contender], phases: Itera
     phases: by default all that the model has. Raises UserError where a file does not come from the one before it,
     naming both and the command that remakes it.
     """
-    config = _prepare_checkpoint(artifacts)
+    config = config_of(artifacts) if is_foreign(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
     needed = {file for each in contenders if not each.missing for phase, file in each.files if phase in asked}
     needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
     for name, making in MAKINGS.items():
-        if name in needed:
+        if name in needed and not (making.source == CHECKPOINT and is_foreign(artifacts)):
             _prepare_made(artifacts.folder / making.source, artifacts.folder / name, making)
     return config
 
 
 def config_of(artifacts: Artifacts) -> GPTConfig:
     """The shape of a folder's model, also of a seeded one that is not made yet."""
+    if is_foreign(artifacts):
+        from export.artifact import load_exported
+
+        return load_exported(artifacts.exported).config
     if artifacts.checkpoint.exists():
         from gpt.checkpoint import load_checkpoint
 
@@ -139,6 +153,21 @@ def _compiled(source: str, level: int) -> Making:
     return Making(source, make, origin, "compiled", command)
 
 
+def _quantized(source: str, tool: str, bits: int) -> Making:
+    def make(source: Path, path: Path) -> None:
+        from export.quantize import quantize_onnxruntime, quantize_openvino
+
+        quantize_onnxruntime(source, path) if tool == "onnxruntime" else quantize_openvino(source, path, bits)
+
+    def origin(path: Path) -> str:
+        from export.quantize import origin_of
+
+        return origin_of(path)
+
+    command = f"python -m export.quantize {{source}} -o {{path}} --tool {tool} --bits {bits}"
+    return Making(source, make, origin, "quantised", command)
+
+
 # In an order in which each comes after its source.
 MAKINGS = {
     EXPORTED: _exported("forward"),
@@ -147,6 +176,10 @@ MAKINGS = {
     COMPILED_O0: _compiled(EXPORTED, 0),
     COMPILED_O3: _compiled(EXPORTED, 3),
     COMPILED_CACHED: _compiled(CACHED, 3),
+    EXPORTED_INT8: _quantized(EXPORTED, "onnxruntime", 8),
+    CACHED_INT8: _quantized(CACHED, "onnxruntime", 8),
+    **{OPENVINO.format(bits): _quantized(EXPORTED, "openvino", bits) for bits in (8, 4)},
+    **{OPENVINO_PAST.format(bits): _quantized(PAST, "openvino", bits) for bits in (8, 4)},
 }
 
 

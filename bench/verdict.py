@@ -136,6 +136,6 @@ def _agreement(results: dict) -> str:
         return ""
     count = len({row["label"] for row in timed(results)})
     return (
-        f"{'It agrees' if count == 1 else f'All {count} agree'} with eager in float64: the largest error is "
+        f"{'It agrees' if count == 1 else f'All {count} agree'} with {results['truth']}: the largest error is "
         f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
     )

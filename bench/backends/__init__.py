@@ -176,15 +176,22 @@ def engine_names() -> list[str]:
 
 
 def find_contenders(asked: Sequence[str] = ()) -> list[Contender]:
-    """Every variant of every engine, or of the engines asked for; an absent one has its `missing` packages.
+    """Every variant of every engine in float32, or of the engines asked for; an absent one has its `missing` packages.
 
-    Raises UserError for a name that is no engine, and for an engine asked for whose packages are absent.
+    An engine in fewer bits takes part if it is asked for: a race is between equals. Raises UserError for a name that
+    is no engine, and for an engine asked for whose packages are absent.
     """
     known = engine_names()
     for name in asked:
         if name not in known:
             raise UserError(f"engine {name!r}: not known; known are {', '.join(known)}")
-    found = [contender for name in known if not asked or name in asked for contender in _contenders_of(name)]
+    found = [
+        contender
+        for name in known
+        if not asked or name in asked
+        for contender in _contenders_of(name)
+        if asked or contender.dtype == "float32"
+    ]
     for contender in found:
         if asked and contender.missing:
             raise UserError(f"engine {contender.engine!r} was asked for and is {contender.reason_missing}")

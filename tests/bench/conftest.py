@@ -91,6 +91,7 @@ def results() -> dict:
             "checkpoint_sha256": "ab" * 32,
         },
         "phases": ["prefill", "decode", "generate"],
+        "truth": "eager in float64",
         "baseline": "eager",
         "rounds": 3,
         "threads": 2,

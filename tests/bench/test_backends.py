@@ -56,7 +56,12 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {contender.engine for contender in find_contenders()} == files
+    assert {contender.engine for contender in find_contenders(sorted(files))} == files
+
+
+def test_engines_in_fewer_bits_take_part_if_asked_for() -> None:
+    assert {contender.dtype for contender in find_contenders()} == {"float32"}
+    assert [contender.dtype for contender in find_contenders(["onnxruntime_int8"])] == ["int8"]
 
 
 def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:

@@ -54,7 +54,8 @@ def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[
 
 def test_the_chain_is_made_once(tiny: Artifacts, contenders: list[Contender]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")}
-    assert {path.name for path in tiny.folder.iterdir()} == {"ckpt.pt", *MAKINGS}
+    needed = {file for contender in find_contenders() for _, file in contender.files}
+    assert {path.name for path in tiny.folder.iterdir()} == needed
     assert prepare(tiny, contenders) == SEEDED["tiny"]
     assert {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")} == before
 
@@ -72,7 +73,7 @@ def test_only_what_a_phase_needs_is_made(tmp_path: Path) -> None:
 
 
 def test_a_compiled_file_brings_what_it_is_compiled_from(tiny: Artifacts) -> None:
-    for name, making in MAKINGS.items():
+    for name, making in ((name, making) for name, making in MAKINGS.items() if (tiny.folder / name).exists()):
         assert (tiny.folder / making.source).exists(), name
         assert making.origin(tiny.folder / name) == sha256_file(tiny.folder / making.source)
 
