@@ -98,7 +98,7 @@ def _examples(wanted: EntryPoint, block_size: int) -> list[Tensor]:
 
 
 def _dynamic_shapes(wanted: EntryPoint, block_size: int) -> list[dict[int, Any]]:
-    limits = {"B": {"min": 1}, "T": {"min": 1, "max": max(2, block_size)}, "P": {"min": 0, "max": block_size}}
+    limits = {"B": {"min": 1}, "T": {"min": 1, "max": max(2, block_size)}, "P": {"min": 0}}
     dims = {name: torch.export.Dim(name, **limit) for name, limit in limits.items()}
     return [
         {axis: dims[dim] for axis, dim in enumerate(described) if dim in dims}
@@ -132,10 +132,12 @@ def _name_dimensions(proto: onnx.ModelProto, wanted: EntryPoint) -> None:
             dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
             if dim_param:
                 dim.dim_param = dim_param.replace(" ", "")
-    for value in proto.graph.output:  # where torchscript inferred none: the checker infers it again, and runs show it
+    for value in proto.graph.output:
         for dim, name in zip(value.type.tensor_type.shape.dim, wanted["outputs"][value.name][1], strict=True):
-            if dim.dim_param and isinstance(name, int):
-                dim.dim_value = name
+            if sorted(dim.dim_param.split("+")) == sorted(str(name).split("+")):
+                dim.dim_param = str(name)  # T+P is P+T
+            elif dim.dim_param and isinstance(name, int):
+                dim.dim_value = name  # where torchscript inferred none: the checker infers it again, and runs show it
 
 
 def _forget_origins(proto: onnx.ModelProto) -> None:

@@ -111,6 +111,21 @@ def test_the_names_and_shapes_of_past_and_present(past):
     assert outputs["present.1.value"] == ["float32", ["B", 2, "P+T", 20]]
 
 
+@pytest.mark.parametrize("form", ["cached", "past"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTConfig(block_size=1, vocab_size=5, n_layer=1, n_head=1, n_embd=8, tied_head=False),
+        GPTConfig(block_size=3, vocab_size=7, n_layer=1, n_head=2, n_embd=2, bias=False, activation="gelu"),
+    ],
+    ids=["block_size 1, a head of its own", "head size 1, no bias"],
+)
+def test_other_models_have_these_forms_too(tmp_path, form, config):
+    save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(config))
+    found = export_onnx(tmp_path / "ckpt.pt", tmp_path / "model.onnx", form=form, last=True)
+    assert (found.form, found.config) == (form, config)
+
+
 def test_a_cache_of_a_bigram_is_refused(tmp_path):
     save_checkpoint(tmp_path / "ckpt.pt", seeded_checkpoint(GPTConfig.bigram(vocab_size=7, block_size=5)))
     for form in ("cached", "past"):
