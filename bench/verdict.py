@@ -124,7 +124,8 @@ def _against_baseline(first: dict, results: dict) -> str:
     speedup = first["speedup"]
     if not speedup or first["engine"] == results["baseline"]:
         return " at"
-    return f" {speedup['median']:.2g} times as fast as {results['baseline']} and at"
+    digits = ".2g" if speedup["median"] < 100 else ",.0f"
+    return f" {speedup['median']:{digits}} times as fast as {results['baseline']} and at"
 
 
 def _agreement(results: dict) -> str:
