@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import onnx
+import onnxscript
 import torch
 import tyro
 from tqdm import tqdm
@@ -121,7 +122,8 @@ def _write(checkpoint: Checkpoint, request: Request, part: Path) -> tuple[Path |
         tokenizer=checkpoint.tokenizer,
         entry_points={form.name: entry_point_of(form, checkpoint.config, dtype, request.last)},
         dtype=dtype,
-        exporter=f"torch.onnx {request.exporter}, torch {torch.__version__}, onnx {onnx.__version__}",
+        exporter=f"torch.onnx {request.exporter}, torch {torch.__version__}, onnxscript {onnxscript.__version__}, "
+        f"onnx {onnx.__version__}",
         checkpoint_sha256=checkpoint.sha256,
         fp32_islands=lacking.islands,
         weights=weights,
