@@ -24,6 +24,7 @@ class _Loaded:
         self._on_cpu = CompileTarget.from_json(model.target).kind == "llvm"
         if not self._on_cpu:
             load_cuda_runtime()
+        self._inputs: dict[str, tuple[tvm.runtime.Tensor, np.ndarray]] = {}  # each with its memory as numpy sees it
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
         weights = tvm.runtime.load_param_dict_from_file(str(model.path / WEIGHTS))
         # Named by their place, as the order of the arguments is what matters.
@@ -31,8 +32,18 @@ class _Loaded:
         library = tvm.runtime.load_module(str(model.path / LIBRARY))
         self._forward = relax.VirtualMachine(library, self._device)[ENTRY]
 
-    def _on_device(self, array: np.ndarray) -> tvm.runtime.Tensor:
-        return tvm.runtime.tensor(np.ascontiguousarray(array, np.int64), self._device)
+    def _on_device(self, name: str, array: np.ndarray) -> tvm.runtime.Tensor:
+        """An input as a tensor, on the CPU the one of the call before if its shape is the same: a new one takes as long
+        as several kernels of a small model."""
+        if not self._on_cpu:
+            return tvm.runtime.tensor(np.ascontiguousarray(array, np.int64), self._device)
+        tensor, view = self._inputs.get(name, (None, None))
+        if view is None or view.shape != array.shape:
+            tensor = tvm.runtime.empty(array.shape, "int64", self._device)
+            view = np.from_dlpack(tensor)
+            self._inputs[name] = tensor, view
+        view[...] = array
+        return tensor
 
     def _to_numpy(self, logits: tvm.runtime.Tensor) -> np.ndarray:
         # On the CPU a view: logits of 128 positions and GPT-2's vocabulary are 26 MB, and a copy takes 5 ms.
@@ -58,7 +69,7 @@ class Session(_Loaded):
 
         Raises UserError if T is too large or an id is not in the vocabulary.
         """
-        return self._to_numpy(self._forward(self._on_device(self._check(ids)), self._weights))
+        return self._to_numpy(self._forward(self._on_device("ids", self._check(ids)), self._weights))
 
 
 class CachedSession(_Loaded):
@@ -96,8 +107,11 @@ class CachedSession(_Loaded):
         if not np.issubdtype(pos.dtype, np.integer) or pos.min() < 0:
             raise UserError(f"pos={pos.tolist()}: must be whole numbers of at least 0")
         ids = self._check(ids, int(pos.max()))
-        logits, _, *self._cache = self._forward(self._on_device(ids), self._on_device(pos), *self._cache, self._weights)
-        return self._to_numpy(logits)
+        inputs = self._on_device("ids", ids), self._on_device("pos", pos)
+        results = self._forward(*inputs, *self._cache, self._weights)  # logits, pos + T, the cache
+        if not results[2].same_as(self._cache[0]):  # untuned code makes another one
+            self._cache = list(results[2:])
+        return self._to_numpy(results[0])
 
     def fill(self, ids: np.ndarray) -> np.ndarray:
         """Begin anew with a prompt, ids int64 [B, T]: logits float32 [B, V] of its last position. Raises UserError."""

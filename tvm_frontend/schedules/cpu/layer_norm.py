@@ -21,6 +21,33 @@ def layer_norm(C: int, lanes: int, epsilon: float) -> tvm.tirx.PrimFunc:
         for lane in T.unroll(LANES):
             total[0] = total[0] + partial[lane]
 
+    @T.macro
+    def normalise_row(x_mc, gain, bias, out_mc, row):
+        partial = T.alloc_buffer((LANES,), "float32", scope="local")
+        mean = T.alloc_buffer((1,), "float32", scope="local")
+        scale = T.alloc_buffer((1,), "float32", scope="local")
+        for lane in T.vectorized(LANES):
+            partial[lane] = T.float32(0)
+        for v in range(vectors):
+            for lane in T.vectorized(LANES):
+                partial[lane] = partial[lane] + x_mc[row, v * LANES + lane]
+        add_lanes(mean, partial)
+        mean[0] = mean[0] * T.float32(1 / C)
+        for lane in T.vectorized(LANES):
+            partial[lane] = T.float32(0)
+        for v in range(vectors):
+            for lane in T.vectorized(LANES):
+                partial[lane] = partial[lane] + (x_mc[row, v * LANES + lane] - mean[0]) * (
+                    x_mc[row, v * LANES + lane] - mean[0]
+                )
+        add_lanes(scale, partial)
+        scale[0] = T.float32(1) / T.sqrt(scale[0] * T.float32(1 / C) + T.float32(epsilon))
+        for v in range(vectors):
+            for lane in T.vectorized(LANES):
+                out_mc[row, v * LANES + lane] = (x_mc[row, v * LANES + lane] - mean[0]) * scale[0] * gain[
+                    v * LANES + lane
+                ] + bias[v * LANES + lane]
+
     @T.prim_func(s_tir=True, private=True)
     def normalise(x: T.handle, gain: T.Buffer((C,), "float32"), bias: T.Buffer((C,), "float32"), out: T.handle):
         T.func_attr({"tirx.noalias": True})
@@ -29,30 +56,10 @@ def layer_norm(C: int, lanes: int, epsilon: float) -> tvm.tirx.PrimFunc:
         out_btc = T.match_buffer(out, (B, S, C), "float32")
         x_mc = T.decl_buffer((B * S, C), "float32", data=x_btc.data)
         out_mc = T.decl_buffer((B * S, C), "float32", data=out_btc.data)
-        for row in T.parallel(B * S):
-            partial = T.alloc_buffer((LANES,), "float32", scope="local")
-            mean = T.alloc_buffer((1,), "float32", scope="local")
-            scale = T.alloc_buffer((1,), "float32", scope="local")
-            for lane in T.vectorized(LANES):
-                partial[lane] = T.float32(0)
-            for v in range(vectors):
-                for lane in T.vectorized(LANES):
-                    partial[lane] = partial[lane] + x_mc[row, v * LANES + lane]
-            add_lanes(mean, partial)
-            mean[0] = mean[0] * T.float32(1 / C)
-            for lane in T.vectorized(LANES):
-                partial[lane] = T.float32(0)
-            for v in range(vectors):
-                for lane in T.vectorized(LANES):
-                    partial[lane] = partial[lane] + (x_mc[row, v * LANES + lane] - mean[0]) * (
-                        x_mc[row, v * LANES + lane] - mean[0]
-                    )
-            add_lanes(scale, partial)
-            scale[0] = T.float32(1) / T.sqrt(scale[0] * T.float32(1 / C) + T.float32(epsilon))
-            for v in range(vectors):
-                for lane in T.vectorized(LANES):
-                    out_mc[row, v * LANES + lane] = (x_mc[row, v * LANES + lane] - mean[0]) * scale[0] * gain[
-                        v * LANES + lane
-                    ] + bias[v * LANES + lane]
+        if B * S == 1:  # one row is done before another thread is awake
+            normalise_row(x_mc, gain, bias, out_mc, T.int64(0))
+        else:
+            for row in T.parallel(B * S):
+                normalise_row(x_mc, gain, bias, out_mc, row)
 
     return normalise
