@@ -19,6 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
 from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
+from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, sha256_file
@@ -76,9 +77,10 @@ def examine(proto: onnx.ModelProto) -> Foreign:
 def adopt(source: Path, output: Path) -> ExportedModel:
     """Write somebody's forward pass as a file of ours: `ids` to `logits`, with metadata; its nodes stay as they are.
 
-    Other outputs are dropped with the nodes that only they need; a mask or positions that it asks for are made from
-    the ids. Its hash stands where a checkpoint's would. Before the file gets its name, ONNX Runtime gives the same
-    logits for both. Raises UserError for a file that cannot be used, saying why; RuntimeError if the logits differ.
+    But a causal mask that it computes becomes an attribute of Attention (see `export.masks`). Other outputs are dropped
+    with the nodes that only they need; a mask or positions that it asks for are made from the ids. Its hash stands
+    where a checkpoint's would. Before the file gets its name, ONNX Runtime gives the same logits for both. Raises
+    UserError for a file that cannot be used, saying why; RuntimeError if the logits differ.
     """
     bare = read_proto(source)
     found = examine(bare)
@@ -91,6 +93,7 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         proto = onnx.inliner.inline_local_functions(proto)
     _fill(proto.graph, found)
     _rename(proto.graph, {found.ids: "ids", found.logits: "logits"})
+    say_causal(proto.graph, opsets_of(proto)["ai.onnx"])
     _keep_only(proto.graph, "logits")
     _name_dims(proto.graph, found.config.vocab_size)
     with atomic_output(output) as part:
@@ -168,7 +171,7 @@ def _read_whole(source: Path) -> onnx.ModelProto:
 
 
 def _fill(graph: onnx.GraphProto, found: Foreign) -> None:
-    """Make what a caller would have to give besides the ids: a mask of ones [B, T], positions 0 … T - 1 [B, T]."""
+    """Make what a caller would have to give besides the ids: a mask of ones, positions 0 … T - 1, both int64 [B, T]."""
     if not found.filled:
         return
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
@@ -176,12 +179,12 @@ def _fill(graph: onnx.GraphProto, found: Foreign) -> None:
     if MASK in found.filled:
         nodes.append(helper.make_node("ConstantOfShape", ["filled.shape"], [MASK], value=one))
     if POSITIONS in found.filled:
-        for name, value in (("filled.zero", 0), ("filled.step", 1)):
+        for name, value in (("filled.first", 0), ("filled.step", 1)):
             graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [value]))
-        graph.initializer.append(helper.make_tensor("filled.last", TensorProto.INT64, [], [1]))
         nodes += [
-            helper.make_node("Gather", ["filled.shape", "filled.last"], ["filled.T"]),
-            helper.make_node("Range", ["filled.zero", "filled.T", "filled.step"], ["filled.steps"]),
+            helper.make_node("Shape", [found.ids], ["filled.length"], start=1, end=2),
+            helper.make_node("Squeeze", ["filled.length"], ["filled.T"]),
+            helper.make_node("Range", ["filled.first", "filled.T", "filled.step"], ["filled.steps"]),
             helper.make_node("Expand", ["filled.steps", "filled.shape"], [POSITIONS]),
         ]
     kept = list(graph.node)

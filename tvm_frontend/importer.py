@@ -202,6 +202,10 @@ def _unsqueeze(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any])
     return op.expand_dims(state.tensor(node.input[0]), state.integers(node.input[1]))
 
 
+def _expand(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.broadcast_to(state.tensor(node.input[0]), state.integers(node.input[1]))
+
+
 def _slice(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     """Whole or from the end on, one axis: [-1:] is from T - 1 to T."""
     x = state.tensor(node.input[0])
@@ -215,6 +219,26 @@ def _slice(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> 
 
 def _matmul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     return op.matmul(state.tensor(node.input[0]), state.tensor(node.input[1]))
+
+
+def _gemm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """a·b + c, as exporters spell a linear layer on [B·T, C]."""
+    _refuse_unless(attributes, alpha=1.0, beta=1.0, transA=0)
+    a, b = state.tensor(node.input[0]), state.tensor(node.input[1])
+    product = op.matmul(a, state.builder.emit(op.permute_dims(b)) if attributes.get("transB") else b)
+    return op.add(state.builder.emit(product), state.tensor(node.input[2])) if len(node.input) > 2 else product
+
+
+def _mul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.multiply(state.tensor(node.input[0]), state.tensor(node.input[1]))
+
+
+def _pow(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.power(state.tensor(node.input[0]), state.tensor(node.input[1]))
+
+
+def _tanh(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    return op.tanh(state.tensor(node.input[0]))
 
 
 def _layer_norm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -324,10 +348,14 @@ CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]
     "Add": _add,
     "Attention": _attention,
     "Concat": _concat,
+    "Expand": _expand,
     "Gather": _gather,
     "Gelu": _gelu,
+    "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
+    "Mul": _mul,
+    "Pow": _pow,
     "Range": _range,
     "Relu": _relu,
     "Reshape": _reshape,
@@ -335,6 +363,7 @@ CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
+    "Tanh": _tanh,
     "TensorScatter": _tensor_scatter,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

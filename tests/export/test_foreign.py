@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from export.artifact import load_exported
 from export.foreign import adopt, examine
 from export.inspect import describe
+from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
@@ -88,6 +89,48 @@ def test_gpt2_of_transformers_is_brought_to_our_form(
             expected = gpt2(ids).logits.numpy()
         (logits,) = session.run(["logits"], {"ids": ids.numpy()})
         assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("inputs", [("input_ids",), ("input_ids", "attention_mask", "position_ids")], ids=len)
+def test_a_causal_mask_becomes_an_attribute(theirs: Callable, tmp_path: Path, inputs: tuple[str, ...]) -> None:
+    proto = onnx.load(adopt(theirs(inputs=inputs), tmp_path / "model.onnx").path)
+    attentions = [node for node in proto.graph.node if node.op_type == "Attention"]
+    assert [len(node.input) for node in attentions] == [3, 3]
+    assert {node.op_type for node in proto.graph.node}.isdisjoint({"CumSum", "GatherND", "LessOrEqual"})
+
+
+@pytest.mark.parametrize(("mask", "causal"), [("tril", 1), ("triu", 0), ("ones", 0), ("added", 1), ("of ids", 0)])
+def test_only_a_causal_mask_does(mask: str, causal: int) -> None:
+    """q, k and v of [B, 2, T, 4]; the mask is made from the shape of the ids, or from what they are."""
+    nodes = [
+        helper.make_node("Shape", ["ids"], ["TT"], start=1, end=2),
+        helper.make_node("Concat", ["TT", "TT"], ["shape"], axis=0),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["ones"], value=helper.make_tensor("", TensorProto.INT64, [1], [1])
+        ),
+        helper.make_node("Trilu", ["ones"], ["lower"], upper=0),
+        helper.make_node("Trilu", ["ones"], ["upper"], upper=1),
+        helper.make_node("Cast", [{"triu": "upper", "ones": "ones"}.get(mask, "lower")], ["seen"], to=TensorProto.BOOL),
+        helper.make_node("Where", ["seen", "zero", "minus"], ["added"]),
+        helper.make_node("Cast", ["ids"], ["not zero"], to=TensorProto.BOOL),
+        helper.make_node("And", ["seen", "not zero"], ["of ids"]),
+        helper.make_node(
+            "Attention", ["q", "q", "q", mask if mask in ("added", "of ids") else "seen"], ["y"], is_causal=0
+        ),
+    ]
+    floats = [
+        helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        helper.make_tensor("minus", TensorProto.FLOAT, [], [float("-inf")]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", "T"]),
+        helper.make_tensor_value_info("q", TensorProto.FLOAT, ["B", 2, "T", 4]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 2, "T", 4])
+    graph = helper.make_graph(nodes, "g", inputs, [output], floats)
+    assert say_causal(graph, 23) == causal
+    assert helper.get_node_attr_value(graph.node[-1], "is_causal") == causal
+    assert len(graph.node[-1].input) == 4 - causal
 
 
 def test_its_external_data_come_along(theirs: Callable, tmp_path: Path) -> None:
