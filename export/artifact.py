@@ -50,8 +50,8 @@ class ExportedModel:
 
     @property
     def precision(self) -> str:
-        """`fp32`, `fp16` or `bf16`."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        """`fp32`, `fp16` or `bf16`; of a quantised export `int8`."""
+        return next((name for name, dtype in PRECISIONS.items() if dtype == self.dtype), self.dtype)
 
     @property
     def last(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, ValueInfoProto, helper
+from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
@@ -17,9 +18,11 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented as NotSupported,
 )
 
+from export import storage
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
 from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
 from export.masks import say_causal
+from export.storage import place_weights, remove_other_weights
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, sha256_file
@@ -27,6 +30,8 @@ from gpt.tokenizer import NoTokenizer
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
+
+LARGE_BYTES = 1024  # of a tensor that goes into a second file, if there is one
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,12 @@ def adopt(source: Path, output: Path) -> ExportedModel:
     _keep_only(proto.graph, "logits")
     _name_dims(proto.graph, found.config.vocab_size)
     with atomic_output(output) as part:
-        onnx.helper.set_model_props(proto, _metadata(proto, found.config, producer, sha256_file(source)))
-        _save(proto, part, output)
+        weights = _move_large_weights(proto, part)
+        onnx.helper.set_model_props(proto, _metadata(proto, found.config, producer, sha256_file(source), weights))
+        part.write_bytes(proto.SerializeToString())
         _prove(source, part, found)
+        place_weights(weights, output)
+    remove_other_weights(weights, output)
     return load_exported(output)
 
 
@@ -236,7 +244,9 @@ def _name_dims(graph: onnx.GraphProto, V: int) -> None:
         value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, dims))
 
 
-def _metadata(proto: onnx.ModelProto, config: GPTConfig, producer: str, sha256: str) -> dict[str, str]:
+def _metadata(
+    proto: onnx.ModelProto, config: GPTConfig, producer: str, sha256: str, weights: Path | None
+) -> dict[str, str]:
     return metadata_of(
         config=config,
         tokenizer=NoTokenizer().to_json(),
@@ -249,6 +259,7 @@ def _metadata(proto: onnx.ModelProto, config: GPTConfig, producer: str, sha256: 
         dtype="float32",
         exporter=f"{producer}, adopted",
         checkpoint_sha256=sha256,
+        weights=weights,
         proto=proto,
     )
 
@@ -273,8 +284,11 @@ def _prove(source: Path, adopted: Path, found: Foreign) -> None:
         raise UserError(f"{source}: ONNX Runtime cannot run it ({line}); export it again") from error
 
 
-def _save(proto: onnx.ModelProto, part: Path, output: Path) -> None:
-    try:
-        onnx.save(proto, part)
-    except ValueError as error:  # protobuf's limit on one message
-        raise UserError(f"{output}: a model of over 2 GB does not fit in one ONNX file ({error})") from error
+def _move_large_weights(proto: onnx.ModelProto, part: Path) -> Path | None:
+    """Move the weights of a model too large for one file into a second, and return that, or None."""
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= storage.INLINE_BYTES:
+        return None
+    weights = part.with_name("weights")
+    convert_model_to_external_data(proto, location=weights.name, size_threshold=LARGE_BYTES)
+    write_external_data_tensors(proto, str(part.parent))
+    return storage.settle_weights(proto, weights, part)

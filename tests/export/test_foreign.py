@@ -141,6 +141,18 @@ def test_its_external_data_come_along(theirs: Callable, tmp_path: Path) -> None:
     assert load_exported(adopted.path) == adopted
 
 
+def test_a_model_too_large_for_one_file_has_two(
+    theirs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = adopt(theirs(), tmp_path / "whole.onnx")
+    monkeypatch.setattr("export.storage.INLINE_BYTES", 10_000)
+    adopted = adopt(theirs(), tmp_path / "model.onnx")
+    assert adopted.weights is not None
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.onnx", "model.onnx", adopted.weights.name}
+    logits = [onnxruntime.InferenceSession(each.path).run(None, {"ids": IDS.numpy()})[0] for each in (whole, adopted)]
+    assert np.array_equal(*logits)
+
+
 @pytest.mark.parametrize(("keep", "says"), [(None, "missing"), (100, "truncated at 100")])
 def test_without_all_its_external_data_it_is_refused(
     theirs: Callable, tmp_path: Path, keep: int | None, says: str

@@ -13,6 +13,7 @@ from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.costs import matmul_parameters
+from tvm_frontend.compile import compile_model
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,12 @@ def test_a_quantised_export_is_not_quantised_again(folder: Path, tmp_path: Path)
     quantize_onnxruntime(folder / "forward.onnx", tmp_path / "int8.onnx")
     with pytest.raises(UserError, match="is in int8; quantise an export in fp32"):
         quantize_onnxruntime(tmp_path / "int8.onnx", tmp_path / "again.onnx")
+
+
+def test_it_is_not_for_tvm(folder: Path, tmp_path: Path) -> None:
+    quantize_onnxruntime(folder / "forward.onnx", tmp_path / "int8.onnx")
+    with pytest.raises(UserError, match="of int8, and only fp32 is compiled"):
+        compile_model(tmp_path / "int8.onnx", tmp_path / "compiled")
 
 
 def test_a_bigram_has_nothing_to_quantise(tmp_path: Path) -> None:
