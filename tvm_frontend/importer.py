@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
+import tvm_ffi
 from onnx import numpy_helper
 from tvm import relax, te
 from tvm.relax import op
@@ -143,7 +144,8 @@ def _convert(state: _Import, node: onnx.NodeProto, opset: int) -> None:
             f"supported, only the first {len(results)}"
         )
     for name, result in zip(node.output, results, strict=True):
-        state.values[name] = result if isinstance(result, Integers) else state.builder.emit(result, name_hint=name)
+        known = isinstance(result, Integers | relax.Var)
+        state.values[name] = result if known else state.builder.emit(result, name_hint=name)
 
 
 def _refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
@@ -222,11 +224,22 @@ def _matmul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 
 
 def _gemm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """a·b + c, as exporters spell a linear layer on [B·T, C]."""
+    """a·b + c: a linear layer on [B·T, C], of which the one on [B, T, C] is made that the passes know."""
     _refuse_unless(attributes, alpha=1.0, beta=1.0, transA=0)
     a, b = state.tensor(node.input[0]), state.tensor(node.input[1])
-    product = op.matmul(a, state.builder.emit(op.permute_dims(b)) if attributes.get("transB") else b)
-    return op.add(state.builder.emit(product), state.tensor(node.input[2])) if len(node.input) > 2 else product
+    x = _before_reshape(state, a)
+    x = x if x.ty.shape.values[-1] == a.ty.shape.values[-1] else a
+    y = state.builder.emit(op.matmul(x, state.builder.emit(op.permute_dims(b)) if attributes.get("transB") else b))
+    if len(node.input) > 2:
+        y = state.builder.emit(op.add(y, state.tensor(node.input[2])))
+    return y if x is a else op.reshape(y, [a.ty.shape.values[0], y.ty.shape.values[-1]])
+
+
+def _before_reshape(state: _Import, x: relax.Expr) -> relax.Expr:
+    """What a tensor was before it was reshaped, or the tensor itself."""
+    binding = state.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    reshaped = isinstance(binding, relax.Call) and binding.op == tvm.ir.Op.get("relax.reshape")
+    return binding.args[0] if reshaped else x
 
 
 def _mul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -275,7 +288,8 @@ def _split(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> 
 
 
 def _reshape(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.reshape(state.tensor(node.input[0]), state.integers(node.input[1]))
+    x, shape = _before_reshape(state, state.tensor(node.input[0])), state.integers(node.input[1])
+    return x if tvm_ffi.structural_equal(relax.ShapeExpr(shape), x.ty.shape) else op.reshape(x, shape)
 
 
 def _transpose(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
