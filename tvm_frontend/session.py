@@ -32,17 +32,16 @@ class _Loaded:
         library = tvm.runtime.load_module(str(model.path / LIBRARY))
         self._forward = relax.VirtualMachine(library, self._device)[ENTRY]
 
-    def _on_device(self, name: str, array: np.ndarray) -> tvm.runtime.Tensor:
-        """An input as a tensor, on the CPU the one of the call before if its shape is the same: a new one takes as long
-        as several kernels of a small model."""
+    def _on_device(self, name: str, value: np.ndarray | int, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
+        """An input as an int64 tensor of that shape, one number for all of it if so given."""
         if not self._on_cpu:
-            return tvm.runtime.tensor(np.ascontiguousarray(array, np.int64), self._device)
+            return tvm.runtime.tensor(np.full(shape, value, np.int64), self._device)
         tensor, view = self._inputs.get(name, (None, None))
-        if view is None or view.shape != array.shape:
-            tensor = tvm.runtime.empty(array.shape, "int64", self._device)
+        if view is None or view.shape != shape:  # a new tensor takes as long as several kernels of a small model
+            tensor = tvm.runtime.empty(shape, "int64", self._device)
             view = np.from_dlpack(tensor)
             self._inputs[name] = tensor, view
-        view[...] = array
+        view[...] = value
         return tensor
 
     def _to_numpy(self, logits: tvm.runtime.Tensor) -> np.ndarray:
@@ -69,7 +68,8 @@ class Session(_Loaded):
 
         Raises UserError if T is too large or an id is not in the vocabulary.
         """
-        return self._to_numpy(self._forward(self._on_device("ids", self._check(ids)), self._weights))
+        ids = self._check(ids)
+        return self._to_numpy(self._forward(self._on_device("ids", ids, ids.shape), self._weights))
 
 
 class CachedSession(_Loaded):
@@ -96,18 +96,18 @@ class CachedSession(_Loaded):
         step says where each really ended. Raises UserError for shapes that do not fit the cache, positions beyond
         block_size and ids that are not in the vocabulary.
         """
-        if not self._cache:
-            raise UserError("no cache yet: begin(B) makes one for B sequences")
-        pos, B = np.asarray(pos), self._cache[0].shape[0]
-        if pos.shape != (B,) or np.shape(ids)[:1] != (B,):
-            raise UserError(
-                f"ids of shape {list(np.shape(ids))} with pos of shape {list(pos.shape)}: the cache is of B={B} "
-                "sequences, and begin(B) makes another"
-            )
-        if not np.issubdtype(pos.dtype, np.integer) or pos.min() < 0:
+        pos = np.asarray(pos)
+        if pos.shape != (self._batch(),):
+            raise UserError(f"pos of shape {list(pos.shape)}: {self._whose_cache()}")
+        if pos.dtype.kind not in "iu" or pos.min() < 0:
             raise UserError(f"pos={pos.tolist()}: must be whole numbers of at least 0")
-        ids = self._check(ids, int(pos.max()))
-        inputs = self._on_device("ids", ids), self._on_device("pos", pos)
+        return self._step(self._check(ids, int(pos.max())), pos)
+
+    def _step(self, ids: np.ndarray, pos: np.ndarray | int) -> np.ndarray:
+        """`step` of checked ids and positions; one number is the position of all sequences."""
+        if len(ids) != self._batch():
+            raise UserError(f"ids of shape {list(ids.shape)}: {self._whose_cache()}")
+        inputs = self._on_device("ids", ids, ids.shape), self._on_device("pos", pos, (len(ids),))
         results = self._forward(*inputs, *self._cache, self._weights)  # logits, pos + T, the cache
         if not results[2].same_as(self._cache[0]):  # untuned code makes another one
             self._cache = list(results[2:])
@@ -118,11 +118,22 @@ class CachedSession(_Loaded):
         ids = self._check(ids)
         if not self._cache or self._cache[0].shape[0] != len(ids):
             self.begin(len(ids))
-        return self.step(ids, np.zeros(len(ids), np.int64))[:, -1]
+        return self._step(ids, 0)[:, -1]
 
     def decode(self, ids: np.ndarray, context: int) -> np.ndarray:
         """Logits float32 [B, V] of one token each, ids int64 [B, 1], after the first `context` in the cache.
 
         Raises UserError.
         """
-        return self.step(ids, np.full(len(ids), context, np.int64))[:, -1]
+        if context < 0:
+            raise UserError(f"context={context}: must be at least 0")
+        return self._step(self._check(ids, context), context)[:, -1]
+
+    def _batch(self) -> int:
+        """The sequences that the cache is of. Raises UserError if there is none yet."""
+        if not self._cache:
+            raise UserError("no cache yet: begin(B) makes one for B sequences")
+        return self._cache[0].shape[0]
+
+    def _whose_cache(self) -> str:
+        return f"the cache is of B={self._batch()} sequences, and begin(B) makes another"

@@ -113,6 +113,11 @@ def test_a_cache_comes_first(model):
         session.step(ids_of(1, 1), np.zeros(1, int))
     with pytest.raises(UserError, match="B=0"):
         session.begin(0)
+    session.begin(1)
+    with pytest.raises(UserError, match="context=-1"):
+        session.decode(ids_of(1, 1), -1)
+    with pytest.raises(UserError, match="the cache is of B=1 sequences"):
+        session.decode(ids_of(2, 1), 0)
 
 
 def test_the_last_position_alone(export, eager):
