@@ -15,6 +15,7 @@ WIDTHS = (4, 8, 16)
 ACCUMULATORS = (8, 12, 24)
 FMA_STEPS = 200_000  # of one call: a third of a millisecond or so
 BYTES_A_CALL = 200_000_000  # read in one call, by passing several times over what fits a cache
+READ_S, FMA_S = 0.6, 0.1  # of calls; memory is shared with the machine's other users, so its best moment comes seldom
 UNCACHED_BYTES = 512_000_000  # more than the caches of most machines hold
 
 FMA_KERNEL = """
@@ -155,15 +156,15 @@ class Probe:
         rows = max(1, round(working_set_bytes / row_bytes))
         passes = max(1, round(BYTES_A_CALL / (rows * row_bytes)))
         shape = (self._threads, rows, accumulators, width)
-        seconds = self._best_s(READ_KERNEL, [shape, (shape[0], *shape[2:])], rows=rows, passes=passes)
+        seconds = self._best_s(READ_S, READ_KERNEL, [shape, (shape[0], *shape[2:])], rows=rows, passes=passes)
         return rows * row_bytes * passes / seconds
 
     def _fma(self, width: int, accumulators: int) -> float:
         out = (self._threads, accumulators, width)
-        seconds = self._best_s(FMA_KERNEL, [(2, width), out], steps=FMA_STEPS)
+        seconds = self._best_s(FMA_S, FMA_KERNEL, [(2, width), out], steps=FMA_STEPS)
         return 2 * self._threads * accumulators * width * FMA_STEPS / seconds
 
-    def _best_s(self, source: str, shapes: list[tuple[int, ...]], **sizes: int) -> float:
+    def _best_s(self, budget_s: float, source: str, shapes: list[tuple[int, ...]], **sizes: int) -> float:
         """Seconds of the fastest of several calls of a kernel whose last argument is its output."""
         import numpy as np
         import tvm
@@ -177,4 +178,4 @@ class Probe:
         module = tvm.IRModule({"kernel": from_source(text)})
         kernel = tvm.compile(module, target=resolve_target().to_tvm())["kernel"]
         tensors = [tvm.runtime.tensor(np.full(shape, 0.5, "float32")) for shape in shapes]
-        return min(sample(lambda: kernel(*tensors), budget_s=0.1))
+        return min(sample(lambda: kernel(*tensors), budget_s))

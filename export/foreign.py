@@ -22,7 +22,6 @@ from export import storage
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
 from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
 from export.masks import say_causal
-from export.storage import place_weights, remove_other_weights
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, sha256_file
@@ -30,7 +29,6 @@ from gpt.tokenizer import NoTokenizer
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
-
 LARGE_BYTES = 1024  # of a tensor that goes into a second file, if there is one
 
 
@@ -106,8 +104,8 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         onnx.helper.set_model_props(proto, _metadata(proto, found.config, producer, sha256_file(source), weights))
         part.write_bytes(proto.SerializeToString())
         _prove(source, part, found)
-        place_weights(weights, output)
-    remove_other_weights(weights, output)
+        storage.place_weights(weights, output)
+    storage.remove_other_weights(weights, output)
     return load_exported(output)
 
 

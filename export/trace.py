@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.forms import Described, Form, entry_point_of
+from export.graph import opsets_of
 from export.weights import model_of
 from gpt.checkpoint import Checkpoint
 
@@ -48,11 +49,6 @@ def trace(
     _forget_origins(proto)
     _check_written(proto, wanted, opset)
     return proto
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of the default ONNX domain."""
-    return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _by_dynamo(model: nn.Module, wanted: EntryPoint, opset: int, block_size: int) -> onnx_ir.Model:
@@ -150,7 +146,7 @@ def _forget_origins(proto: onnx.ModelProto) -> None:
 
 
 def _check_written(proto: onnx.ModelProto, wanted: EntryPoint, opset: int) -> None:
-    if (written := opset_of(proto)) != opset:
+    if (written := opsets_of(proto)["ai.onnx"]) != opset:
         raise RuntimeError(f"torch.onnx wrote opset {written} where {opset} was asked for")
     if domains := {node.domain for node in proto.graph.node} - {"", "ai.onnx"} or {f.name for f in proto.functions}:
         raise RuntimeError(f"torch.onnx wrote more than ONNX's own operators: {', '.join(sorted(domains))}")

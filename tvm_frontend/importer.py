@@ -66,6 +66,9 @@ class _Import:
         return list(self.tensor(name).ty.shape.values)
 
 
+Converter = Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value | tuple[Value, ...]]
+
+
 def import_onnx(proto: onnx.ModelProto) -> Graph:
     """Read a GPT written by `export.onnx` into a Relax function `forward(*inputs, *weights)`.
 
@@ -219,10 +222,6 @@ def _slice(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> 
     return op.strided_slice(x, [axis], [start], [size if stop >= LARGE else stop], assume_inbound=True)
 
 
-def _matmul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.matmul(state.tensor(node.input[0]), state.tensor(node.input[1]))
-
-
 def _gemm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     """a·b + c: a linear layer on [B·T, C], of which the one on [B, T, C] is made that the passes know."""
     _refuse_unless(attributes, alpha=1.0, beta=1.0, transA=0)
@@ -242,18 +241,6 @@ def _before_reshape(state: _Import, x: relax.Expr) -> relax.Expr:
     return binding.args[0] if reshaped else x
 
 
-def _mul(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.multiply(state.tensor(node.input[0]), state.tensor(node.input[1]))
-
-
-def _pow(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.power(state.tensor(node.input[0]), state.tensor(node.input[1]))
-
-
-def _tanh(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.tanh(state.tensor(node.input[0]))
-
-
 def _layer_norm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     _refuse_unless(attributes, stash_type=1)
     x, gain = state.tensor(node.input[0]), state.tensor(node.input[1])
@@ -270,10 +257,6 @@ def _layer_norm(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]
 def _gelu(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     exact = attributes.get("approximate", b"none") == b"none"
     return (op.nn.gelu if exact else op.nn.gelu_tanh)(state.tensor(node.input[0]))
-
-
-def _relu(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    return op.nn.relu(state.tensor(node.input[0]))
 
 
 def _split(state: _Import, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -358,7 +341,12 @@ def _tensor_scatter(state: _Import, node: onnx.NodeProto, attributes: dict[str, 
     return state.builder.emit_te(tensor_scatter, cache, rows, pos, primfunc_name_hint="tensor_scatter")
 
 
-CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]] = {
+def _on_tensors(operator: Callable[..., relax.Expr]) -> Converter:
+    """An operator of Relax on the same tensors."""
+    return lambda state, node, attributes: operator(*map(state.tensor, node.input))
+
+
+CONVERTERS: dict[str, Converter] = {
     "Add": _add,
     "Attention": _attention,
     "Concat": _concat,
@@ -367,17 +355,17 @@ CONVERTERS: dict[str, Callable[[_Import, onnx.NodeProto, dict[str, Any]], Value]
     "Gelu": _gelu,
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
-    "MatMul": _matmul,
-    "Mul": _mul,
-    "Pow": _pow,
+    "MatMul": _on_tensors(op.matmul),
+    "Mul": _on_tensors(op.multiply),
+    "Pow": _on_tensors(op.power),
     "Range": _range,
-    "Relu": _relu,
+    "Relu": _on_tensors(op.nn.relu),
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
-    "Tanh": _tanh,
+    "Tanh": _on_tensors(op.tanh),
     "TensorScatter": _tensor_scatter,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

@@ -2,17 +2,8 @@
 
 from typing import ClassVar
 
-from bench.artifacts import Artifacts
 from bench.backends import openvino_int8
 from bench.backends.openvino_int8 import files_of
-
-BITS = 4
-
-
-class Quantized(openvino_int8.Quantized):
-    """The same folder, the quantised files in the others' place."""
-
-    bits = BITS
 
 
 class Engine(openvino_int8.Engine):
@@ -20,5 +11,5 @@ class Engine(openvino_int8.Engine):
 
     summary = "OpenVINO, CPU plugin, weights in 4 bits, tables and head in 8; the limit beside it is float32's"
     dtype = "int4"
-    variants: ClassVar[dict[str, dict[str, str]]] = {"": files_of(BITS)}
-    quantized: ClassVar[type[Artifacts]] = Quantized
+    bits: ClassVar[int] = 4
+    variants: ClassVar[dict[str, dict[str, str]]] = {"": files_of(bits)}

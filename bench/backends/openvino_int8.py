@@ -1,12 +1,11 @@
 """OpenVINO's CPU plugin on the exported files with their weights in 8 bits, by NNCF."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from bench.artifacts import OPENVINO, OPENVINO_PAST, Artifacts
 from bench.backends import openvino
-
-BITS = 8
 
 
 def files_of(bits: int) -> dict[str, str]:
@@ -15,10 +14,11 @@ def files_of(bits: int) -> dict[str, str]:
     return {"prefill": OPENVINO.format(bits), "decode": past, "generate": past}
 
 
+@dataclass(frozen=True)
 class Quantized(Artifacts):
     """The same folder, the quantised files in the others' place."""
 
-    bits = BITS
+    bits: int
 
     @property
     def exported(self) -> Path:
@@ -35,8 +35,8 @@ class Engine(openvino.Engine):
     requires: ClassVar[dict[str, str]] = openvino.Engine.requires | {"nncf": "nncf"}
     summary = "OpenVINO, CPU plugin, weights in 8 bits; the limit beside it is float32's"
     dtype = "int8"
-    variants: ClassVar[dict[str, dict[str, str]]] = {"": files_of(BITS)}
-    quantized: ClassVar[type[Artifacts]] = Quantized
+    bits: ClassVar[int] = 8
+    variants: ClassVar[dict[str, dict[str, str]]] = {"": files_of(bits)}
 
     def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
-        super()._load(self.quantized(artifacts.folder), threads, variant)
+        super()._load(Quantized(artifacts.folder, self.bits), threads, variant)

@@ -141,27 +141,25 @@ def _calling_on(result: str, function: str) -> Callable[[Expr], Expr]:
 
 
 # In LLVM's language, as TVM has no names for them. Always inlined, so that they are one instruction in the loop.
-_SPREAD = """
+
+
+def _instruction(name: str, sums: str, narrow: str, instruction: str) -> str:
+    """A function (sums, a word of x, words of the weight) of 16 lanes that is one instruction."""
+    return f"""
+declare <16 x {sums}> @llvm.x86.{instruction}.512(<16 x {sums}>, <{narrow}>, <{narrow}>)
+define linkonce_odr hidden <16 x {sums}> @{name}(<16 x {sums}> %sums, i32 %x, <16 x i32> %w) alwaysinline {{
   %one = insertelement <16 x i32> poison, i32 %x, i32 0
-  %all = shufflevector <16 x i32> %one, <16 x i32> poison, <16 x i32> zeroinitializer"""
-_DOT_BF16 = f"""
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define linkonce_odr hidden <16 x float> @dot_bf16(<16 x float> %sums, i32 %x, <16 x i32> %w) alwaysinline {{{_SPREAD}
-  %xs = bitcast <16 x i32> %all to <32 x bfloat>
-  %ws = bitcast <16 x i32> %w to <32 x bfloat>
-  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sums, <32 x bfloat> %xs, <32 x bfloat> %ws)
-  ret <16 x float> %r
+  %all = shufflevector <16 x i32> %one, <16 x i32> poison, <16 x i32> zeroinitializer
+  %xs = bitcast <16 x i32> %all to <{narrow}>
+  %ws = bitcast <16 x i32> %w to <{narrow}>
+  %r = call <16 x {sums}> @llvm.x86.{instruction}.512(<16 x {sums}> %sums, <{narrow}> %xs, <{narrow}> %ws)
+  ret <16 x {sums}> %r
 }}
 """
-_DOT_INT8 = f"""
-declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, <64 x i8>, <64 x i8>)
-define linkonce_odr hidden <16 x i32> @dot_int8(<16 x i32> %sums, i32 %x, <16 x i32> %w) alwaysinline {{{_SPREAD}
-  %xs = bitcast <16 x i32> %all to <64 x i8>
-  %ws = bitcast <16 x i32> %w to <64 x i8>
-  %r = call <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32> %sums, <64 x i8> %xs, <64 x i8> %ws)
-  ret <16 x i32> %r
-}}
-"""
+
+
+_DOT_BF16 = _instruction("dot_bf16", "float", "32 x bfloat", "avx512bf16.dpbf16ps")
+_DOT_INT8 = _instruction("dot_int8", "i32", "64 x i8", "avx512.vpdpbusd")
 # Rounded to nearest, ties to even; NaN stays NaN. LLVM's own fptrunc is a call into a library on older CPUs.
 _TO_BF16 = """
 define linkonce_odr hidden <8 x i32> @to_bf16(<16 x float> %x) alwaysinline {
