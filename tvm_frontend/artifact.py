@@ -17,7 +17,7 @@ from tvm_frontend.target import check_runs_here
 if TYPE_CHECKING:
     from tvm_frontend.session import CachedSession, Session
 
-FORMAT = 2
+FORMAT = 3
 LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
 REMAKE = "make it again with: python -m tvm_frontend.compile"
 
@@ -26,10 +26,11 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """A compiled model on disk and what the next room needs to know of it; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. precision: of
-    the products. target: `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order.
-    phases_s: the seconds each took. exported_sha256, checkpoint_sha256: of the ONNX file and the checkpoint that it
-    came from. files_sha256: of the library and the weights. versions: of the compiler.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: who
+    read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
+    `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
+    took. exported_sha256, checkpoint_sha256: of the file that was compiled and the checkpoint that it came from.
+    files_sha256: of the library and the weights. versions: of the compiler.
     """
 
     path: Path
@@ -37,6 +38,8 @@ class CompiledModel:
     tokenizer: dict[str, Any]
     dtype: str
     form: str
+    frontend: str
+    fixed_shape: list[int] | None
     precision: str
     target: dict[str, Any]
     opt_level: int

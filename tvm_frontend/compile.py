@@ -1,31 +1,30 @@
-"""ONNX to a compiled library.
+"""A model to a compiled library.
 
 python -m tvm_frontend.compile                                   # artifacts/model.onnx for this machine's CPU
 python -m tvm_frontend.compile --opt-level 0                     # TVM's own untuned pipeline, to compare with
 python -m tvm_frontend.compile --target cuda --arch sm_86        # cross-compiles: no GPU needed
+python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 """
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import onnx
 import tvm
 import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
-from export.artifact import ExportedModel, exported_from, read_proto
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
-from tvm_frontend.importer import check_operators
-from tvm_frontend.pipeline import OPT_LEVELS, compile_onnx
+from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
+from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.schedules import PRECISIONS
 from tvm_frontend.target import resolve_target
 
-FOLDER_SUFFIXES = {"forward": "", "cached": "-cache"}  # by the form of the export
+FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
 
 
 def compile_model(
@@ -37,14 +36,17 @@ def compile_model(
     arch: str | None = None,
     opt_level: int = 3,
     precision: str = "fp32",
+    frontend: str = DEFAULT,
+    fixed_shape: tuple[int, int] | None = None,
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
 ) -> CompiledModel:
-    """Compile an ONNX file written by `export.onnx`; one artifact serves every B, and every T up to block_size.
+    """Compile a file that one of the FRONTENDS reads, by default one written by `export.onnx`.
 
-    The result is a folder, `tvm-<llvm or arch>-O<level>` (`…-cache` of a model with a KV cache) beside the ONNX file
-    unless `output` names another, and it is there whole or not at all. Raises UserError for a bad file, target, arch
-    or output.
+    One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T]. The
+    result is a folder, `tvm-<llvm or arch>-O<level>` (and the precision, `cache` and the frontend where they are not
+    the default) beside the model unless `output` names another, and it is there whole or not at all. Raises UserError
+    for a bad file, target, arch or output.
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
@@ -59,39 +61,38 @@ def compile_model(
     compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
     if compile_for.kind == "cuda":
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
-    proto = read_proto(model)
-    try:
-        exported = exported_from(proto, model)
-    except UserError:
-        check_operators(proto)  # of a file not made by us, a node that cannot be read says more
-        raise
-    _check_form(exported)
-    check_operators(proto)
-    if exported.weights is not None:
-        onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    output = output or model.with_name(f"tvm-{compile_for.name}-O{opt_level}{_suffix(exported, precision)}")
+    source = read_source(frontend, model, fixed_shape)
+    words = [precision * (precision != "fp32"), FORMS[source.form], frontend * (frontend != DEFAULT)]
+    output = output or model.with_name("-".join([f"tvm-{compile_for.name}-O{opt_level}", *filter(None, words)]))
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     with atomic_output(output, directory=True) as folder:
-        compiled = compile_onnx(
-            proto, compile_for, opt_level, precision=precision, cuda_compiler=cuda_compiler, dump_ir=dump_ir
+        compiled = compile_graph(
+            source.import_graph,
+            compile_for,
+            opt_level,
+            precision=precision,
+            cuda_compiler=cuda_compiler,
+            dump_ir=dump_ir,
         )
         save_compiled(
             folder,
             compiled.executable,
             compiled.graph.weights,
             {
-                "config": asdict(exported.config),
-                "tokenizer": exported.tokenizer,
-                "dtype": exported.dtype,
-                "form": exported.form,
+                "config": asdict(source.config),
+                "tokenizer": source.tokenizer,
+                "dtype": source.dtype,
+                "form": source.form,
+                "frontend": frontend,
+                "fixed_shape": fixed_shape,
                 "precision": precision,
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
                 "pipeline": list(compiled.phases_s),
                 "phases_s": compiled.phases_s,
-                "exported_sha256": exported.sha256,
-                "checkpoint_sha256": exported.checkpoint_sha256,
+                "exported_sha256": source.sha256,
+                "checkpoint_sha256": source.checkpoint_sha256,
                 "versions": {"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
             },
         )
@@ -100,24 +101,11 @@ def compile_model(
     return load_compiled(output)
 
 
-def _suffix(exported: ExportedModel, precision: str) -> str:
-    return ("" if precision == "fp32" else f"-{precision}") + FOLDER_SUFFIXES[exported.form]
-
-
-def _check_form(exported: ExportedModel) -> None:
-    if exported.form not in FOLDER_SUFFIXES:
-        raise UserError(
-            f"{exported.path}: keeps its cache as {exported.form}, which grows with each token; "
-            "export with --with-cache for a preallocated one"
-        )
-    if exported.dtype != "float32":
-        raise UserError(
-            f"{exported.path}: of {exported.precision}, and only fp32 is compiled; export with --precision fp32"
-        )
-
-
 def compile_command(
-    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ONNX")] = Path("artifacts/model.onnx"),
+    model: Annotated[
+        tyro.conf.Positional[Path | None],
+        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
+    ] = None,
     output: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -132,7 +120,10 @@ def compile_command(
     ] = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM", help_behavior_hint="(default for cuda: sm_86)")] = None,
     opt_level: Literal[0, 3] = 3,
-    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    precision: Literal[tuple(PRECISIONS)] = "fp32",
+    frontend: Literal[tuple(FRONTENDS)] = DEFAULT,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
+    tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
     dump_ir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")] = None,
     print_pass_times: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -140,17 +131,23 @@ def compile_command(
     """Compile an exported model with TVM, for this machine's CPU or for an NVIDIA GPU.
 
     Args:
-        model: a file written by python -m export.onnx
+        model: a file written by python -m export.onnx; for torch a checkpoint
         output: the folder to write
         target: llvm (the CPU) or cuda
         mcpu: the CPU to compile for, by LLVM's name
         arch: the GPU to compile for; none needs to be present
         opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules
-        precision: of the products of linear layers; bf16 and int8 round weights and inputs, sums are wide
+        precision: of the products of linear layers; below fp32 their weights and inputs are rounded, sums are wide
+        frontend: who reads the model: this project's importer, TVM's own importer of ONNX, or TVM's of torch.export
+        batch: compile for this B alone, with --tokens; relax-onnx needs it
+        tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
     """
+    if (batch is None) != (tokens is None):
+        raise UserError("--batch and --tokens: give both or neither")
+    model = model or Path("artifacts/ckpt.pt" if frontend == "torch" else "artifacts/model.onnx")
     timing = tvm.ir.instrument.PassTimingInstrument()
     with tvm.transform.PassContext(instruments=[timing] if print_pass_times else []):
         compiled = compile_model(
@@ -161,6 +158,8 @@ def compile_command(
             arch=arch,
             opt_level=opt_level,
             precision=precision,
+            frontend=frontend,
+            fixed_shape=None if batch is None else (batch, tokens),
             cuda_compiler=compiler,
             dump_ir=dump_ir,
         )

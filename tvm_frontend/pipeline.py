@@ -1,11 +1,10 @@
-"""From an ONNX file to an executable: the phases in order, to be read from top to bottom."""
+"""From a model to an executable: the phases in order, to be read from top to bottom."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx
 import tvm
 from tqdm import tqdm
 from tvm import relax
@@ -14,7 +13,6 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import Graph
-from tvm_frontend.importer import import_onnx
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
 from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
@@ -32,7 +30,7 @@ Phase = tuple[str, Callable[[Graph], Graph]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the phases made of an ONNX file: the executable, the graph with its weights, and the seconds each took."""
+    """What the phases made of a model: the executable, the graph with its weights, and the seconds each took."""
 
     executable: relax.VMExecutable
     graph: Graph
@@ -53,8 +51,8 @@ class _Trace:
                 part.write_text(text())
 
 
-def compile_onnx(
-    proto: onnx.ModelProto,
+def compile_graph(
+    import_graph: Callable[[], Graph],
     target: CompileTarget,
     opt_level: int,
     *,
@@ -64,7 +62,7 @@ def compile_onnx(
 ) -> Compiled:
     """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there."""
     trace = _Trace(dump_ir)
-    phases: list[Phase] = [("import", lambda _: import_onnx(proto)), *graph_phases(target, opt_level, precision)]
+    phases: list[Phase] = [("import", lambda _: import_graph()), *graph_phases(target, opt_level, precision)]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
         for name, phase in phases:

@@ -56,6 +56,8 @@ class _Loaded:
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
             after = f" after {filled} in the cache" if filled else ""
             raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 to {room}")
+        if (fixed := self.model.fixed_shape) and list(ids.shape) != fixed:
+            raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {fixed} alone")
         check_ids(ids, config)
         return ids
 

@@ -5,7 +5,7 @@ import pytest
 
 from gpt.config import GPTConfig
 from tvm_frontend.importer import import_onnx
-from tvm_frontend.pipeline import compile_onnx, graph_phases
+from tvm_frontend.pipeline import compile_graph, graph_phases
 from tvm_frontend.target import resolve_target
 
 TARGET = resolve_target()
@@ -51,7 +51,7 @@ def test_a_weight_that_was_packed_is_not_kept_beside_it(exported):
 
 @pytest.fixture(scope="module")
 def compilation(exported):
-    return compile_onnx(onnx.load(exported.path), TARGET, 3)
+    return compile_graph(lambda: import_onnx(onnx.load(exported.path)), TARGET, 3)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,10 @@ fails, and the code that the test names can go."""
 
 import onnx.parser
 import pytest
+import torch
 import tvm
+from tvm.relax.frontend.onnx import from_onnx
+from tvm.relax.frontend.torch import from_exported_program
 from tvm.script import tirx as T
 
 from tvm_frontend.target import resolve_target
@@ -31,8 +34,6 @@ def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():
 
 @pytest.mark.xfail(strict=True, reason="tvm_frontend.importer: it takes it for com.microsoft's Attention")
 def test_the_onnx_importer_takes_attention():
-    from tvm.relax.frontend.onnx import from_onnx
-
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 23]>
         attend (float[1,2,4,8] q, float[1,2,4,8] k, float[1,2,4,8] v) => (float[1,2,4,8] y) {
@@ -52,3 +53,35 @@ def test_a_cpu_that_does_not_exist_is_refused():
 def test_the_width_of_vectors_is_the_cpus():
     width = tvm.get_global_func("target.llvm_get_vector_width")
     assert width(tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})) == 256
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="tvm_frontend.frontends.torch names the node")
+def test_the_importer_of_torch_takes_a_layer_norm_without_bias():
+    class Norm(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.layer_norm(x, (4,), torch.ones(4), None)
+
+    from_exported_program(torch.export.export(Norm(), (torch.ones(2, 4),)), run_ep_decomposition=False)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="tvm_frontend.frontends.torch keeps attention whole")
+def test_a_mask_made_of_infinity_is_lowered():
+    class Mask(torch.nn.Module):
+        def forward(self, x):
+            return x + torch.full((3, 3), -torch.inf)
+
+    tvm.compile(from_exported_program(torch.export.export(Mask(), (torch.ones(3, 3),))), "llvm")
+
+
+@pytest.mark.xfail(strict=True, reason="tvm_frontend.frontends.relax_onnx folds shapes for one B and T")
+def test_the_onnx_importer_keeps_the_length_of_a_range():
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        count (int64[T] ids) => (int64[T] y) <int64 zero = {0}, int64 one = {1}> {
+            length = Shape (ids)
+            T = Squeeze (length)
+            places = Range (zero, T, one)
+            y = Add (ids, places)
+        }
+    """)
+    tvm.compile(from_onnx(model), "llvm")

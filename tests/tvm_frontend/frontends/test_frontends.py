@@ -1,0 +1,23 @@
+from importlib import import_module
+
+import pytest
+
+from gpt.cli import UserError
+from tvm_frontend.compile import compile_model
+from tvm_frontend.frontends import FRONTENDS, read_source
+
+
+@pytest.mark.parametrize("name", FRONTENDS)
+def test_each_is_a_file_that_reads(name):
+    assert callable(import_module(f"tvm_frontend.frontends.{name.replace('-', '_')}").read)
+
+
+def test_another_is_refused(exported):
+    with pytest.raises(UserError, match="frontend 'tflite': must be one of onnx, relax-onnx, torch"):
+        compile_model(exported.path, frontend="tflite")
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_what_serves_every_shape_takes_none(exported, name):
+    with pytest.raises(UserError, match=f"--batch and --tokens: not with --frontend {name}"):
+        read_source(name, exported.path, (1, 4))

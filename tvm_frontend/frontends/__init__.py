@@ -1,0 +1,50 @@
+"""The ways in: each is one file here, whose `read` gives a model's description and what makes its graph."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from tvm_frontend.graph import Graph
+
+DEFAULT = "onnx"
+FRONTENDS = {
+    "onnx": "this project's importer of ONNX: any B and T",
+    "relax-onnx": "TVM's importer of ONNX: one B and T, chosen when compiling",
+    "torch": "TVM's importer of torch.export's programs, from a checkpoint: any B and T",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was read, and how its graph is made.
+
+    config, tokenizer, dtype, form, checkpoint_sha256: as `export.artifact.ExportedModel` has them. sha256: of the file
+    that was read. fixed_shape: the one [B, T] that the graph takes, or None for all. import_graph: makes the graph;
+    it raises UserError for what it cannot read.
+    """
+
+    config: GPTConfig
+    tokenizer: dict[str, Any]
+    dtype: str
+    form: str
+    sha256: str
+    checkpoint_sha256: str
+    import_graph: Callable[[], Graph]
+    fixed_shape: tuple[int, int] | None = None
+
+
+def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None = None) -> Source:
+    """Read a model's file by one of the FRONTENDS; raises UserError for another, and for what it cannot read."""
+    if frontend not in FRONTENDS:
+        raise UserError(f"frontend {frontend!r}: must be one of {', '.join(FRONTENDS)}")
+    return import_module(f"{__name__}.{frontend.replace('-', '_')}").read(model, fixed_shape)
+
+
+def refuse_fixed_shape(frontend: str, fixed_shape: tuple[int, int] | None) -> None:
+    """Raise UserError where one shape is asked of a frontend that takes all."""
+    if fixed_shape is not None:
+        raise UserError(f"--batch and --tokens: not with --frontend {frontend}, which serves every B and T; drop them")

@@ -1,0 +1,51 @@
+"""Checkpoints by torch.export and TVM's own importer of its programs. The one file of the package that needs torch."""
+
+from pathlib import Path
+
+import torch
+from tvm.relax.frontend.torch import from_exported_program
+
+from gpt.checkpoint import Checkpoint, load_checkpoint
+from gpt.cli import UserError
+from tvm_frontend.frontends import Source, refuse_fixed_shape
+from tvm_frontend.frontends.upstream import graph_of, node_at, reason_of
+from tvm_frontend.graph import Graph
+
+
+def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
+    """A checkpoint. Raises UserError for what is none."""
+    refuse_fixed_shape("torch", fixed_shape)
+    if model.suffix == ".onnx":
+        raise UserError(f"{model}: --frontend torch reads a checkpoint, as artifacts/ckpt.pt")
+    checkpoint = load_checkpoint(model)
+    return Source(
+        config=checkpoint.config,
+        tokenizer=checkpoint.tokenizer,
+        dtype="float32",
+        form="forward",
+        sha256=checkpoint.sha256,
+        checkpoint_sha256=checkpoint.sha256,
+        import_graph=lambda: import_program(export_program(checkpoint)),
+    )
+
+
+def export_program(checkpoint: Checkpoint) -> torch.export.ExportedProgram:
+    """The model as torch.export traces it, ids int64 [B, T] to logits float32 [B, T, V]."""
+    block_size = checkpoint.config.block_size
+    T = min(block_size, 8)  # any length but 1, which torch takes for a constant
+    dims = {0: torch.export.Dim("B", min=1)} | ({1: torch.export.Dim("T", min=1, max=block_size)} if T > 1 else {})
+    ids = torch.zeros(2, T, dtype=torch.int64)
+    return torch.export.export(checkpoint.build("sdpa"), (ids,), dynamic_shapes=(dims,))
+
+
+def import_program(program: torch.export.ExportedProgram) -> Graph:
+    """The graph as TVM reads it; raises UserError naming the node that it cannot read.
+
+    Attention is kept whole: the mask that torch spells it out with is one that TVM cannot lower.
+    """
+    try:
+        return graph_of(from_exported_program(program, run_ep_decomposition=False, unwrap_unit_return_tuple=True))
+    except Exception as error:  # of any kind, as KeyError
+        if (node := node_at(error, torch.fx.Node)) is None:
+            raise
+        raise UserError(f"TVM's importer cannot read node {node.name!r} ({node.target}): {reason_of(error)}") from error
