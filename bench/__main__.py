@@ -2,7 +2,9 @@
 python -m bench --seeded gpt2 --minutes 3
 python -m bench --engine onnxruntime --engine tvm --phases prefill --shapes 1x64 8x64
 python -m bench --phases decode --contexts 32 63
-python -m bench --engine onnxruntime --engine onnxruntime_int8 --engine openvino_int4
+python -m bench --seeded gpt2 --precision all --sweep --minutes 6
+python -m bench --precision int8 --text input.txt
+python -m bench --odd --engine tvm
 python -m bench --onnx theirs.onnx
 
 Compare every engine on the same work: check that its numbers are right, time it, and write results.json, report.md
@@ -12,21 +14,32 @@ and report.html beside the model.
 import datetime
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from bench import foreign, reference
-from bench.backends import find_contenders
+from bench import foreign, loss, odd, reference
+from bench.agreement import PRECISIONS
+from bench.artifacts import Artifacts
+from bench.backends import Contender, contenders_of, find_contenders, refuse_absent
 from bench.compare import ROUNDS, Plan, compare, works_of
+from bench.limits import Limits, best_of
 from bench.machine import checked_threads, describe_machine
-from bench.prepare import choose_artifacts, config_of, prepare
+from bench.prepare import CannotMake, choose_artifacts, config_of, prepare
 from bench.report import table_text, write_report
-from bench.rows import BASELINE
-from bench.verdict import statements
+from bench.verdict import in_group, statements
 from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
 from gpt.files import sha256_file
+
+BASELINES = {"fp32": "eager"}  # what speed-ups are taken to
+OURS = "tvm", "O3"  # in float32: what they are taken to in fewer bits
+SWEEP_B, SWEEP_T = (1, 4), (64, 128, 256, 512, 1024)
+SWEEP_CONTEXTS = (128, 900)
 
 
 @dataclass(frozen=True)
@@ -34,54 +47,136 @@ class BenchConfig:
     """One comparison of all engines, or of those asked for."""
 
     artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
-    seeded: str | None = None  # compare on a model with random weights: demo, gpt2 or bigram
+    seeded: str | None = None  # compare on a model with random weights: demo, char, gpt2 or bigram
     onnx: Path | None = None  # compare on somebody else's ONNX file (python -m export.inspect says if it can be used)
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
+    precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # of products; a race for each
     phases: tuple[str, ...] = ()  # of prefill, decode, generate; by default all that the model has
     shapes: tuple[str, ...] = ()  # of prefill: BxT each, as 1x64 8x64; by default three that suit the model
     contexts: tuple[int, ...] = ()  # of decode: tokens in the cache; by default 32, 128 and the longest, as they fit
+    sweep: tyro.conf.FlagCreatePairsOff[bool] = False  # B of 1, 4 by T of 64 … 1024, contexts of 128, 900, as they fit
+    odd: tyro.conf.FlagCreatePairsOff[bool] = False  # prefill at T of 1, 17, 63, … and neighbours: is there a cliff
+    text: Path | None = None  # a text or a folder of gpt.corpus, for the loss; by default Python's sources, if known
     threads: int | None = None  # of every engine; by default the physical cores that this process may use
-    minutes: float = 0.75  # for the timing; loading, compiling and checking come on top
+    minutes: float = 0.75  # for the timing at each precision; loading, compiling and checking come on top
     seed: int | None = None  # of the random ids; by default a fresh one, which the results record
 
 
 def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
-    contenders = find_contenders(config.engine)
+    by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
-    phases, truth = config.phases, reference.Reference
-    if config.onnx:
-        phases, truth = foreign.checked_phases(config.phases), foreign.Reference
-        contenders = foreign.those_that_can(contenders, config.engine, lambda each: prepare(artifacts, [each], phases))
-    threads = checked_threads(config.threads)
-    print(f"comparing {len(contenders)} engines on {words}, {threads} threads", file=sys.stderr, flush=True)
-    chosen = {} if config.seed is None else {"seed": config.seed}
-    works = works_of(config_of(artifacts), phases, config.shapes, config.contexts)
-    plan = Plan(works, threads, config.minutes, **chosen)
-    contenders = [each for each in contenders if set(each.phases) & set(plan.phases)]
-    if not contenders:
+    model, truth = config_of(artifacts), foreign.Reference if config.onnx else reference.Reference
+    plan = _plan_of(config, model)
+    by_precision = {
+        precision: those_that_can(contenders, artifacts, config, plan.phases)
+        for precision, contenders in by_precision.items()
+    }
+    if not any(by_precision.values()):
         raise UserError(f"none of the engines asked for has a phase of {', '.join(plan.phases)}")
-    model = prepare(artifacts, contenders, plan.phases)
+    prepare(artifacts, [])
+    held_out = loss.find_held_out(artifacts, config.text)
+    races = {}
+    for precision, contenders in by_precision.items():
+        print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
+        race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
+        races[precision] = (
+            race,
+            compare(artifacts, model, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows),
+        )
     results = {
         "machine": describe_machine(),
         "model": {
             "words": words,
             "config": asdict(model),
-            "checkpoint_sha256": sha256_file(config.onnx or artifacts.checkpoint),
+            "source": "ONNX file" if config.onnx else "Checkpoint",
+            "sha256": sha256_file(config.onnx or artifacts.checkpoint),
         },
         "truth": truth.summary,
+        "text": held_out.words,
         "phases": list(plan.phases),
-        "baseline": BASELINE,
         "rounds": ROUNDS,
-        "threads": threads,
+        "threads": plan.threads,
         "minutes": plan.minutes,
         "seed": plan.seed,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-    } | compare(artifacts, model, contenders, plan, f"{truth.__module__}:{truth.__name__}")
+        **_merged(races),
+    }
     report = write_report(results, artifacts.folder)
-    print("\n".join([*statements(results), "", table_text(results), "", f"report: {report}"]))
+    for precision in results["precisions"]:
+        group = in_group(results, precision)
+        print("\n".join([f"{precision}:", *statements(group), "", table_text(group), ""]))
+    print(f"report: {report}")
     return results
+
+
+def those_that_can(
+    contenders: Iterable[Contender], artifacts: Artifacts, config: BenchConfig, phases: tuple[str, ...]
+) -> list[Contender]:
+    """The contenders with a phase of those, all they need made; what cannot be made of this model makes one absent.
+
+    Raises UserError for one that was asked for and is absent, and for a file that is not of this model.
+    """
+    found = []
+    for each in contenders:
+        if not set(each.phases) & set(phases):
+            continue
+        able = foreign.without_checkpoint(each) if config.onnx else each
+        if not able.absent:
+            try:
+                prepare(artifacts, [able], phases)
+            except CannotMake as error:
+                able = replace(able, absent=str(error))
+        if each.engine in config.engine:
+            refuse_absent([able])
+        found.append(able)
+    return found
+
+
+def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
+    """The contenders of each precision asked for; in fewer bits than float32 ours in float32 beside them."""
+    precisions = tuple(PRECISIONS) if "all" in config.precision else tuple(dict.fromkeys(config.precision))
+    found = find_contenders(config.engine, precisions)
+    ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
+    if config.engine and OURS[0] not in config.engine:
+        ours = []
+    return {
+        precision: [each for each in found if each.precision == precision] + (ours if precision != "fp32" else [])
+        for precision in precisions
+    }
+
+
+def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
+    """What to do, but for the precision. Raises UserError for what makes no sense."""
+    phases = foreign.checked_phases(config.phases) if config.onnx else config.phases
+    shapes, contexts = list(config.shapes), list(config.contexts)
+    if config.sweep:
+        shapes += [f"{B}x{T}" for B in SWEEP_B for T in SWEEP_T if model.block_size >= T]
+        contexts += [context for context in SWEEP_CONTEXTS if context < model.block_size]
+    if config.odd:
+        phases = phases or ("prefill",)
+        shapes += [f"1x{T}" for T in odd.sizes(model)]
+    works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
+    chosen = {} if config.seed is None else {"seed": config.seed}
+    return Plan(works, checked_threads(config.threads), config.minutes, **chosen)
+
+
+def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
+    """The results of one race after the other as one."""
+    found = [result for _, result in races.values()]
+    limits: dict[str, Limits] = {}
+    for precision, measured in chain.from_iterable(result["limits"].items() for result in found):
+        limit = Limits(**measured)
+        limits[precision] = best_of(limits.get(precision, limit), limit)
+    return {
+        "precisions": list(races),
+        "baselines": {precision: plan.baseline for precision, (plan, _) in races.items()},
+        "limits": {precision: asdict(limit) for precision, limit in limits.items()},
+        **{name: list(chain.from_iterable(result[name] for result in found)) for name in ("checks", "rows", "losses")},
+        "versions": dict(chain.from_iterable(result["versions"].items() for result in found)),
+        "seconds": sum(result["seconds"] for result in found),
+    }
 
 
 def main() -> None:

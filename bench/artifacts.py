@@ -11,6 +11,8 @@ PAST = "model-past.onnx"
 COMPILED_O0 = "tvm-llvm-O0"
 COMPILED_O3 = "tvm-llvm-O3"
 COMPILED_CACHED = "tvm-llvm-O3-cache"
+COMPILED_LOW = ("tvm-llvm-O3-{}", "tvm-llvm-O3-{}-cache")  # of a precision
+CTRANSLATE2 = "ctranslate2"
 EXPORTED_INT8 = "model-int8.onnx"
 CACHED_INT8 = "model-cache-int8.onnx"
 OPENVINO = "model-openvino-int{}"
@@ -37,12 +39,3 @@ class Artifacts:
     def cached(self) -> Path:
         """The ONNX file over a preallocated KV cache."""
         return self.folder / CACHED
-
-    @property
-    def past(self) -> Path:
-        """The ONNX file with past keys and values in and present ones out."""
-        return self.folder / PAST
-
-    def compiled(self, level: str) -> Path:
-        """The directory that TVM compiled for this CPU: `O0`, `O3`, or `O3-cache` from the file with a cache."""
-        return self.folder / f"tvm-llvm-{level}"

@@ -2,21 +2,23 @@
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
+import numpy as np
 from tqdm import tqdm
 
 from bench import limits, reference
 from bench.artifacts import Artifacts
 from bench.backends import Contender
-from bench.limits import Limits, weight_bytes
+from bench.limits import Limits, best_of, weight_bytes
 from bench.machine import checked_threads
 from bench.measure import rotated
 from bench.phases import PHASES, Decode, Prefill, Work, phases_of
 from bench.reference import Truth
-from bench.rows import checks_of, rows_of
+from bench.rows import checks_of, losses_of, rows_of
 from bench.runner import Runner
 from bench.worker import Worker
 from gpt.cli import UserError
@@ -29,13 +31,16 @@ ROUNDS = 5
 class Plan:
     """What to compare. works: to time. minutes: for the timing itself; loading and checking come on top.
 
-    seed: of the random ids. Raises UserError for a value that makes no sense.
+    seed: of the random ids. precision: that is compared. baseline: the label of the engine that speed-ups are taken to.
+    Raises UserError for a value that makes no sense.
     """
 
     works: tuple[Work, ...]
     threads: int
     minutes: float = 0.75
     seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))
+    precision: str = "fp32"
+    baseline: str = "eager"
 
     def __post_init__(self) -> None:
         checked_threads(self.threads)
@@ -88,18 +93,19 @@ def compare(
     contenders: list[Contender],
     plan: Plan,
     truth_factory: str = reference.FACTORY,
+    windows: np.ndarray | None = None,
 ) -> dict:
     """Check and time every contender that is present, each alone in its own process.
 
-    truth_factory: what is right, as `bench.reference.Reference`. Returns `limits`, `checks`, `rows`, `versions` and
-    `seconds`, all plain JSON.
+    truth_factory: what is right, as `bench.reference.Reference`. windows: of a text, int64 [N, T + 1], for the loss.
+    Returns `limits` by precision, `checks`, `rows`, `losses`, `versions` and `seconds`, all plain JSON.
     """
     started = time.perf_counter()
     with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
         runners = [
             Runner(contender, stack.enter_context(Worker(contender.factory, plan.threads)))
             for contender in contenders
-            if not contender.missing
+            if not contender.absent
         ]
         works = plan.to_check(config)
         progress.reset(total=_steps(runners, works, plan))
@@ -108,14 +114,19 @@ def compare(
             runner.load(artifacts, config, plan.threads)
         with Truth(artifacts, config, plan.threads, truth_factory) as truth:
             _check_all(runners, truth, config, plan, works, progress)
+            right = _measure_losses(runners, truth, windows, progress)
         with Worker(limits.FACTORY, plan.threads) as probe:
-            before = _measure_limits(probe, config, plan, progress)
+            precisions = dict.fromkeys(contender.precision for contender in contenders)
+            before = _measure_limits(probe, precisions, config, plan, progress)
             _time_all(runners, config, plan, progress)
-            measured = _best(before, _measure_limits(probe, config, plan, progress))
+            after = _measure_limits(probe, precisions, config, plan, progress)
+    measured = {precision: best_of(before[precision], after[precision]) for precision in precisions}
+    rows = (rows_of(work, contenders, runners, config, measured, plan) for work in plan.works)
     return {
-        "limits": asdict(measured),
-        "checks": [check for runner in runners for check in checks_of(runner, works)],
-        "rows": [row for work in plan.works for row in rows_of(work, contenders, runners, config, measured)],
+        "limits": {precision: asdict(each) for precision, each in measured.items()},
+        "checks": [check for runner in runners for check in checks_of(runner, works, plan)],
+        "rows": list(chain.from_iterable(rows)),
+        "losses": [] if windows is None else losses_of(right, runners, plan),
         "versions": {name: version for runner in runners for name, version in sorted(runner.versions.items())},
         "seconds": time.perf_counter() - started,
     }
@@ -131,7 +142,7 @@ def _steps(runners: list[Runner], works: list[Work], plan: Plan) -> int:
     """How often the progress bar moves."""
     checks = sum(runner.can(work) for runner in runners for work in works)
     turns = sum(runner.can(work) for runner in runners for work in plan.works) * ROUNDS
-    return len(runners) + checks + turns + 2
+    return 2 * len(runners) + checks + turns + 3
 
 
 def _check_all(
@@ -146,22 +157,29 @@ def _check_all(
                 runner.check(work, ids, truth, config, timed=work in plan.works)
 
 
-def _measure_limits(probe: Worker, config: GPTConfig, plan: Plan, progress: tqdm) -> Limits:
+def _measure_losses(runners: list[Runner], truth: Truth, windows: np.ndarray | None, progress: tqdm) -> float | None:
+    """Each engine's loss, noted in its runner, and the reference's."""
+    if windows is None:
+        return None
+    for runner in runners:
+        _show(progress, f"loss of {runner.contender.label}")
+        runner.measure_loss(windows)
+    _show(progress, "loss of the reference")
+    return truth.loss(windows)
+
+
+def _measure_limits(
+    probe: Worker, precisions: Iterable[str], config: GPTConfig, plan: Plan, progress: tqdm
+) -> dict[str, Limits]:
     _show(progress, "measuring the machine's limits")
     probe.call("load", plan.threads)
-    size = weight_bytes(config)
-    return Limits(
-        threads=plan.threads,
-        peak_flops_per_s=probe.call("peak_flops_per_s"),
-        bandwidth_bytes_per_s=probe.call("read_bytes_per_s", size),
-        working_set_bytes=size,
-        memory_bytes_per_s=probe.call("read_bytes_per_s", limits.UNCACHED_BYTES),
-    )
-
-
-def _best(one: Limits, other: Limits) -> Limits:
-    """A limit is the best that was ever seen, so of two measurements the higher rates."""
-    return Limits(**{name: max(value, getattr(other, name)) for name, value in asdict(one).items()})
+    memory = probe.call("read_bytes_per_s", limits.UNCACHED_BYTES)
+    found = {}
+    for precision in precisions:
+        size = weight_bytes(config, precision)
+        peak, bandwidth = probe.call("peak_flops_per_s", precision), probe.call("read_bytes_per_s", size)
+        found[precision] = Limits(plan.threads, peak, bandwidth, size, memory, precision)
+    return found
 
 
 def _time_all(runners: list[Runner], config: GPTConfig, plan: Plan, progress: tqdm) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.agreement import PRECISIONS
 from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
 from bench.compare import Plan, works_of
@@ -63,6 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--engine", action="append", default=[], metavar="NAME", help="only this engine; repeatable")
     group.addoption("--artifacts", type=Path, default=Path("artifacts"), help="the folder of the model")
     group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo, gpt2 or bigram")
+    group.addoption("--precision", default="fp32", choices=[*PRECISIONS], help="of the engines' products")
     group.addoption("--shape", action="append", default=[], metavar="BxT", help="prefill this shape; repeatable")
     group.addoption("--context", action="append", default=[], type=int, help="decode behind so many tokens; repeatable")
     group.addoption("--threads", type=int, help="of every engine; by default the physical cores")
@@ -108,7 +110,7 @@ def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
 @pytest.fixture(scope="session")
 def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner]) -> Runner:
     """One engine, loaded; skips if a package of it is absent."""
-    if reason := request.param.reason_missing:
+    if reason := request.param.absent:
         pytest.skip(f"{request.param.engine}: {reason}")
     return start(request.param)
 
@@ -151,11 +153,12 @@ def _description(runner: Runner, work: Work, setup: Setup) -> dict:
         "phase": work.phase,
         "work": work.name,
         "unit": work.unit,
-        "dtype": each.dtype,
+        "precision": each.precision,
+        "dtype": PRECISIONS[each.precision].dtype,
         "B": work.B,
         "T": work.T,
         "context": work.context,
-        "moved_bytes": work.moved_bytes(setup.config),
+        "moved_bytes": work.moved_bytes(setup.config, each.precision),
         "threads": setup.plan.threads,
         "model": {"words": setup.words, "config": asdict(setup.config)},
         "versions": runner.versions,
@@ -169,12 +172,13 @@ def _description(runner: Runner, work: Work, setup: Setup) -> dict:
 def _setup_of(config: pytest.Config) -> Setup:
     """From the command line, once. Raises UsageError for what the user can mend."""
     if SETUP not in config.stash:
+        precision = config.getoption("precision")
         try:
-            contenders = find_contenders(config.getoption("engine"))
+            contenders = find_contenders(config.getoption("engine"), [precision])
             artifacts, words = choose_artifacts(config.getoption("artifacts"), config.getoption("seeded"))
             model = config_of(artifacts)
             works = works_of(model, (), config.getoption("shape"), config.getoption("context"))
-            plan = Plan(works, checked_threads(config.getoption("threads")), seed=SEED)
+            plan = Plan(works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
         except UserError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[SETUP] = Setup(artifacts, words, model, contenders, plan)

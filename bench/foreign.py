@@ -2,14 +2,22 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.artifacts import COMPILED_O0, COMPILED_O3, EXPORTED, Artifacts
+from bench.artifacts import (
+    COMPILED_LOW,
+    COMPILED_O0,
+    COMPILED_O3,
+    EXPORTED,
+    EXPORTED_INT8,
+    OPENVINO,
+    Artifacts,
+)
 from bench.backends import Contender
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -21,7 +29,15 @@ if TYPE_CHECKING:
 
 PHASES = ("prefill",)  # that a file without a cache can do
 NEEDS = "needs the model's checkpoint, and an ONNX file is all there is"
-FILES = (EXPORTED, COMPILED_O0, COMPILED_O3)  # what can be made of an ONNX file alone
+# What can be made of an ONNX file alone.
+FILES = (
+    EXPORTED,
+    COMPILED_O0,
+    COMPILED_O3,
+    *(COMPILED_LOW[0].format(precision) for precision in ("bf16", "int8", "int4")),
+    EXPORTED_INT8,
+    *(OPENVINO.format(bits) for bits in (8, 4)),
+)
 
 
 def adopt_foreign(source: Path, folder: Path) -> tuple[Artifacts, str]:
@@ -55,38 +71,10 @@ def checked_phases(asked: Iterable[str]) -> tuple[str, ...]:
     return PHASES
 
 
-def those_that_can(
-    contenders: Iterable[Contender], asked: Collection[str], make: Callable[[Contender], object]
-) -> list[Contender]:
-    """The contenders with the phases that an ONNX file alone allows, all they need made by `make`.
-
-    The others are absent: those that need a checkpoint, and those for which `make` raises UserError, as a compiler does
-    that lacks an operator. Raises UserError for one that was asked for and is not among those that can.
-    """
-    found = []
-    for each in contenders:
-        able = replace(each, files=tuple((phase, file) for phase, file in each.files if file in FILES))
-        try:
-            if not able.files:
-                raise UserError(NEEDS)
-            make(able)
-            found.append(able)
-        except UserError as error:
-            if each.engine in asked:
-                raise UserError(f"engine {each.engine!r} was asked for and cannot: {error}") from error
-            found.append(Unfit(**vars(each) | {"missing": ("all that it needs",), "unfit": str(error)}))
-    return found
-
-
-@dataclass(frozen=True)
-class Unfit(Contender):
-    """An engine that cannot run this ONNX file: in the rows it is absent, and says why."""
-
-    unfit: str = ""
-
-    @property
-    def reason_missing(self) -> str:
-        return self.unfit
+def without_checkpoint(contender: Contender) -> Contender:
+    """The contender with the phases that an ONNX file alone allows; absent if there is none."""
+    files = tuple((phase, file) for phase, file in contender.files if file in FILES)
+    return replace(contender, files=files) if files else replace(contender, absent=NEEDS)
 
 
 class Reference:

@@ -9,6 +9,7 @@ import importlib
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -32,6 +33,7 @@ def run(
     tokens: int | None = None,
     artifacts: Path = Path("artifacts"),
     threads: int | None = None,
+    precision: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
 ) -> None:
     """Continue a text with the likeliest tokens, by any engine that has a KV cache, as they come.
 
@@ -41,9 +43,10 @@ def run(
         tokens: how many to add; by default as many as fit in block_size, at most 200
         artifacts: the folder of the model; what the engine needs is made there if it is absent
         threads: of the engine; by default the physical cores that this process may use
+        precision: of its products
     """
     threads = checked_threads(threads)
-    contender = _contender_of(engine)
+    contender = _contender_of(engine, precision)
     found, words = choose_artifacts(artifacts, None)
     config = config_of(found)
     if Generate.phase not in phases_of(config):
@@ -61,11 +64,13 @@ def run(
     print(f"{contender.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
 
 
-def _contender_of(engine: str) -> Contender:
+def _contender_of(engine: str, precision: str) -> Contender:
     """The engine's first variant that can generate. Raises UserError if there is none."""
-    able = [each for each in find_contenders([engine]) if Generate.phase in each.phases]
+    able = [each for each in find_contenders([engine], [precision]) if Generate.phase in each.phases]
     if not able:
-        others = dict.fromkeys(each.engine for each in find_contenders() if Generate.phase in each.phases)
+        others = dict.fromkeys(
+            each.engine for each in find_contenders((), [precision]) if Generate.phase in each.phases
+        )
         raise UserError(f"engine {engine!r} has no KV cache to generate with; those that have: {', '.join(others)}")
     return able[0]
 

@@ -3,12 +3,14 @@
 Prefill is bound by arithmetic as soon as a few rows share a weight; below that, and in decode, by reading the weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gpt.config import GPTConfig
 from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token
 
 FLOAT32_BYTES = 4
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5}
+GROUP = 32  # weights that share a scale in 4 bits; in 8 bits those of a column do
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
 # Two FMA units of four cycles' latency keep eight accumulators busy; more than the registers hold would be spilled.
 WIDTHS = (4, 8, 16)
@@ -16,6 +18,7 @@ ACCUMULATORS = (8, 12, 24)
 FMA_STEPS = 200_000  # of one call: a third of a millisecond or so
 BYTES_A_CALL = 200_000_000  # read in one call, by passing several times over what fits a cache
 READ_S, FMA_S = 0.6, 0.1  # of calls; memory is shared with the machine's other users, so its best moment comes seldom
+FILL = {"float32": 0.5, "int32": 0x3F003F00}  # what the kernels read; a word is two bfloat16 of 0.5, or four int8
 UNCACHED_BYTES = 512_000_000  # more than the caches of most machines hold
 
 FMA_KERNEL = """
@@ -35,6 +38,29 @@ def kernel(
                 for a in T.unroll({accumulators}):
                     for lane in T.vectorized({width}):
                         sums[a, lane] = sums[a, lane] * x[0, lane] + x[1, lane]
+            for a in T.unroll({accumulators}):
+                for lane in T.vectorized({width}):
+                    out[p, a, lane] = sums[a, lane]
+"""
+# The same with the instructions that add up products of narrower numbers, as words of two or four of them.
+DOT_KERNEL = """
+@T.prim_func(s_tir=True)
+def kernel(
+    x: T.Buffer((2, {width}), "int32"), out: T.Buffer(({threads}, {accumulators}, {width}), "{total}")
+):
+    T.func_attr({{"global_symbol": "kernel", "tirx.noalias": True}})
+    for thread in T.parallel({threads}, annotations=imports):
+        with T.sblock("one"):
+            p = T.axis.spatial({threads}, thread)
+            sums = T.sblock_alloc_buffer(({accumulators}, {width}), "{total}")
+            for a in T.unroll({accumulators}):
+                for lane in T.vectorized({width}):
+                    sums[a, lane] = T.Cast("{total}", 0)
+            for step in range({steps}):
+                for a in T.unroll({accumulators}):
+                    sums[a, T.ramp(0, 1, {width})] = dot(
+                        sums[a, T.ramp(0, 1, {width})], x[0, 0], x[1, T.ramp(0, 1, {width})]
+                    )
             for a in T.unroll({accumulators}):
                 for lane in T.vectorized({width}):
                     out[p, a, lane] = sums[a, lane]
@@ -67,14 +93,23 @@ FACTORY = f"{__name__}:Probe"
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured at `threads` threads. bandwidth_bytes_per_s: reading `working_set_bytes`, the model's weights, again
-    and again, from whichever cache they fit in. memory_bytes_per_s: reading what no cache holds."""
+    """Of one precision, measured at `threads` threads. peak_flops_per_s: of products, a multiply-add being two.
+
+    bandwidth_bytes_per_s: reading `working_set_bytes`, the model's weights, again and again, from whichever cache they
+    fit in. memory_bytes_per_s: reading what no cache holds.
+    """
 
     threads: int
     peak_flops_per_s: float
     bandwidth_bytes_per_s: float
     working_set_bytes: int
     memory_bytes_per_s: float
+    precision: str = "fp32"
+
+
+def best_of(one: Limits, other: Limits) -> Limits:
+    """A limit is the best that was ever seen, so of two measurements of the same the higher rates."""
+    return Limits(**{name: max(value, getattr(other, name)) for name, value in asdict(one).items()})
 
 
 @dataclass(frozen=True)
@@ -90,42 +125,54 @@ def prefill_flops(config: GPTConfig, B: int, T: int) -> float:
     return B * T * prefill_flops_per_token(config, T)
 
 
-def weight_bytes(config: GPTConfig) -> int:
-    """Bytes of the float32 weights that a prefill works on: the matrices of products, once each; a bigram's table."""
-    return FLOAT32_BYTES * (matmul_parameters(config) or config.vocab_size**2)
+def weight_bytes(config: GPTConfig, precision: str = "fp32") -> int:
+    """Bytes of the weights that a prefill works on: the matrices of products with their scales; a bigram's table.
+
+    A scale is a float32: of each column in int8, of each GROUP of a column in int4. Embeddings do not count: of a
+    table only the rows of the ids are read.
+    """
+    weights = matmul_parameters(config)
+    columns = 9 * config.n_embd * config.n_layer + config.vocab_size  # 3C, C, 4C, C of a layer, and the head's
+    scales = {"int8": columns, "int4": weights // GROUP}.get(precision, 0)
+    if not weights:
+        return FLOAT32_BYTES * config.vocab_size**2
+    return int(WEIGHT_BYTES[precision] * weights) + FLOAT32_BYTES * scales
 
 
-def prefill_bytes(config: GPTConfig, B: int, T: int) -> int:
+def prefill_bytes(config: GPTConfig, B: int, T: int, precision: str = "fp32") -> int:
     """Bytes that must move (a lower bound): weights read, ids read, logits written; activations may stay in caches.
 
     Of a bigram's table one row is enough, where all ids are the same.
     """
-    read = FLOAT32_BYTES * (matmul_parameters(config) or config.vocab_size)
+    read = weight_bytes(config, precision) if matmul_parameters(config) else FLOAT32_BYTES * config.vocab_size
     return read + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
 
 
-def decode_bytes(config: GPTConfig, B: int, context: int) -> int:
-    """Bytes that must be read for the next token of B sequences: weights once, keys and values of `context` tokens."""
+def decode_bytes(config: GPTConfig, B: int, context: int, precision: str = "fp32") -> int:
+    """Bytes that must be read for the next token of B sequences: weights once, keys and values of `context` tokens.
+
+    Keys and values count in float32, as this project keeps them at any precision.
+    """
     cache = 2 * config.n_layer * B * context * config.n_embd
-    return FLOAT32_BYTES * (matmul_parameters(config) + cache)
+    return weight_bytes(config, precision) + FLOAT32_BYTES * cache
 
 
 def prefill_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
     """Of a prompt's logits at all positions."""
-    return _bound_of(limits, prefill_flops(config, B, T), prefill_bytes(config, B, T))
+    return _bound_of(limits, prefill_flops(config, B, T), prefill_bytes(config, B, T, limits.precision))
 
 
 def decode_bound(limits: Limits, config: GPTConfig, B: int, context: int) -> Bound:
     """Of one more token for each of B sequences, behind `context` tokens in a KV cache."""
     flops = B * decode_flops_per_token(config, context + 1)
-    return _bound_of(limits, flops, decode_bytes(config, B, context))
+    return _bound_of(limits, flops, decode_bytes(config, B, context, limits.precision))
 
 
 def generation_bound(limits: Limits, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
     """Of one of some tokens after a prompt of `context`: the prompt, whose last logits alone count, and the decodes."""
     head_flops = 2 * config.n_embd * config.vocab_size
     fill_flops = prefill_flops(config, B, context) - B * (context - 1) * head_flops
-    fill = _bound_of(limits, fill_flops, FLOAT32_BYTES * matmul_parameters(config))
+    fill = _bound_of(limits, fill_flops, weight_bytes(config, limits.precision))
     steps = [decode_bound(limits, config, B, context + done) for done in range(tokens - 1)]
     binds = (steps or [fill])[-1].binds
     return Bound((fill.seconds + sum(step.seconds for step in steps)) / tokens, binds)
@@ -145,9 +192,13 @@ class Probe:
         """Make ready for `threads` threads."""
         self._threads = threads
 
-    def peak_flops_per_s(self) -> float:
-        """Float32 fused multiply-adds a second, times two, by the best of the kernels."""
-        return max(self._fma(width, accumulators) for width in WIDTHS for accumulators in ACCUMULATORS)
+    def peak_flops_per_s(self, precision: str = "fp32") -> float:
+        """Multiply-adds a second, times two, by the best of the kernels; of int4 as of int8, which it becomes."""
+        peak = max(self._fma(width, accumulators) for width in WIDTHS for accumulators in ACCUMULATORS)
+        if precision == "fp32":
+            return peak
+        narrow = "bf16" if precision == "bf16" else "int8"
+        return max(peak, *(self._dot(narrow, accumulators) for accumulators in ACCUMULATORS))
 
     def read_bytes_per_s(self, working_set_bytes: int) -> float:
         """Bytes read a second from a working set of (about) that size, shared out among the threads."""
@@ -164,18 +215,41 @@ class Probe:
         seconds = self._best_s(FMA_S, FMA_KERNEL, [(2, width), out], steps=FMA_STEPS)
         return 2 * self._threads * accumulators * width * FMA_STEPS / seconds
 
-    def _best_s(self, budget_s: float, source: str, shapes: list[tuple[int, ...]], **sizes: int) -> float:
-        """Seconds of the fastest of several calls of a kernel whose last argument is its output."""
+    def _dot(self, precision: str, accumulators: int) -> float:
+        """As `_fma`, with what the target has for a word of bf16 or int8."""
+        from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
+        from tvm_frontend.target import resolve_target
+
+        target = resolve_target()
+        arithmetic, width = arithmetic_of(precision, target), target.vector_bits // 32
+        imports = {"pragma_import_llvm": arithmetic.llvm} if arithmetic.llvm else {}
+        names, sizes = {"dot": arithmetic.dot, "imports": imports}, {"total": arithmetic.total, "steps": FMA_STEPS}
+        shapes = [(2, width), (self._threads, accumulators, width)]
+        seconds = self._best_s(FMA_S, DOT_KERNEL, shapes, names, ("int32", arithmetic.total), **sizes)
+        return 2 * arithmetic.values * self._threads * accumulators * width * FMA_STEPS / seconds
+
+    def _best_s(
+        self,
+        budget_s: float,
+        source: str,
+        shapes: list[tuple[int, ...]],
+        names: dict[str, object] | None = None,
+        dtypes: tuple[str, str] = ("float32", "float32"),
+        **sizes: object,
+    ) -> float:
+        """Seconds of the fastest of several calls of a kernel of an input and an output; names: that its text uses."""
         import numpy as np
         import tvm
         from tvm.script import from_source
+        from tvm.script import tirx as T
 
         from bench.worker import sample
         from tvm_frontend.target import resolve_target
 
         threads, accumulators, width = shapes[-1]
         text = source.format(threads=threads, accumulators=accumulators, width=width, **sizes)
-        module = tvm.IRModule({"kernel": from_source(text)})
+        module = tvm.IRModule({"kernel": from_source(text, {"T": T, **(names or {})})})
         kernel = tvm.compile(module, target=resolve_target().to_tvm())["kernel"]
-        tensors = [tvm.runtime.tensor(np.full(shape, 0.5, "float32")) for shape in shapes]
+        filled = [np.full(shape, FILL[dtype], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        tensors = [tvm.runtime.tensor(array) for array in filled]
         return min(sample(lambda: kernel(*tensors), budget_s))

@@ -19,7 +19,7 @@ class Measurement:
     engine: str
     variant: str
     phase: str
-    dtype: str
+    precision: str
     B: int
     T: int
     context: int

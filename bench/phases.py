@@ -88,7 +88,7 @@ class Work(ABC):
         """The least time that a unit can take on a machine."""
 
     @abstractmethod
-    def moved_bytes(self, config: GPTConfig) -> int | None:
+    def moved_bytes(self, config: GPTConfig, precision: str) -> int | None:
         """Bytes that a unit must read or write at least; None if that is not one number."""
 
 
@@ -129,8 +129,8 @@ class Prefill(Work):
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return prefill_bound(limits, config, self.B, self.T)
 
-    def moved_bytes(self, config: GPTConfig) -> int:
-        return prefill_bytes(config, self.B, self.T)
+    def moved_bytes(self, config: GPTConfig, precision: str) -> int:
+        return prefill_bytes(config, self.B, self.T, precision)
 
 
 class Decode(Work):
@@ -179,8 +179,8 @@ class Decode(Work):
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
 
-    def moved_bytes(self, config: GPTConfig) -> int:
-        return decode_bytes(config, self.B, self.context)
+    def moved_bytes(self, config: GPTConfig, precision: str) -> int:
+        return decode_bytes(config, self.B, self.context, precision)
 
 
 class Generate(Work):
@@ -218,7 +218,7 @@ class Generate(Work):
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)
 
-    def moved_bytes(self, config: GPTConfig) -> None:
+    def moved_bytes(self, config: GPTConfig, precision: str) -> None:
         return None
 
 

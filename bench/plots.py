@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bench.units import duration, percent
-from bench.verdict import rounds_ms
+from bench.verdict import limited, name_of, rounds_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INK = "#010203"  # stands for the page's text colour, which replaces it
 FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and on near-black
 WIDTH_IN = 5.4
+PALETTE = ("#2f81f7", "#d08700", "#3fa55b", "#a371f7", "#d2568c", "#1aa7b8", "#8590a2", "#b35900", "#6b7a2f")
 OFF_SCALE = 30
 STYLE = {
     "svg.fonttype": "none",
@@ -45,11 +46,11 @@ def latency(rows: list[dict], baseline: str) -> str | None:
     if not rows:
         return None
     with _drawing(len(rows), f"Milliseconds a {rows[0]['unit']}, by engine") as (axes, done):
-        limit = rows[0]["limit_ms"]
+        limit = limited(rows)["limit_ms"]
         fitting = [row for row in rows if row["median_ms"] <= OFF_SCALE * rows[0]["median_ms"]]
         right = 1.3 * max(2 * limit, *(min(max(rounds_ms(row)), 3 * row["median_ms"]) for row in fitting))
         for y, row in enumerate(rows):
-            color = FIRST if y == 0 else BASELINE if row["engine"] == baseline else OTHER
+            color = FIRST if y == 0 else BASELINE if row["label"] == baseline else OTHER
             medians = rounds_ms(row)
             axes.plot([limit, row["median_ms"]], [y, y], color=color, alpha=0.35, linewidth=5, solid_capstyle="butt")
             axes.plot([min(medians), max(medians)], [y, y], color=color, linewidth=2, marker="|", markersize=10)
@@ -61,7 +62,7 @@ def latency(rows: list[dict], baseline: str) -> str | None:
         axes.axvline(limit, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
         axes.set_xscale("log")
         axes.set_xlim(min(limit, rows[0]["median_ms"]) / 1.25, right)
-        _label_rows(axes, [row["label"] for row in rows])
+        _label_rows(axes, [name_of(row) for row in rows])
         heading = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
         axes.text(1.27, -0.85, "median", ha="right", **heading)
         axes.text(1.47, -0.85, "of limit", ha="right", **heading)
@@ -92,6 +93,27 @@ def errors(rows: list[dict]) -> str:
         axes.set_xlim(smallest / 3, max(tolerance, max(e for e, _ in largest.values())) * 2)
         _label_rows(axes, [label for label, _ in order])
         axes.set_xlabel("largest |difference| over largest |logit|, log scale", fontsize=9, alpha=0.75)
+    return done[0]
+
+
+def shares(rows: list[dict]) -> str:
+    """The share of the limit that each engine reaches at each piece of work, in the order of the work."""
+    works = list(dict.fromkeys(row["work"] for row in rows))
+    by_engine: dict[str, list[dict]] = {}
+    for row in rows:
+        by_engine.setdefault(name_of(row), []).append(row)
+    order = sorted(by_engine.items(), key=lambda item: -max(row["percent_of_limit"] for row in item[1]))
+    with _drawing(9, "Share of the limit, by engine and work") as (axes, done):
+        for number, (name, timed) in enumerate(order):
+            color = PALETTE[number % len(PALETTE)]
+            x, y = [works.index(row["work"]) for row in timed], [row["percent_of_limit"] for row in timed]
+            axes.plot(x, y, "o-", color=color, markersize=5, linewidth=1.8, label=name)
+        axes.axhline(100, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
+        axes.set_xticks(range(len(works)), works, rotation=45, ha="right", fontsize=8.5)
+        axes.set_ylim(0, max(105, *(row["percent_of_limit"] for row in rows)))
+        axes.grid(axis="y")
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+        axes.set_ylabel("% of the limit", fontsize=9, alpha=0.75)
     return done[0]
 
 
@@ -139,12 +161,13 @@ def _svg(figure: "Figure", label: str) -> str:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes = figure.axes[0]
-    low, high = axes.get_xlim()
-    small = high / low < 100
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if small else (1,), numticks=12))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.tick_params(axis="x", labelsize=9)
+    if axes.get_xscale() == "log":
+        low, high = axes.get_xlim()
+        small = high / low < 100
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if small else (1,), numticks=12))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params(axis="x", labelsize=9)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()

@@ -10,8 +10,10 @@ from bench.artifacts import (
     CACHED_INT8,
     CHECKPOINT,
     COMPILED_CACHED,
+    COMPILED_LOW,
     COMPILED_O0,
     COMPILED_O3,
+    CTRANSLATE2,
     EXPORTED,
     EXPORTED_INT8,
     OPENVINO,
@@ -27,13 +29,20 @@ from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
 # Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
-# GPT-2 124M's shape, `tiny` is for tests, `bigram` has no arithmetic at all.
+# GPT-2 124M's shape, `char` that of the preset of this name, `tiny` is for tests, `bigram` has no arithmetic at all.
 SEEDED = {
     "bigram": GPTConfig.bigram(vocab_size=98, block_size=64),
+    "char": GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False, activation="gelu"),
     "demo": GPTConfig(block_size=64, vocab_size=98, n_layer=4, n_head=4, n_embd=128, bias=False),
     "gpt2": GPTConfig(),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
+
+LOW_PRECISIONS = ("bf16", "int8", "int4")
+
+
+class CannotMake(UserError):
+    """A file cannot be made of this model here; what needs it is absent."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,11 @@ def prepare(artifacts: Artifacts, contenders: Iterable[Contender], phases: Itera
     """Make or verify all that the contenders present here need for some phases, and return the model's config.
 
     phases: by default all that the model has. Raises UserError where a file does not come from the one before it,
-    naming both and the command that remakes it.
+    naming both and the command that remakes it, and CannotMake where one cannot be made.
     """
     config = config_of(artifacts) if is_foreign(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
-    needed = {file for each in contenders if not each.missing for phase, file in each.files if phase in asked}
+    needed = {file for each in contenders if not each.absent for phase, file in each.files if phase in asked}
     needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
     for name, making in MAKINGS.items():
         if name in needed and not (making.source == CHECKPOINT and is_foreign(artifacts)):
@@ -118,7 +127,10 @@ def _prepare_checkpoint(artifacts: Artifacts) -> GPTConfig:
 def _prepare_made(source: Path, path: Path, making: Making) -> None:
     if not path.exists():
         _say(f"{source} is {making.done} to {path}")
-        making.make(source, path)
+        try:
+            making.make(source, path)
+        except UserError as error:
+            raise CannotMake(str(error)) from error
     elif making.origin(path) != sha256_file(source):
         command = making.command.format(source=source, path=path)
         raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
@@ -138,11 +150,11 @@ def _exported(form: str, options: str = "") -> Making:
     return Making(CHECKPOINT, make, origin, "exported", f"python -m export.onnx {{source}} -o {{path}}{options}")
 
 
-def _compiled(source: str, level: int) -> Making:
+def _compiled(source: str, level: int, precision: str = "fp32") -> Making:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
 
-        compile_model(source, path, opt_level=level)
+        compile_model(source, path, opt_level=level, precision=precision)
 
     def origin(path: Path) -> str:
         from tvm_frontend.artifact import load_compiled
@@ -150,6 +162,7 @@ def _compiled(source: str, level: int) -> Making:
         return load_compiled(path).exported_sha256
 
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} --opt-level {level}"
+    command += "" if precision == "fp32" else f" --precision {precision}"
     return Making(source, make, origin, "compiled", command)
 
 
@@ -168,6 +181,20 @@ def _quantized(source: str, tool: str, bits: int) -> Making:
     return Making(source, make, origin, "quantised", command)
 
 
+def _converted() -> Making:
+    def make(source: Path, path: Path) -> None:
+        from export.ctranslate2 import convert_ctranslate2
+
+        convert_ctranslate2(source, path)
+
+    def origin(path: Path) -> str:
+        from export.ctranslate2 import origin_of
+
+        return origin_of(path)
+
+    return Making(CHECKPOINT, make, origin, "converted", "python -m export.ctranslate2 {source} -o {path}")
+
+
 # In an order in which each comes after its source.
 MAKINGS = {
     EXPORTED: _exported("forward"),
@@ -176,6 +203,9 @@ MAKINGS = {
     COMPILED_O0: _compiled(EXPORTED, 0),
     COMPILED_O3: _compiled(EXPORTED, 3),
     COMPILED_CACHED: _compiled(CACHED, 3),
+    **{COMPILED_LOW[0].format(precision): _compiled(EXPORTED, 3, precision) for precision in LOW_PRECISIONS},
+    **{COMPILED_LOW[1].format(precision): _compiled(CACHED, 3, precision) for precision in LOW_PRECISIONS},
+    CTRANSLATE2: _converted(),
     EXPORTED_INT8: _quantized(EXPORTED, "onnxruntime", 8),
     CACHED_INT8: _quantized(CACHED, "onnxruntime", 8),
     **{OPENVINO.format(bits): _quantized(EXPORTED, "openvino", bits) for bits in (8, 4)},

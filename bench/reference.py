@@ -15,7 +15,6 @@ class Reference(eager.Engine):
     """Eager in float64; its logits are float64 [B, T, V]. Not an engine: it is never timed."""
 
     summary = "eager in float64"
-    dtype = "float64"
     arithmetic = "float64"
 
 
@@ -45,3 +44,7 @@ class Truth:
         if self._last is None or not np.array_equal(self._last[0], ids):
             self._last = ids, self._worker.call("prefill", ids, deadline_s=CALL_DEADLINE_S)
         return self._last[1]
+
+    def loss(self, windows: np.ndarray) -> float:
+        """In nats a token, of windows of a text int64 [N, T + 1]."""
+        return self._worker.call("loss", windows, deadline_s=CALL_DEADLINE_S)

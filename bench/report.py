@@ -1,8 +1,9 @@
 """Results to three files that say the same: results.json for programs, report.md, and report.html for people.
 
-A row of results.json: engine, variant, label; phase (`prefill`, `decode`, `generate`), work (its name in the phase), B,
+A row of results.json: group (the precision that is compared), engine, variant, label, precision (its own, another of
+what stands beside for comparison); phase (`prefill`, `decode`, `generate`), work (its name in the phase), B,
 T and context (T tokens of B sequences, behind `context` tokens), unit (what a time is of: a `prefill` or a `token`);
-dtype, threads; status (`timed`, `absent`, `failed`, `disagrees`) and the reason for the last three; samples_ms,
+dtype, threads; status (`timed`, `absent`, `failed`, `disagrees`, `left out`) and the reason for the others; samples_ms,
 samples_by_round (how many of them are of each round), median_ms, spread (slowest round over fastest, less 1), speedup
 (over the baseline in the same round: median, low, high); limit_ms, limit_binds, percent_of_limit, moved_bytes (that a
 unit must move); max_abs_err, max_rel_err, top1_match, agrees, tolerance.
@@ -13,15 +14,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import plots
+from bench import odd, plots
 from bench.agreement import PRECISIONS
 from bench.phases import PHASES
 from bench.units import duration, milliseconds, percent, size, times
 from bench.verdict import (
+    glance,
     headline_of,
+    in_group,
+    limited,
+    name_of,
     noise_floor,
     paired_variants,
     phases_in,
+    reliability,
     rows_at,
     statements,
     timed,
@@ -31,6 +37,7 @@ from bench.verdict import (
 from gpt.files import atomic_output
 
 TEMPLATES = Path(__file__).parent / "templates"
+MANY = 4  # more pieces of work than these get an overview, and their tables and plots fold away
 
 
 def write_report(results: dict, folder: Path) -> Path:
@@ -51,18 +58,41 @@ def write_report(results: dict, folder: Path) -> Path:
 
 
 def table_text(results: dict) -> str:
-    """The comparison as lines for a terminal, one block a piece of work."""
+    """The comparison of one precision as lines for a terminal, one block a piece of work."""
     blocks = []
     for phase in phases_in(results):
         for work in works_in(results, phase):
             rows = rows_at(results, phase, work)
             lines = [columns_of(results, phase), *(cells_of(row) for row in rows if row["status"] == "timed")]
             widths = [max(len(text) for text in column) for column in zip(*lines, strict=True)]
-            block = [f"{phase} {work} · {rows[0]['threads']} threads · {limit_of(rows[0])}"]
+            block = [f"{phase} {work} · {rows[0]['threads']} threads · {limit_of(limited(rows))}"]
             block += ["  " + "  ".join(_aligned(line, widths)) for line in lines]
             block += [f"  {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "timed"]
             blocks.append("\n".join(block))
+    blocks += ["\n".join(lines) for lines in (_loss_lines(results), _cliff_lines(results)) if lines]
     return "\n\n".join(blocks)
+
+
+def _loss_lines(results: dict) -> list[str]:
+    if not results["losses"]:
+        return []
+    widest = max(len(each["label"]) for each in results["losses"])
+    lines = [f"  {each['label']:{widest}}  {loss_text(each)}" for each in results["losses"]]
+    return [f"loss on {results['text']}; float64: {results['losses'][0]['reference']:.4f} nats a token", *lines]
+
+
+def _cliff_lines(results: dict) -> list[str]:
+    found = odd.cliffs(results["rows"])
+    lines = [
+        f"  {label}: " + ", ".join(f"T={T} {times(ratio)}" for T, ratio in ratios.items())
+        for label, ratios in found.items()
+    ]
+    return [f"odd lengths: time over that interpolated from the neighbours; the bar is {odd.BAR}", *lines] * bool(found)
+
+
+def loss_text(each: dict) -> str:
+    """An engine's loss and what it is above the reference's, or why there is none."""
+    return each["reason"] if each["loss"] is None else f"{each['loss']:.4f} ({each['percent_above']:+.3f} %)"
 
 
 def columns_of(results: dict, phase: str) -> list[str]:
@@ -72,11 +102,11 @@ def columns_of(results: dict, phase: str) -> list[str]:
 
 def cells_of(row: dict) -> list[str]:
     """A timed row as the text of its phase's columns."""
-    return [row["label"], *(CELLS[name](row) for name in PHASES[row["phase"]].columns)]
+    return [name_of(row), *(CELLS[name](row) for name in PHASES[row["phase"]].columns)]
 
 
 def limit_of(row: dict) -> str:
-    """A row's limit in words, the same for all engines at this work."""
+    """A row's limit in words, the same for all engines of its precision at this work."""
     moved = (
         f"{size(row['moved_bytes'])} must be read a token, " if row["unit"] == "token" and row["moved_bytes"] else ""
     )
@@ -127,23 +157,43 @@ def _render(template: str, results: dict) -> str:
 
 def _view(results: dict, with_plots: bool) -> dict:
     """What the templates show."""
+    groups = [_group(in_group(results, precision), with_plots) for precision in results["precisions"]]
     named = {(row["phase"], row["work"]) for row in results["rows"]}
     return {
         "results": results,
-        "statements": statements(results),
-        "sections": [_section(results, phase, with_plots) for phase in phases_in(results)],
+        "groups": groups,
+        "precisions": PRECISIONS,
+        "alone": groups[0] if len(groups) == 1 else None,
         "cells_of": cells_of,
         "limit_of": limit_of,
+        "limited": limited,
+        "name_of": name_of,
+        "loss_text": loss_text,
+        "bar": odd.BAR,
         "worst": worst_error(results),
         "engines": list(dict.fromkeys((row["label"], row["summary"]) for row in results["rows"])),
-        "tolerance_reasons": {row["dtype"]: PRECISIONS[row["dtype"]].reason for row in results["rows"]},
         "noise": noise_floor(results),
         "odd": [
             f"{phase} {work}"
             for phase, work in dict.fromkeys((each["phase"], each["work"]) for each in results["checks"])
             if (phase, work) not in named
         ],
-        "errors_plot": plots.errors(timed(results)) if with_plots and timed(results) else None,
+    }
+
+
+def _group(results: dict, with_plots: bool) -> dict:
+    """What the templates show of one precision; results: of it alone."""
+    rows = [row for row in timed(results) if row["precision"] == results["precision"]]
+    return {
+        "precision": results["precision"],
+        "baseline": results["baseline"],
+        "statements": statements(results),
+        "glance": glance(results),
+        "reliability": reliability(results),
+        "sections": [_section(results, phase, with_plots) for phase in phases_in(results)],
+        "losses": sorted(results["losses"], key=lambda each: each["loss"] or float("inf")),
+        "cliffs": odd.cliffs(results["rows"]),
+        "errors_plot": plots.errors(rows) if with_plots and rows else None,
     }
 
 
@@ -152,6 +202,7 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
     pairs = [pair for pair in paired_variants(results) if pair["phase"] == phase]
     tables = {work: rows_at(results, phase, work) for work in works_in(results, phase)}
     headline = headline_of(results, phase)
+    rows = [row for row in timed(results) if row["phase"] == phase]
     return {
         "phase": phase,
         "title": PHASES[phase].title,
@@ -161,8 +212,38 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
         "headline": headline,
         "first": tables[headline][0],
         "pairs": pairs,
+        "overview": _overview(tables) if len(tables) > MANY else None,
         "plots": {work: plots.latency(rows, results["baseline"]) for work, rows in tables.items()}
         if with_plots
         else {},
         "pairs_plot": plots.before_after(pairs) if with_plots and pairs else None,
+        "shares_plot": plots.shares(rows) if with_plots and len(tables) > MANY and rows else None,
+    }
+
+
+def _overview(tables: dict[str, list[dict]]) -> dict:
+    """Many pieces of work at a glance: a row an engine, a column a piece of work, and by how much the fastest leads.
+
+    A cell: the median, the share of the limit and whether it is the fastest; or None.
+    """
+    fastest = {work: rows[0] for work, rows in tables.items() if rows[0]["status"] == "timed"}
+    lines: dict[str, dict[str, dict]] = {}
+    for work, rows in tables.items():
+        for row in rows:
+            if row["status"] == "timed":
+                cell = {
+                    "time": duration(row["median_ms"]),
+                    "share": percent(row["percent_of_limit"]),
+                    "first": row is fastest[work],
+                }
+                lines.setdefault(name_of(row), {})[work] = cell
+    leads = {}
+    for work, first in fastest.items():
+        others = [row for row in tables[work] if row["status"] == "timed" and row["engine"] != first["engine"]]
+        if others:
+            leads[work] = f"{others[0]['median_ms'] / first['median_ms']:.2f}×"
+    return {
+        "works": list(tables),
+        "lines": {label: [cells.get(work) for work in tables] for label, cells in lines.items()},
+        "leads": [leads.get(work, "–") for work in tables],
     }

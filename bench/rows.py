@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from bench.agreement import tolerance_of
+from bench.agreement import PRECISIONS, tolerance_of
 from bench.backends import Contender
 from bench.limits import Limits
 from bench.measure import Measurement, median_of, speedup_of, spread_of
@@ -11,43 +12,51 @@ from bench.phases import Work
 from bench.runner import Runner
 from gpt.config import GPTConfig
 
-BASELINE = "eager"  # what speed-ups are taken to
+if TYPE_CHECKING:
+    from bench.compare import Plan
 
 
 def rows_of(
-    work: Work, contenders: list[Contender], runners: list[Runner], config: GPTConfig, limits: Limits
+    work: Work,
+    contenders: list[Contender],
+    runners: list[Runner],
+    config: GPTConfig,
+    limits: dict[str, Limits],
+    plan: "Plan",
 ) -> Iterator[dict]:
-    """One row for each contender that has the phase, for absent ones and failed ones too."""
+    """One row for each contender that has the phase, for absent ones and failed ones too. limits: by precision."""
     by_contender = {runner.contender: runner for runner in runners}
-    baseline = next((runner.measurement_at(work) for runner in runners if runner.contender.engine == BASELINE), None)
-    bound = work.bound(limits, config)
+    base = next((runner.measurement_at(work) for runner in runners if runner.contender.label == plan.baseline), None)
     for contender in contenders:
         if work.phase not in contender.phases:
             continue
         runner = by_contender.get(contender)
         status, reason = _status_of(contender, runner, work)
         agreement = runner.checks.get(work) if runner else None
+        bound = work.bound(limits[contender.precision], config)
         yield {
+            "group": plan.precision,
             "engine": contender.engine,
             "variant": contender.variant,
             "label": contender.label,
             "summary": contender.summary,
             **_names_of(work),
             "unit": work.unit,
-            "dtype": contender.dtype,
-            "threads": limits.threads,
+            "precision": contender.precision,
+            "dtype": PRECISIONS[contender.precision].dtype,
+            "threads": limits[contender.precision].threads,
             "status": status,
             "reason": reason,
-            **_times_of(runner.measurement_at(work) if runner else None, baseline, bound.seconds),
+            **_times_of(runner.measurement_at(work) if runner else None, base, bound.seconds),
             "limit_ms": bound.seconds * 1e3,
             "limit_binds": bound.binds,
-            "moved_bytes": work.moved_bytes(config),
+            "moved_bytes": work.moved_bytes(config, contender.precision),
             **_errors_of(runner, work),
-            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.dtype, config),
+            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.precision, config),
         }
 
 
-def checks_of(runner: Runner, works: list[Work]) -> Iterator[dict]:
+def checks_of(runner: Runner, works: list[Work], plan: "Plan") -> Iterator[dict]:
     """Every check of an engine, of what is timed and of what is not."""
     for work in works:
         if not runner.can(work):
@@ -56,10 +65,26 @@ def checks_of(runner: Runner, works: list[Work]) -> Iterator[dict]:
         if agreement:
             found = asdict(agreement)
         else:
-            slow = "left out: too slow for what is not timed" if work in runner.unchecked else None
-            reason = runner.failed or runner.errors.get(work) or slow or runner.disagreed
+            reason = runner.failed or runner.errors.get(work) or runner.left_out.get(work) or runner.disagreed
             found = {"agrees": None, "reason": reason}
-        yield {"label": runner.contender.label, **_names_of(work)} | found
+        yield {"group": plan.precision, "label": runner.contender.label, **_names_of(work)} | found
+
+
+def losses_of(right: float, runners: list[Runner], plan: "Plan") -> list[dict]:
+    """Each engine's loss on the text, in nats a token, and by how much it is above the reference's, or why not."""
+    return [
+        {
+            "group": plan.precision,
+            "label": runner.contender.label,
+            "precision": runner.contender.precision,
+            "loss": runner.loss,
+            "percent_above": None if runner.loss is None else 100 * (runner.loss / right - 1),
+            "reference": right,
+            "reason": runner.no_loss,
+        }
+        for runner in runners
+        if "prefill" in runner.contender.phases
+    ]
 
 
 def _names_of(work: Work) -> dict:
@@ -67,13 +92,15 @@ def _names_of(work: Work) -> dict:
 
 
 def _status_of(contender: Contender, runner: Runner | None, work: Work) -> tuple[str, str | None]:
-    """`timed`, or why not: `absent` (a package is), `failed` (it raised, died or hung), `disagrees`."""
+    """`timed`, or why not: `absent`, `failed` (it raised, died or hung), `disagrees`, `left out` (it is too slow)."""
     if runner is None:
-        return "absent", contender.reason_missing
+        return "absent", contender.absent
     if runner.disagreed:
         return "disagrees", runner.disagreed
     if reason := runner.failed or runner.errors.get(work):
         return "failed", reason
+    if reason := runner.left_out.get(work):
+        return "left out", reason
     return "timed", None
 
 

@@ -18,13 +18,16 @@ LOAD_DEADLINE_S = 300.0
 CALL_DEADLINE_S = 300.0  # the first call at a shape compiles in some engines
 SLOW_S = 2.0  # a call expected to take longer is not repeated just to know it better
 LONGEST_CHECK_S = 30.0  # work that is only checked, not timed, is left out, and said to be, if it took longer
+LONGEST_CALL_S = 20.0  # and so is work to time
+LONGEST_LOSS_S = 60.0  # and a text
 
 
 class Runner:
     """A contender with its worker. A failure of the worker is noted here and never raised.
 
     versions: of its packages. checks: its Agreement at each piece of work. errors: what the worker said where it
-    failed. unchecked: what was left out. failed: why it could not even be loaded. disagreed: where, and by how much.
+    failed. left_out: what would have taken too long, in words. failed: why it could not even be loaded. disagreed:
+    where, and by how much. loss: on a text, in nats a token; None if it has none, and then no_loss says why.
     """
 
     def __init__(self, contender: Contender, worker: Worker) -> None:
@@ -32,9 +35,11 @@ class Runner:
         self.versions: dict[str, str] = {}
         self.checks: dict[Work, Agreement] = {}
         self.errors: dict[Work, str] = {}
-        self.unchecked: list[Work] = []
+        self.left_out: dict[Work, str] = {}
         self.failed: str | None = None
         self.disagreed: str | None = None
+        self.loss: float | None = None
+        self.no_loss: str | None = None
         self._worker = worker
         self._begun: Work | None = None
         self._seconds_per_token: dict[str, float] = {}  # by phase
@@ -45,8 +50,9 @@ class Runner:
         return work.phase in self.contender.phases
 
     def may_run(self, work: Work) -> bool:
-        """Whether it has the phase, loaded, has not disagreed anywhere, and has not failed at this work."""
-        return self.can(work) and not self.failed and not self.disagreed and work not in self.errors
+        """Whether it has the phase, loaded, has not disagreed anywhere, and has not failed or been left out here."""
+        gone = self.failed or self.disagreed or work in self.errors or work in self.left_out
+        return self.can(work) and not gone
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int) -> None:
         """Load the engine in the worker."""
@@ -58,13 +64,14 @@ class Runner:
             self.failed = str(error)
 
     def check(self, work: Work, ids: np.ndarray, reference: Reference, config: GPTConfig, *, timed: bool) -> None:
-        """Compare with the reference; work that is not timed is left out if it would take long."""
-        if not timed and self._expected_s(work) > LONGEST_CHECK_S:
-            self.unchecked.append(work)
+        """Compare with the reference; work that would take long is left out, sooner if it is not timed."""
+        expected_s = self._expected_s(work)
+        if expected_s > (LONGEST_CALL_S if timed else LONGEST_CHECK_S):
+            self.left_out[work] = f"left out: a call would take some {expected_s:.0f} s"
             return
         with self._noting_errors(work):
             self._begun = None
-            agreement = work.check(self._ask, reference, ids, tolerance_of(self.contender.dtype, config))
+            agreement = work.check(self._ask, reference, ids, tolerance_of(self.contender.precision, config))
             self.checks[work] = agreement
             if not agreement.agrees:
                 self.disagreed = f"disagrees in {work.phase} at {work.name}: {agreement.reason}"
@@ -95,13 +102,27 @@ class Runner:
             samples = self._worker.time(method, *arguments, budget_s=turn_s, deadline_s=CALL_DEADLINE_S)
             rounds.append(tuple(samples))
 
+    def measure_loss(self, windows: np.ndarray) -> None:
+        """The loss on windows of a text, int64 [N, T + 1], where the engine has a prefill and agrees."""
+        B, T = len(windows), windows.shape[1] - 1
+        expected_s = self._seconds_per_token.get("prefill", 0.0) * B * T
+        if self.failed or self.disagreed:
+            self.no_loss = self.failed or self.disagreed
+        elif expected_s > LONGEST_LOSS_S:
+            self.no_loss = f"left out: it would take some {expected_s:.0f} s"
+        else:
+            try:
+                self.loss = self._worker.call("loss", windows, deadline_s=CALL_DEADLINE_S)
+            except WorkerError as error:
+                self.no_loss = str(error)
+
     def measurement_at(self, work: Work) -> Measurement | None:
         """All rounds of a piece of work, in seconds a unit; None if it did not stay in the race."""
         if not self.may_run(work) or not any(self._samples_s.get(work, ())):
             return None
         each = self.contender
         rounds = [tuple(sample / work.units_a_call for sample in samples) for samples in self._samples_s[work]]
-        names = (each.engine, each.variant, work.phase, each.dtype)
+        names = (each.engine, each.variant, work.phase, each.precision)
         return Measurement(*names, work.B, work.T, work.context, tuple(rounds))
 
     def _ask(self, method: str, *arguments: object) -> np.ndarray:

@@ -12,6 +12,14 @@ def timed(results: dict) -> Rows:
     return [row for row in results["rows"] if row["status"] == "timed"]
 
 
+def in_group(results: dict, precision: str) -> dict:
+    """The results of one precision alone, with its `precision` and `baseline`."""
+    parts = {
+        name: [each for each in results[name] if each["group"] == precision] for name in ("rows", "checks", "losses")
+    }
+    return results | parts | {"precision": precision, "baseline": results["baselines"][precision]}
+
+
 def phases_in(results: dict) -> list[str]:
     """The phases of the rows, in their order."""
     return list(dict.fromkeys(row["phase"] for row in results["rows"]))
@@ -26,6 +34,16 @@ def rows_at(results: dict, phase: str, work: str) -> Rows:
     """The rows of one piece of work, fastest first, those without a time last."""
     rows = [row for row in results["rows"] if (row["phase"], row["work"]) == (phase, work)]
     return sorted(rows, key=lambda row: row["median_ms"] or float("inf"))
+
+
+def name_of(row: dict) -> str:
+    """An engine's label, and its precision where that is another than what is compared."""
+    return row["label"] if row["precision"] == row["group"] else f"{row['label']} ({row['precision']})"
+
+
+def limited(rows: Rows) -> dict:
+    """The row whose limit stands for all: one of the precision that is compared, if there is one."""
+    return next((row for row in rows if row["precision"] == row["group"]), rows[0])
 
 
 def headline_of(results: dict, phase: str) -> str:
@@ -50,10 +68,10 @@ def rounds_ms(row: dict) -> list[float]:
 
 
 def paired_variants(results: dict) -> list[dict]:
-    """Engines timed in more than one variant: the first and the last of them at each work, and the ratio."""
-    pairs = []
+    """Engines timed in more than one variant of a precision: the first and the last at each work, and the ratio."""
+    pairs, keys = [], ("engine", "precision", "phase", "work")
     for row in timed(results):
-        same = [each for each in timed(results) if all(each[key] == row[key] for key in ("engine", "phase", "work"))]
+        same = [each for each in timed(results) if all(each[key] == row[key] for key in keys)]
         if row is same[0] and len(same) > 1:
             before, after = same[0], same[-1]
             ratio = before["median_ms"] / after["median_ms"]
@@ -68,8 +86,10 @@ def noise_floor(results: dict) -> float | None:
 
 
 def worst_error(results: dict) -> dict | None:
-    """The timed row that comes closest to its tolerance."""
-    return max(timed(results), key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
+    """The timed row that comes closest to its tolerance; of the precision that is compared, if there is one."""
+    rows = timed(results)
+    rows = [row for row in rows if row["precision"] == row["group"]] or rows
+    return max(rows, key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
 
 
 def statements(results: dict) -> list[str]:
@@ -77,7 +97,24 @@ def statements(results: dict) -> list[str]:
     found = [_lead_of(results, phase) for phase in phases_in(results)]
     if not timed(results):
         found = ["No engine could be timed: see the reasons in the table."]
-    return [each for each in (*found, _agreement(results)) if each]
+    return [each for each in (*found, *reliability(results)) if each]
+
+
+def glance(results: dict) -> list[dict]:
+    """Each phase's headline in a line of a table: the fastest and the next engine, None where there is none."""
+    lines = []
+    for phase in phases_in(results):
+        work = headline_of(results, phase)
+        rows = [row for row in rows_at(results, phase, work) if row["status"] == "timed"]
+        if rows:
+            line = {"precision": results["precision"], "phase": phase, "work": work, "first": rows[0]}
+            lines.append(line | {"next": next((row for row in rows if row["engine"] != rows[0]["engine"]), None)})
+    return lines
+
+
+def reliability(results: dict) -> list[str]:
+    """Are the numbers right, and what do they cost on text: the last of `statements`."""
+    return [each for each in (_agreement(results), _loss(results)) if each]
 
 
 def _lead_of(results: dict, phase: str) -> str | None:
@@ -96,11 +133,11 @@ def _lead_of(results: dict, phase: str) -> str | None:
 def _lead(first: dict, others: Rows) -> str:
     time = _time(first)
     if not others:
-        return f"{first['label']} takes {time},"
+        return f"{name_of(first)} takes {time},"
     second = others[0]
     if _ever_behind(first, second):
-        return f"{first['label']} takes {time}, level with {second['label']} (neither won every round),"
-    return f"{first['label']} is fastest with {time} (next: {second['label']}, {duration(second['median_ms'])}),"
+        return f"{name_of(first)} takes {time}, level with {name_of(second)} (neither won every round),"
+    return f"{name_of(first)} is fastest with {time} (next: {name_of(second)}, {duration(second['median_ms'])}),"
 
 
 def _time(row: dict) -> str:
@@ -122,7 +159,7 @@ def _ever_behind(first: dict, second: dict) -> bool:
 
 def _against_baseline(first: dict, results: dict) -> str:
     speedup = first["speedup"]
-    if not speedup or first["engine"] == results["baseline"]:
+    if not speedup or first["label"] == results["baseline"]:
         return " at"
     digits = ".2g" if speedup["median"] < 100 else ",.0f"
     return f" {speedup['median']:{digits}} times as fast as {results['baseline']} and at"
@@ -140,3 +177,13 @@ def _agreement(results: dict) -> str:
         f"{'It agrees' if count == 1 else f'All {count} agree'} with {results['truth']}: the largest error is "
         f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
     )
+
+
+def _loss(results: dict) -> str:
+    """What fewer bits cost on the text: the least and the most of the engines; nothing to say in float32."""
+    found = [each for each in results["losses"] if each["loss"] is not None and each["precision"] == each["group"]]
+    if not found or results["precision"] == "fp32":
+        return ""
+    found.sort(key=lambda each: each["percent_above"])
+    said = ", ".join(f"{each['label']} {each['percent_above']:+.2f} %" for each in found)
+    return f"Loss on held-out text, against {found[0]['reference']:.4f} nats a token in float64: {said}."

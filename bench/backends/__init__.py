@@ -6,40 +6,54 @@ To add an engine, put a file here that defines a class `Engine(Backend)`. Nothin
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import ClassVar
 
 import numpy as np
 
 from bench.artifacts import Artifacts
+from bench.loss import nats_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run an engine. files: the phases that it can do, with the file of `bench.artifacts` that each needs.
+
+    precision: of its products, a name in `bench.agreement.PRECISIONS`. requires: packages besides the engine's. about:
+    what sets it apart. unable: why it cannot run anywhere, None if it can.
+    """
+
+    files: dict[str, str]
+    precision: str = "fp32"
+    requires: dict[str, str] = field(default_factory=dict)
+    about: str = ""
+    unable: str | None = None
 
 
 class Backend(ABC):
     """One engine. Its file imports the packages in `requires` only inside methods, so that it can always be read.
 
     requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by
-    itself (`""` if there is one), and the phases that each can do, with the file of `bench.artifacts` that it does
-    them on. dtype: of its arithmetic. summary: what it is, in a few words.
+    itself (`""` is its plainest). summary: what it is, in a few words.
 
     An engine writes the methods that begin with an underscore: `_load` and `_prefill`, and for a KV cache `_fill` and
-    `_decode`. Those are only called with what fits the model: the public ones look first, and raise UserError before
-    any kernel runs.
+    `_decode`, or `_generate` and `_stream` if it has a loop of its own. Those are only called with what fits the
+    model: the public ones look first, and raise UserError before any kernel runs. variant: the one that was loaded.
     """
 
     requires: ClassVar[dict[str, str]]
     summary: ClassVar[str]
-    variants: ClassVar[dict[str, dict[str, str]]]
-    dtype: ClassVar[str] = "float32"
+    variants: ClassVar[dict[str, Variant]]
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
         """Make ready to run on exactly `threads` threads. Called once, in a process of the engine's own."""
-        self.config = config
+        self.config, self.variant = config, self.variants[variant]
         self._cached: tuple[int, int] = (0, 0)  # sequences and tokens that the cache holds
-        self._load(artifacts, threads, variant)
+        self._load(artifacts, threads)
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         """Logits float32 [B, T, V] of ids int64 [B, T]; may be a view that the next call overwrites.
@@ -83,26 +97,25 @@ class Backend(ABC):
 
         Raises UserError for ids that the model cannot take, and unless all but the last token fit in block_size.
         """
-        return np.stack(list(self.stream(ids, tokens)), axis=1)
+        self._check_tokens(ids, tokens)
+        return self._generate(ids, tokens)
 
     def stream(self, ids: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         """The same one by one, int64 [B] each."""
-        T = ids.shape[-1]
-        if not 1 <= tokens <= self.config.block_size - T + 1:
-            raise UserError(f"tokens={tokens}: must be 1 to {self.config.block_size - T + 1} after a prompt of {T}")
-        logits = self.fill(ids)  # [B, V]
-        for context in range(T, T + tokens):
-            likeliest = logits.argmax(-1)  # [B]
-            yield likeliest
-            if context < T + tokens - 1:
-                logits = self.decode(likeliest[:, None], context)
+        self._check_tokens(ids, tokens)
+        yield from self._stream(ids, tokens)
+
+    def loss(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy, in nats a token, of windows of a text, int64 [N, T + 1]: of each token but the first."""
+        nats = [nats_of(self.prefill(window[None, :-1])[0], window[1:]) for window in windows]
+        return float(np.mean(nats))
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """Package name to version, of the packages that decide the speed."""
 
     @abstractmethod
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
         """See `load`. What only some phases need may wait until they are asked for."""
 
     @abstractmethod
@@ -114,6 +127,25 @@ class Backend(ABC):
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
         raise NotImplementedError
+
+    def _generate(self, ids: np.ndarray, tokens: int) -> np.ndarray:
+        return np.stack(list(self._stream(ids, tokens)), axis=1)
+
+    def _stream(self, ids: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
+        T = ids.shape[1]
+        logits = self.fill(ids)  # [B, V]
+        for context in range(T, T + tokens):
+            likeliest = logits.argmax(-1)  # [B]
+            yield likeliest
+            if context < T + tokens - 1:
+                logits = self.decode(likeliest[:, None], context)
+
+    def _check_tokens(self, ids: np.ndarray, tokens: int) -> None:
+        """Raise UserError unless some tokens fit behind a prompt that the model can take."""
+        self._check(ids)
+        room = self.config.block_size - ids.shape[1] + 1
+        if not 1 <= tokens <= room:
+            raise UserError(f"tokens={tokens}: must be 1 to {room} after a prompt of {ids.shape[1]}")
 
     def _check(self, ids: np.ndarray, context: int = 0) -> None:
         """Raise UserError unless ids are int64 [B, T], all in [0, V), that fit in block_size behind `context` tokens.
@@ -137,15 +169,16 @@ class Backend(ABC):
 class Contender:
     """One engine in one variant: what a row of the results is about.
 
-    files: each phase that it can do, with the file that it needs for it. missing: the absent packages, if any.
+    precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
+    that it needs for it. absent: why it cannot run here, or None.
     """
 
     engine: str
     variant: str
-    dtype: str
+    precision: str
     files: tuple[tuple[str, str], ...]
     summary: str
-    missing: tuple[str, ...]
+    absent: str | None = None
 
     @property
     def label(self) -> str:
@@ -162,46 +195,50 @@ class Contender:
         """The names of the phases that it can do."""
         return tuple(phase for phase, _ in self.files)
 
-    @property
-    def reason_missing(self) -> str | None:
-        """Why it cannot run here, or None."""
-        if not self.missing:
-            return None
-        return f"not installed: pip install {' '.join(self.missing)}"
-
 
 def engine_names() -> list[str]:
     """The names of all engines, present or absent: the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find_contenders(asked: Sequence[str] = ()) -> list[Contender]:
-    """Every variant of every engine in float32, or of the engines asked for; an absent one has its `missing` packages.
+def find_contenders(asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",)) -> list[Contender]:
+    """Every variant of some precisions of every engine, or of the engines asked for.
 
-    An engine in fewer bits takes part if it is asked for: a race is between equals. Raises UserError for a name that
-    is no engine, and for an engine asked for whose packages are absent.
+    Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
+    here.
     """
     known = engine_names()
     for name in asked:
         if name not in known:
             raise UserError(f"engine {name!r}: not known; known are {', '.join(known)}")
-    found = [
-        contender
-        for name in known
-        if not asked or name in asked
-        for contender in _contenders_of(name)
-        if asked or contender.dtype == "float32"
-    ]
-    for contender in found:
-        if asked and contender.missing:
-            raise UserError(f"engine {contender.engine!r} was asked for and is {contender.reason_missing}")
+    found = []
+    for name in asked or known:
+        contenders = contenders_of(name)
+        able = [contender for contender in contenders if contender.precision in precisions]
+        if asked and not able:
+            has = dict.fromkeys(contender.precision for contender in contenders)
+            raise UserError(f"engine {name!r} has no {' or '.join(precisions)}, only {', '.join(has)}")
+        found += able
+    if asked:
+        refuse_absent(found)
     return found
 
 
-def _contenders_of(name: str) -> list[Contender]:
+def refuse_absent(asked: Iterable[Contender]) -> None:
+    """Raise UserError for the first that cannot run here."""
+    for contender in asked:
+        if contender.absent:
+            raise UserError(f"engine {contender.engine!r} was asked for and is absent: {contender.absent}")
+
+
+def contenders_of(name: str) -> list[Contender]:
+    """All variants of one engine."""
     engine: type[Backend] = importlib.import_module(f"{__name__}.{name}").Engine
-    missing = tuple(package for module, package in engine.requires.items() if find_spec(module) is None)
-    return [
-        Contender(name, variant, engine.dtype, tuple(files.items()), engine.summary, missing)
-        for variant, files in engine.variants.items()
-    ]
+    found = []
+    for label, variant in engine.variants.items():
+        needed = engine.requires | variant.requires
+        missing = [package for module, package in needed.items() if find_spec(module) is None]
+        absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable
+        summary = "; ".join(filter(None, [engine.summary, variant.about]))
+        found.append(Contender(name, label, variant.precision, tuple(variant.files.items()), summary, absent))
+    return found

@@ -1,23 +1,40 @@
 """PyTorch as the model is written: one operator after the other, attention spelled out."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from bench.artifacts import CHECKPOINT, Artifacts
-from bench.backends import Backend
+from bench.backends import Backend, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILES = dict.fromkeys(("prefill", "decode", "generate"), CHECKPOINT)
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # torch's names
 
 
 class Engine(Backend):
-    """The reference implementation in float32, which every ratio is taken to."""
+    """The reference implementation, to which every ratio in float32 is taken.
+
+    In bfloat16 all is kept in it, weights, cache and what is between; autocast, which keeps some in float32, took
+    longer.
+    """
 
     requires: ClassVar[dict[str, str]] = {"torch": "torch"}
     summary = "PyTorch, one operator after the other, attention spelled out; a KV cache in place"
-    variants: ClassVar[dict[str, dict[str, str]]] = {"": dict.fromkeys(("prefill", "decode", "generate"), CHECKPOINT)}
+    variants: ClassVar[dict[str, Variant]] = {
+        "": Variant(FILES),
+        "bf16": Variant(FILES, "bf16", about="all of it in bfloat16"),
+    }
     attention: ClassVar[str] = "explicit"
-    arithmetic: ClassVar[str] = "float32"
 
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    @property
+    def arithmetic(self) -> str:
+        """torch's name of the dtype of weights and activations."""
+        return DTYPES[self.variant.precision]
+
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
         import torch
 
         from gpt.checkpoint import load_checkpoint
@@ -30,12 +47,14 @@ class Engine(Backend):
         import torch
 
         with torch.inference_mode():
-            return self._model(torch.from_numpy(ids)).numpy()
+            return self._to_numpy(self._model(torch.from_numpy(ids)))
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
+        import torch
+
         from gpt.cache import KVCache
 
-        self._cache = KVCache(self.config, len(ids))
+        self._cache = KVCache(self.config, len(ids), dtype=getattr(torch, self.arithmetic))
         return self._step(ids)
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
@@ -47,7 +66,11 @@ class Engine(Backend):
         import torch
 
         with torch.inference_mode():
-            return self._model(torch.from_numpy(ids), last_only=True, cache=self._cache).numpy()[:, -1]
+            return self._to_numpy(self._model(torch.from_numpy(ids), last_only=True, cache=self._cache))[:, -1]
+
+    def _to_numpy(self, logits: "Tensor") -> np.ndarray:
+        """A view, or in float32 what numpy has no dtype for."""
+        return (logits.float() if self.arithmetic == "bfloat16" else logits).numpy()
 
     def versions(self) -> dict[str, str]:
         import torch

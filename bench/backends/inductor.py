@@ -25,12 +25,12 @@ class Engine(eager.Engine):
     summary = "torch.compile, one compilation a shape; the KV cache in place, in blocks of fixed length"
     attention = "sdpa"
 
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
         import torch
         import torch._dynamo
         import torch._inductor.config
 
-        super()._load(artifacts, threads, variant)
+        super()._load(artifacts, threads)
         # By default the ninth shape would fall back to eager without a word.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -42,7 +42,7 @@ class Engine(eager.Engine):
         import torch
 
         with torch.no_grad():  # inference_mode would be one more thing to guard on
-            return self._compiled(torch.from_numpy(ids)).numpy()
+            return self._to_numpy(self._compiled(torch.from_numpy(ids)))
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
         import torch
@@ -61,7 +61,7 @@ class Engine(eager.Engine):
         keys, values = self._cache.keys[:, :, :, :rows], self._cache.values[:, :, :, :rows]
         arguments = (torch.from_numpy(np.ascontiguousarray(ids)), self._pos, self._seen[:, :rows], keys, values)
         with torch.no_grad():
-            return self._compiled_step(self._model, *arguments).numpy()[:, 0]
+            return self._to_numpy(self._compiled_step(self._model, *arguments))[:, 0]
 
 
 def _step(model: "GPT", ids: "Tensor", pos: "Tensor", seen: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import CACHED, EXPORTED, Artifacts
-from bench.backends import Backend
+from bench.artifacts import CACHED, CACHED_INT8, EXPORTED, EXPORTED_INT8, Artifacts
+from bench.backends import Backend, Variant
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding
@@ -15,15 +15,29 @@ if TYPE_CHECKING:
 PROVIDER = "CPUExecutionProvider"
 
 
+def _files(forward: str, with_cache: str) -> dict[str, str]:
+    return {"prefill": forward, "decode": with_cache, "generate": with_cache}
+
+
 class Engine(Backend):
     """One session a file; all graph optimisations on, threads that spin between operators (its default)."""
 
     requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime-gpu"}
     summary = "ONNX Runtime, CPU provider, on the exported files; the KV cache bound as input and output, so in place"
-    variants: ClassVar[dict[str, dict[str, str]]] = {"": {"prefill": EXPORTED, "decode": CACHED, "generate": CACHED}}
+    variants: ClassVar[dict[str, Variant]] = {
+        "": Variant(_files(EXPORTED, CACHED)),
+        "bf16": Variant(
+            _files(EXPORTED, CACHED), "bf16", unable="the CPU provider has no product of matrices in bfloat16"
+        ),
+        "int8": Variant(
+            _files(EXPORTED_INT8, CACHED_INT8),
+            "int8",
+            about="as its own dynamic quantisation makes them: weights and activations of products in 8 bits",
+        ),
+    }
 
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
-        self._artifacts, self._threads = artifacts, threads
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
+        self._folder, self._threads = artifacts.folder, threads
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         return self._forward.run(["logits"], {"ids": ids})[0]
@@ -64,11 +78,11 @@ class Engine(Backend):
 
     @cached_property
     def _forward(self) -> "InferenceSession":
-        return self._open(self._artifacts.exported)
+        return self._open(self._folder / self.variant.files["prefill"])
 
     @cached_property
     def _with_cache(self) -> "InferenceSession":
-        return self._open(self._artifacts.cached)
+        return self._open(self._folder / self.variant.files["decode"])
 
     def _open(self, path: Path) -> "InferenceSession":
         import onnxruntime

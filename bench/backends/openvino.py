@@ -1,15 +1,24 @@
-"""OpenVINO's CPU plugin on the exported files, held to float32."""
+"""OpenVINO's CPU plugin on the exported files, held to the precision asked for."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import EXPORTED, PAST, Artifacts
-from bench.backends import Backend
+from bench.artifacts import EXPORTED, OPENVINO, OPENVINO_PAST, PAST, Artifacts
+from bench.backends import Backend, Variant
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model, Tensor
+
+
+def _files(forward: str, with_past: str) -> dict[str, str]:
+    return {"prefill": forward, "decode": with_past, "generate": with_past}
+
+
+def _compressed(bits: int, about: str) -> Variant:
+    files = _files(OPENVINO.format(bits), OPENVINO_PAST.format(bits))
+    return Variant(files, f"int{bits}", {"nncf": "nncf"}, about)
 
 
 class Engine(Backend):
@@ -21,17 +30,23 @@ class Engine(Backend):
     """
 
     requires: ClassVar[dict[str, str]] = {"openvino": "openvino"}
-    summary = "OpenVINO, CPU plugin held to float32, on the exported files; past keys and values in, present ones out"
-    variants: ClassVar[dict[str, dict[str, str]]] = {"": {"prefill": EXPORTED, "decode": PAST, "generate": PAST}}
+    summary = "OpenVINO, CPU plugin, on the exported files; past keys and values in, present ones out"
+    variants: ClassVar[dict[str, Variant]] = {
+        "": Variant(_files(EXPORTED, PAST), about="held to float32"),
+        "bf16": Variant(_files(EXPORTED, PAST), "bf16", about="with the hint to compute in bfloat16"),
+        "int8": _compressed(8, "weights in 8 bits by NNCF, activations as the plugin sees fit"),
+        "int4": _compressed(4, "weights in 4 bits by NNCF, tables and head in 8"),
+    }
 
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
         import openvino
 
         self._core = openvino.Core()
-        self._artifacts = artifacts
+        self._folder = artifacts.folder
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",  # by default bfloat16 where the CPU has it
+            # by default bfloat16 where the CPU has it
+            "INFERENCE_PRECISION_HINT": "bf16" if self.variant.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
@@ -40,7 +55,7 @@ class Engine(Backend):
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         if ids.shape not in self._by_shape:
-            model = self._core.read_model(self._artifacts.exported)
+            model = self._read("prefill")
             model.reshape(list(ids.shape))
             self._by_shape[ids.shape] = self._compile(model)
         return self._by_shape[ids.shape](ids, share_inputs=True, share_outputs=True)[0]
@@ -93,16 +108,20 @@ class Engine(Backend):
 
     @cached_property
     def _prompt(self) -> "InferRequest":
-        return self._compile(self._core.read_model(self._artifacts.past)).create_infer_request()
+        return self._compile(self._read("decode")).create_infer_request()
 
     def _one_token(self, B: int) -> "Model":
         """The file for one token of B sequences: of the shapes, only the length of the past is left open."""
         from openvino import Dimension
 
-        model = self._core.read_model(self._artifacts.past)
+        model = self._read("decode")
         past = [B, self.config.n_head, Dimension(1, self.config.block_size - 1), self.config.head_size]
         model.reshape({"input_ids": [B, 1]} | dict.fromkeys(self._past_names, past))
         return model
+
+    def _read(self, phase: str) -> "Model":
+        path = self._folder / self.variant.files[phase]
+        return self._core.read_model(path / "model.xml" if path.is_dir() else path)  # what is compressed is a folder
 
     def _compile(self, model: "Model") -> "CompiledModel":
         return self._core.compile_model(model, "CPU", self._settings)

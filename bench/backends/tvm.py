@@ -1,16 +1,24 @@
 """TVM on the exported files: O0 is TVM's own untuned pipeline, O3 this project's schedules."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import COMPILED_CACHED, COMPILED_O0, COMPILED_O3, Artifacts
-from bench.backends import Backend
+from bench.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
+from bench.backends import Backend, Variant
 
 if TYPE_CHECKING:
     from tvm_frontend.session import CachedSession, Session
+
+
+def _files(forward: str, with_cache: str) -> dict[str, str]:
+    return {"prefill": forward, "decode": with_cache, "generate": with_cache}
+
+
+def _low(precision: str, about: str) -> Variant:
+    forward, with_cache = (name.format(precision) for name in COMPILED_LOW)
+    return Variant(_files(forward, with_cache), precision, about=about)
 
 
 class Engine(Backend):
@@ -18,14 +26,16 @@ class Engine(Backend):
 
     requires: ClassVar[dict[str, str]] = {"tvm": "apache-tvm"}
     summary = "TVM on the exported files: O0 its own untuned pipeline, O3 this project's schedules, a KV cache in place"
-    variants: ClassVar[dict[str, dict[str, str]]] = {
-        "O0": {"prefill": COMPILED_O0},
-        "O3": {"prefill": COMPILED_O3, "decode": COMPILED_CACHED, "generate": COMPILED_CACHED},
+    variants: ClassVar[dict[str, Variant]] = {
+        "O0": Variant({"prefill": COMPILED_O0}),
+        "O3": Variant(_files(COMPILED_O3, COMPILED_CACHED)),
+        "O3 bf16": _low("bf16", "products of bfloat16"),
+        "O3 int8": _low("int8", "weights and activations of products in 8 bits"),
+        "O3 int4": _low("int4", "weights of products in 4 bits"),
     }
 
-    def _load(self, artifacts: Artifacts, threads: int, variant: str) -> None:
-        self._forward_folder, self._cached_folder = artifacts.compiled(variant), artifacts.compiled(f"{variant}-cache")
-        self._threads = threads
+    def _load(self, artifacts: Artifacts, threads: int) -> None:
+        self._folder, self._threads = artifacts.folder, threads
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         return self._forward.prefill(ids)
@@ -38,16 +48,16 @@ class Engine(Backend):
 
     @cached_property
     def _forward(self) -> "Session":
-        return self._start(self._forward_folder)
+        return self._start("prefill")
 
     @cached_property
     def _with_cache(self) -> "CachedSession":
-        return self._start(self._cached_folder)
+        return self._start("decode")
 
-    def _start(self, folder: Path) -> "Session | CachedSession":
+    def _start(self, phase: str) -> "Session | CachedSession":
         from tvm_frontend.artifact import load_compiled
 
-        return load_compiled(folder).start(self._threads)
+        return load_compiled(self._folder / self.variant.files[phase]).start(self._threads)
 
     def versions(self) -> dict[str, str]:
         import tvm

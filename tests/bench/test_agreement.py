@@ -111,7 +111,7 @@ def test_tokens_that_cannot_be_disagree(reference: np.ndarray, tokens: np.ndarra
 
 
 def test_the_tolerance_grows_with_depth_and_width() -> None:
-    demo, gpt2 = tolerance_of("float32", SEEDED["demo"]), tolerance_of("float32", SEEDED["gpt2"])
+    demo, gpt2 = tolerance_of("fp32", SEEDED["demo"]), tolerance_of("fp32", SEEDED["gpt2"])
     assert demo == pytest.approx(2**-24 * (17 * 512) ** 0.5)
     assert demo < gpt2 < 1e-4
 

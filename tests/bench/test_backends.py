@@ -2,13 +2,17 @@
 
 import importlib.util
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 import bench.backends
+from bench.agreement import PRECISIONS
 from bench.artifacts import CHECKPOINT, Artifacts
-from bench.backends import Backend, engine_names, find_contenders
+from bench.backends import Backend, Variant, engine_names, find_contenders
 from bench.phases import PHASES
 from bench.prepare import MAKINGS, SEEDED
 from gpt.cli import UserError
@@ -18,6 +22,8 @@ V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
 
 class Counting(Backend):
     """Chooses the next number after the last token; `calls` are those that got through the checks."""
+
+    variants: ClassVar[dict[str, Variant]] = {"": Variant({})}
 
     def _load(self, *_: object) -> None:
         self.calls: list[tuple] = []
@@ -59,9 +65,30 @@ def test_the_folder_is_the_registry() -> None:
     assert {contender.engine for contender in find_contenders(sorted(files))} == files
 
 
-def test_engines_in_fewer_bits_take_part_if_asked_for() -> None:
-    assert {contender.dtype for contender in find_contenders()} == {"float32"}
-    assert [contender.dtype for contender in find_contenders(["onnxruntime_int8"])] == ["int8"]
+def test_engines_meet_at_one_precision() -> None:
+    for precision in PRECISIONS:
+        assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
+    assert {contender.precision for contender in find_contenders()} == {"fp32"}
+    both = find_contenders(["openvino"], ["fp32", "int4"])
+    assert [contender.label for contender in both] == ["openvino", "openvino int4"]
+
+
+def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> None:
+    with pytest.raises(UserError, match="engine 'eager' has no int8, only fp32, bf16"):
+        find_contenders(["eager", "tvm"], ["int8"])
+
+
+def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
+    """Why it has no such variant; the day that it has, it gets one."""
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BFLOAT16, [4, 4]) for name in "abc"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
+    with pytest.raises(Exception, match="Could not find an implementation for MatMul"):
+        onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    reasons = {contender.engine: contender.absent for contender in find_contenders((), ["bf16"])}
+    assert reasons["onnxruntime"] == "the CPU provider has no product of matrices in bfloat16"
+    with pytest.raises(UserError, match="'onnxruntime' was asked for and is absent: the CPU provider"):
+        find_contenders(["onnxruntime"], ["bf16"])
 
 
 def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
@@ -71,7 +98,7 @@ def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
 
 
 def test_what_an_engine_needs_can_be_made() -> None:
-    for contender in find_contenders():
+    for contender in find_contenders((), PRECISIONS):
         assert {phase for phase, _ in contender.files} <= PHASES.keys()
         assert {file for _, file in contender.files} <= {CHECKPOINT, *MAKINGS}
 
@@ -83,21 +110,22 @@ def test_an_unknown_engine_names_the_known() -> None:
 
 @pytest.mark.usefixtures("without_openvino")
 def test_an_absent_engine_is_found_with_its_reason() -> None:
-    reasons = {contender.engine: contender.reason_missing for contender in find_contenders()}
+    reasons = {contender.engine: contender.absent for contender in find_contenders()}
     assert reasons["openvino"] == "not installed: pip install openvino"
     assert reasons["eager"] is None
 
 
 @pytest.mark.usefixtures("without_openvino")
 def test_an_absent_engine_asked_for_is_an_error() -> None:
-    with pytest.raises(UserError, match="'openvino' was asked for and is not installed"):
+    with pytest.raises(UserError, match="'openvino' was asked for and is absent: not installed"):
         find_contenders(["eager", "openvino"])
 
 
 def test_an_engines_file_can_be_read_without_its_package() -> None:
+    packages = ("torch", "onnxruntime", "openvino", "tvm", "ctranslate2")
     for path in Path(bench.backends.__file__).parent.glob("*.py"):
         top = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
-        assert not [line for line in top if line.split()[1] in ("torch", "onnxruntime", "openvino", "tvm")], path
+        assert not [line for line in top if line.split()[1] in packages], path
 
 
 def test_tokens_follow_one_another_and_the_last_is_not_fed(engine: Counting) -> None:

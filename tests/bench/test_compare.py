@@ -19,7 +19,7 @@ from bench.backends import eager
 
 class Probe:
     def load(self, threads): pass
-    def peak_flops_per_s(self): return 1e11
+    def peak_flops_per_s(self, precision): return 1e11
     def read_bytes_per_s(self, size): return 1e11
 
 class eager_fake(eager.Engine): pass
@@ -35,9 +35,9 @@ class dies:
 """
 
 
-def contender(engine: str, missing: tuple[str, ...] = ()) -> Contender:
+def contender(engine: str, absent: str | None = None) -> Contender:
     files = tuple((phase, "ckpt.pt") for phase in ("prefill", "decode", "generate"))
-    return Contender(engine, "", "float32", files, "a fake", missing)
+    return Contender(engine, "", "fp32", files, "a fake", absent)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("compared")
     (folder / "fakes_of_compare.py").write_text(FAKES)
     contenders = [contender("eager_fake"), *map(contender, ("wrong", "forgets", "dies"))]
-    contenders.append(contender("gone", ("gone-package",)))
+    contenders.append(contender("gone", "not installed: pip install gone-package"))
     artifacts, _ = choose_artifacts(folder, "tiny")
     prepare(artifacts, contenders)
     with pytest.MonkeyPatch.context() as patch:

@@ -12,8 +12,12 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+import bench.__main__
+from bench.__main__ import BenchConfig, those_that_can
+from bench.artifacts import Artifacts
 from bench.backends import find_contenders
-from bench.foreign import Unfit, evaluator_of, in_float64, those_that_can
+from bench.foreign import evaluator_of, in_float64
+from bench.prepare import CannotMake
 from export.onnx import export_onnx
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
@@ -58,7 +62,9 @@ def test_the_whole_comparison(python: Run, theirs: Path, tmp_path: Path) -> None
     for engine in ("onnxruntime", "openvino", "tvm O0", "tvm O3"):
         assert rows[engine]["agrees"], rows[engine]
         assert rows[engine]["median_ms"] > 0
-    for engine in ("eager", "sdpa", "inductor"):
+    assert results["model"]["source"] == "ONNX file"
+    assert results["text"] == "no checkpoint, so no tokenizer: no loss"
+    for engine in ("eager", "sdpa", "inductor", "ctranslate2"):
         assert rows[engine]["status"] == "absent"
         assert rows[engine]["reason"] == "needs the model's checkpoint, and an ONNX file is all there is"
     assert results["truth"] == "ONNX's reference evaluator in float64"
@@ -68,7 +74,7 @@ def test_the_whole_comparison(python: Run, theirs: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--engine", "eager"], "engine 'eager' was asked for and cannot: needs the model's checkpoint"),
+        (["--engine", "eager"], "engine 'eager' was asked for and is absent: needs the model's checkpoint"),
         (["--phases", "decode"], "phase 'decode': must be prefill with an ONNX file"),
         (["--seeded", "tiny"], "seeded 'tiny' and "),
     ],
@@ -111,11 +117,27 @@ def test_the_plain_evaluator_would_round_the_error_function() -> None:
     assert abs(evaluator_of(proto).run(None, given)[0] - 0.3286267594591274) < 1e-15
 
 
-def test_an_engine_that_lacks_an_operator_is_absent_with_its_words() -> None:
-    def make(_: object) -> None:
-        raise UserError("operator Expand is not supported")
+@pytest.mark.parametrize("asked", [(), ("onnxruntime",)])
+def test_an_engine_that_lacks_an_operator_is_absent_with_its_words(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object) -> None:
+        raise CannotMake("operator Expand is not supported")
 
-    found = those_that_can(find_contenders(["onnxruntime"]), [], make)
-    assert [type(each) for each in found] == [Unfit]
-    assert found[0].missing
-    assert found[0].reason_missing == "operator Expand is not supported"
+    monkeypatch.setattr(bench.__main__, "prepare", make)
+    contenders, config = find_contenders(["onnxruntime"]), BenchConfig(engine=asked, onnx=Path("theirs.onnx"))
+    if asked:
+        with pytest.raises(UserError, match="'onnxruntime' was asked for and is absent: operator Expand"):
+            those_that_can(contenders, Artifacts(Path()), config, ("prefill",))
+    else:
+        [found] = those_that_can(contenders, Artifacts(Path()), config, ("prefill",))
+        assert (found.absent, found.phases) == ("operator Expand is not supported", ("prefill",))
+
+
+def test_a_file_of_another_model_is_an_error_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*_: object) -> None:
+        raise UserError("model.onnx was not exported from ckpt.pt")
+
+    monkeypatch.setattr(bench.__main__, "prepare", make)
+    with pytest.raises(UserError, match="was not exported"):
+        those_that_can(find_contenders(["onnxruntime"]), Artifacts(Path()), BenchConfig(), ("prefill",))

@@ -7,6 +7,7 @@ import pytest
 from bench.limits import (
     FACTORY,
     Limits,
+    best_of,
     decode_bound,
     decode_bytes,
     generation_bound,
@@ -45,6 +46,23 @@ def test_bytes_as_counted_by_hand() -> None:
     weights = 4 * (2 * (4 * 12 + 4 * 4 + 4 * 16 + 16 * 4) + 5 * 4)
     assert weight_bytes(CONFIG) == weights
     assert prefill_bytes(CONFIG, 3, 7) == weights + 3 * 7 * 8 + 3 * 7 * 5 * 4
+
+
+def test_fewer_bits_are_fewer_bytes_and_scales() -> None:
+    """Columns of each matrix, and groups of 32 weights."""
+    weights = 2 * (4 * 12 + 4 * 4 + 4 * 16 + 16 * 4) + 5 * 4
+    columns = 2 * (12 + 4 + 16 + 4) + 5
+    assert weight_bytes(CONFIG, "bf16") == 2 * weights
+    assert weight_bytes(CONFIG, "int8") == weights + 4 * columns
+    assert weight_bytes(CONFIG, "int4") == weights // 2 + 4 * (weights // 32)
+    cache = decode_bytes(CONFIG, 1, 7) - weight_bytes(CONFIG)
+    for precision in ("bf16", "int8", "int4"):
+        assert decode_bytes(CONFIG, 1, 7, precision) == weight_bytes(CONFIG, precision) + cache  # which stays float32
+
+
+def test_the_best_of_two_measurements_counts() -> None:
+    best = best_of(Limits(2, 5.0, 1.0, 7, 3.0, "bf16"), Limits(2, 4.0, 2.0, 7, 3.0, "bf16"))
+    assert best == Limits(2, 5.0, 2.0, 7, 3.0, "bf16")
 
 
 def test_a_bigram_only_copies_rows_of_its_table() -> None:
@@ -96,6 +114,13 @@ def test_of_a_prompt_only_the_last_position_meets_the_head() -> None:
 def test_the_peak_is_that_of_a_vector_unit(probe: Worker) -> None:
     """Scalar code would stay below 10 GFLOP/s; no core does more than 2 FMA of 16 lanes at 6 GHz (384 GFLOP/s)."""
     assert 5e9 < probe.call("peak_flops_per_s") < 4e11
+
+
+def test_narrow_products_are_no_slower(probe: Worker) -> None:
+    """Of a word of two or four products at most two or four times float32's, and a vector unit's at that."""
+    wide = probe.call("peak_flops_per_s", "fp32")
+    for precision, words in (("bf16", 2), ("int8", 4), ("int4", 4)):
+        assert 0.7 * wide < probe.call("peak_flops_per_s", precision) < 4e11 * words
 
 
 def test_a_small_working_set_is_really_read(probe: Worker) -> None:

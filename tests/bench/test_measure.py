@@ -7,7 +7,7 @@ from bench.measure import Measurement, Ratio, median_of, rotated, round_medians,
 
 def measurement(*rounds: tuple[float, ...]) -> Measurement:
     """Samples by round, of no engine in particular."""
-    return Measurement("engine", "", "prefill", "float32", 1, 1, 0, rounds)
+    return Measurement("engine", "", "prefill", "fp32", 1, 1, 0, rounds)
 
 
 def test_the_median_is_of_all_samples() -> None:

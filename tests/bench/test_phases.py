@@ -16,7 +16,7 @@ from bench.worker import Worker
 from gpt.config import GPTConfig
 
 CONFIG = SEEDED["tiny"]
-TOLERANCE = tolerance_of("float32", CONFIG)
+TOLERANCE = tolerance_of("fp32", CONFIG)
 LIMITS = Limits(2, 500e9, 200e9, 1, 40e9)
 CACHING = [contender for contender in find_contenders() if "decode" in contender.phases]
 
@@ -32,8 +32,8 @@ def truth(tiny: Artifacts) -> Iterator[Truth]:
 def ask(request: pytest.FixtureRequest, tiny: Artifacts) -> Iterator[Callable]:
     """An engine that has a cache."""
     contender: Contender = request.param
-    if contender.missing:
-        pytest.skip(contender.reason_missing)
+    if contender.absent:
+        pytest.skip(contender.absent)
     with Worker(contender.factory, threads=1) as worker:
         worker.call("load", tiny, CONFIG, 1, contender.variant)
         yield worker.call

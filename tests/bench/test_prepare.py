@@ -48,7 +48,7 @@ def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[
         with Worker(contender.factory, threads=1) as worker:
             worker.call("load", artifacts, config, 1, contender.variant)
             logits = worker.call("prefill", ids)
-        assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("float32", config)).agrees
+        assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("fp32", config)).agrees
         assert np.array_equal(logits, table[ids])
 
 
@@ -129,5 +129,5 @@ def test_an_export_whose_checkpoint_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'gpt5': not known; known are bigram, demo, gpt2, tiny"):
+    with pytest.raises(UserError, match="'gpt5': not known; known are bigram, char, demo, gpt2, tiny"):
         choose_artifacts(tmp_path, "gpt5")

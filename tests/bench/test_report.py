@@ -8,6 +8,7 @@ import pytest
 
 from bench import report
 from bench.report import table_text, write_report
+from bench.verdict import in_group
 from gpt.cli import UserError
 
 
@@ -116,3 +117,73 @@ def test_markdown_has_a_table_for_each_work(results: dict, tmp_path: Path) -> No
     assert len([line for line in lines if line.startswith("| engine |")]) == 4
     assert len([line for line in lines if line.startswith("| fast O3 |")]) == 4
     assert [line[3:].split(":")[0] for line in lines if line.startswith("## ")][:3] == ["Prefill", "Decode", "Generate"]
+
+
+@pytest.fixture
+def both(results: dict) -> dict:
+    """The comparison in float32 and another in int8, with ours in float32 beside it, odd lengths and a loss."""
+    low = [row | {"group": "int8", "precision": "int8", "dtype": "int8"} for row in results["rows"]]
+    for row in low:
+        row["label"] += " int8"
+    beside = [row | {"group": "int8"} for row in results["rows"] if row["label"] == "fast O3"]
+    loss = {"group": "int8", "label": "fast O3 int8", "precision": "int8", "loss": 1.2, "percent_above": 0.5}
+    none = {"group": "int8", "label": "eager int8", "precision": "int8", "loss": None, "percent_above": None}
+    return results | {
+        "rows": results["rows"] + low + beside,
+        "precisions": ["fp32", "int8"],
+        "baselines": {"fp32": "eager", "int8": "fast O3"},
+        "limits": results["limits"] | {"int8": results["limits"]["fp32"] | {"precision": "int8"}},
+        "text": "the last tenth of it",
+        "losses": [loss | {"reference": 1.194, "reason": None}, none | {"reference": 1.194, "reason": "too <slow>"}],
+    }
+
+
+def test_each_precision_is_a_group_of_sections(both: dict, tmp_path: Path) -> None:
+    html = write_report(both, tmp_path).read_text()
+    found = re.findall(r'<section id="([\w-]+)">\n<h2>(.*?):', html)
+    assert found[:4] == [
+        ("fp32-prefill", "fp32 · Prefill"),
+        ("fp32-decode", "fp32 · Decode"),
+        ("fp32-generate", "fp32 · Generate"),
+        ("int8-prefill", "int8 · Prefill"),
+    ]
+    assert "fast O3 (fp32)" in html
+    assert "× fast O3" in html
+    lines = (tmp_path / "report.md").read_text().split("\n")
+    assert "## int8 · Decode: one token behind a KV cache" in lines
+    assert any(line.startswith("- int8: 400 GFLOP/s") for line in lines)
+
+
+def test_the_loss_is_shown_or_why_there_is_none(both: dict, tmp_path: Path) -> None:
+    html = write_report(both, tmp_path).read_text()
+    assert "The last tenth of it; in nats a token, 1.1940 by eager in float64." in html
+    assert "<td>1.2000</td><td>+0.500 %</td>" in html
+    assert "too &lt;slow&gt;" in html
+    assert "| fast O3 int8 | 1.2000 (+0.500 %) |" in (tmp_path / "report.md").read_text()
+    assert "fast O3 int8  1.2000 (+0.500 %)" in table_text(in_group(both, "int8"))
+
+
+def test_without_a_loss_it_is_said_why(html: str) -> None:
+    assert "Loss on text: no trained model: no loss." in html
+
+
+def test_much_work_has_an_overview(results: dict, tmp_path: Path) -> None:
+    for T in (128, 256, 512):
+        results["rows"] += [
+            row | {"T": T, "work": f"1×{T}"} for row in results["rows"] if (row["phase"], row["T"]) == ("prefill", 64)
+        ]
+    html = write_report(results, tmp_path).read_text()
+    assert '<td class="best">1.01 ms<i>50 %</i></td>' in html
+    assert "<summary>Each by itself" in html
+    lines = (tmp_path / "report.md").read_text().split("\n")
+    assert "| engine | 1×16 | 1×64 | 1×128 | 1×256 | 1×512 |" in lines
+    assert "| fastest over the next engine | 3.96× | 3.96× | 3.96× | 3.96× | 3.96× |" in lines
+
+
+def test_odd_lengths_are_held_to_their_neighbours(results: dict, tmp_path: Path) -> None:
+    [row] = [row for row in results["rows"] if (row["label"], row["T"]) == ("fast O3", 16)]
+    results["rows"] += [row | {"T": T, "work": f"1×{T}", "median_ms": ms} for T, ms in ((17, 2.0), (32, 1.0))]
+    html = write_report(results, tmp_path).read_text()
+    assert '<td class="bad">1.98</td>' in html
+    assert "| fast O3 | 1.98 |" in (tmp_path / "report.md").read_text()
+    assert "fast O3: T=17 1.98" in table_text(results)

@@ -10,7 +10,7 @@ from bench.artifacts import Artifacts
 from bench.backends import Contender
 from bench.phases import Decode, Generate, Prefill, Work
 from bench.prepare import SEEDED
-from bench.runner import LONGEST_CHECK_S, Runner
+from bench.runner import LONGEST_CALL_S, LONGEST_CHECK_S, Runner
 from bench.worker import WorkerError
 
 CONFIG = SEEDED["tiny"]
@@ -31,7 +31,7 @@ class FakeWorker:
         if isinstance(self.logits, Exception):
             raise self.logits
         logits = self.logits.astype("float32")
-        return {"prefill": logits, "versions": {"fake": "1"}}.get(method, logits[:, -1])
+        return {"prefill": logits, "versions": {"fake": "1"}, "loss": 2.5}.get(method, logits[:, -1])
 
     def time(self, method: str, *_: object, budget_s: float, deadline_s: float = 0) -> list[float]:
         self.asked.append(f"time {method}")
@@ -52,7 +52,7 @@ def runner_of() -> Callable[..., Runner]:
     """A runner of a fake worker, loaded and checked at one piece of work."""
 
     def make(**answers: Any) -> Runner:
-        runner = Runner(Contender("fake", "", "float32", FILES, "a fake", ()), FakeWorker(**answers))
+        runner = Runner(Contender("fake", "", "fp32", FILES, "a fake"), FakeWorker(**answers))
         runner.load(Artifacts("nowhere"), CONFIG, threads=1)
         if not runner.failed:
             check(runner, WORK, timed=True)
@@ -95,8 +95,26 @@ def test_a_slow_engine_is_spared_what_is_only_checked(runner_of: Callable[..., R
     runner = runner_of(seconds=LONGEST_CHECK_S)
     runner._worker.asked.clear()
     check(runner, Prefill(1, 8), timed=False)
-    assert runner.unchecked == [Prefill(1, 8)]
+    assert list(runner.left_out) == [Prefill(1, 8)]
     assert runner._worker.asked == []
+
+
+def test_what_would_take_too_long_is_left_out_and_said_to_be(runner_of: Callable[..., Runner]) -> None:
+    runner = runner_of(seconds=LONGEST_CALL_S)
+    check(runner, Prefill(1, 8), timed=True)
+    assert runner.left_out[Prefill(1, 8)] == "left out: a call would take some 40 s"
+    assert not runner.may_run(Prefill(1, 8))
+    assert runner.may_run(WORK)
+
+
+def test_the_loss_is_noted_or_why_there_is_none(runner_of: Callable[..., Runner]) -> None:
+    windows = np.zeros((2, 17), np.int64)
+    quick, slow, broken = runner_of(), runner_of(seconds=30.0), runner_of(logits=WorkerError("out of memory"))
+    for runner in (quick, slow, broken):
+        runner.measure_loss(windows)
+    assert (quick.loss, quick.no_loss) == (2.5, None)
+    assert (slow.loss, slow.no_loss) == (None, "left out: it would take some 240 s")
+    assert (broken.loss, broken.no_loss) == (None, "out of memory")
 
 
 def test_a_slow_engine_makes_one_call_a_turn_until_its_share_is_spent(runner_of: Callable[..., Runner]) -> None:
@@ -131,7 +149,7 @@ def test_other_work_in_between_has_the_prompt_put_in_again(runner_of: Callable[.
 
 
 def test_a_generation_is_measured_by_the_token() -> None:
-    runner = Runner(Contender("fake", "", "float32", (("generate", "ckpt.pt"),), "a fake", ()), FakeWorker())
+    runner = Runner(Contender("fake", "", "fp32", (("generate", "ckpt.pt"),), "a fake"), FakeWorker())
     work = Generate(1, 4, 8)
     runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
     assert runner.measurement_at(work).samples_s == ((0.001 / 4,) * 3,)

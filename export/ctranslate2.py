@@ -1,0 +1,86 @@
+"""Checkpoint to a folder that CTranslate2 loads, by its own converter from a Hugging Face folder.
+
+python -m export.ctranslate2                           # artifacts/ckpt.pt to artifacts/ctranslate2
+"""
+
+import io
+import json
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import tyro
+
+from export.huggingface import export_huggingface
+from gpt.cli import UserError, run_command
+from gpt.files import atomic_output, sha256_file
+
+NEEDED = ("ctranslate2", "transformers")
+VOCABULARY, DESCRIPTION = "vocabulary.json", "model.json"
+FILES = ("model.bin", "config.json", VOCABULARY, DESCRIPTION)
+ORIGIN = "checkpoint_sha256"
+
+
+def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
+    """Write a checkpoint as a float32 model of CTranslate2, which makes fewer bits of it when it loads it.
+
+    Raises UserError for a bad checkpoint, a bigram, an absent package, and an output that cannot be written or is
+    another folder's place.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UserError(f"CTranslate2's converter is not installed: pip install {' '.join(missing)}")
+    if output.exists() and not is_ours(output):
+        raise UserError(f"{output}: exists and is no such model of ours, so it is not replaced; choose another with -o")
+    from ctranslate2.converters import TransformersConverter
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # the converter's own call is of a form that transformers advises against
+    with atomic_output(output, directory=True) as folder, TemporaryDirectory(dir=folder.parent) as scratch:
+        source = export_huggingface(checkpoint_path, Path(scratch, "huggingface"))
+        with redirect_stderr(io.StringIO()):  # transformers shows a progress bar
+            TransformersConverter(str(source)).convert(str(folder), force=True)
+        (folder / DESCRIPTION).write_text(json.dumps({ORIGIN: sha256_file(checkpoint_path)}) + "\n")
+    return output
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what this file writes, so that a new one may replace it."""
+    return folder.is_dir() and {file.name for file in folder.iterdir()} <= set(FILES)
+
+
+def origin_of(folder: Path) -> str:
+    """The SHA-256 of the checkpoint that a folder came from. Raises UserError for anything else."""
+    path = folder / DESCRIPTION
+    found = json.loads(path.read_text()).get(ORIGIN) if path.is_file() else None
+    if found is None:
+        raise UserError(f"{folder}: not made by us; make one with python -m export.ctranslate2")
+    return found
+
+
+def ctranslate2_command(
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")] = Path("artifacts/ckpt.pt"),
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(aliases=["-o"], metavar="DIR", help_behavior_hint="(default: ctranslate2 beside the checkpoint)"),
+    ] = None,
+) -> None:
+    """Write a checkpoint as a model of CTranslate2, by way of a Hugging Face GPT-2 folder.
+
+    Args:
+        checkpoint: a file written by python -m gpt.train
+        output: the folder to write
+    """
+    folder = convert_ctranslate2(checkpoint, output or checkpoint.with_name("ctranslate2"))
+    size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    print(f"wrote {folder} ({size_mb:.1f} MB): ctranslate2.Generator({str(folder)!r}) loads it")
+
+
+def main() -> None:
+    """Parse the command line and convert."""
+    tyro.cli(ctranslate2_command, prog="python -m export.ctranslate2")
+
+
+if __name__ == "__main__":
+    run_command(main)
