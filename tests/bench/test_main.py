@@ -43,7 +43,7 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--engine", "nonesuch"], "engine 'nonesuch': not known; known are eager"),
+        (["--engine", "nonesuch"], "engine 'nonesuch': not known; known are ctranslate2, eager"),
         (["--seeded", "tiny", "--engine", "eager", "--shapes", "1x99"], "shape '1x99': must be BxT"),
         (["--seeded", "tiny", "--engine", "eager", "--threads", "0"], "threads=0: must be in 1"),
         (["--seeded", "tiny", "--engine", "eager", "--contexts", "16"], "context 16: must be in 1 … 15"),

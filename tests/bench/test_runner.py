@@ -102,7 +102,7 @@ def test_a_slow_engine_is_spared_what_is_only_checked(runner_of: Callable[..., R
 def test_what_would_take_too_long_is_left_out_and_said_to_be(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(seconds=LONGEST_CALL_S)
     check(runner, Prefill(1, 8), timed=True)
-    assert runner.left_out[Prefill(1, 8)] == "left out: a call would take some 40 s"
+    assert runner.left_out[Prefill(1, 8)] == "left out: a call would take some 60 s"
     assert not runner.may_run(Prefill(1, 8))
     assert runner.may_run(WORK)
 
