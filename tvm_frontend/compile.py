@@ -89,6 +89,7 @@ def compile_model(
                 "precision": precision,
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
+                "entry_points": compiled.graph.entry_points,
                 "pipeline": list(compiled.phases_s),
                 "phases_s": compiled.phases_s,
                 "exported_sha256": source.sha256,

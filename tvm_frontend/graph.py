@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-ENTRY = "forward"  # the name of the one Relax function, ONNX to library
+ENTRY = "forward"  # the name of the one Relax function, ONNX to library, unless `split_head` splits it
+BODY, HEAD = "body", "head"
 
 
 @dataclass(frozen=True)
@@ -17,3 +18,9 @@ class Graph:
 
     module: tvm.IRModule
     weights: dict[str, np.ndarray]
+
+    @property
+    def entry_points(self) -> list[str]:
+        """The names of the Relax functions."""
+        functions = self.module.functions_items()
+        return sorted(name.name_hint for name, function in functions if isinstance(function, tvm.relax.Function))

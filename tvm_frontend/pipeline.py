@@ -19,6 +19,7 @@ from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.schedules import kernels_for
 from tvm_frontend.schedules.cuda.default import schedule_cuda
 from tvm_frontend.target import CompileTarget
@@ -91,6 +92,7 @@ def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32")
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),
             ("fuse_layer_norm", lambda graph: fuse_layer_norm(graph, kernels)),
             ("fuse_embedding", lambda graph: fuse_embedding(graph, kernels)),
+            ("split_head", split_head),
         ]
     return [
         *rewrites,

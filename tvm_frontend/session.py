@@ -1,44 +1,67 @@
 """A compiled model in memory: the whole sequence at once, or step by step with a KV cache."""
 
-import os
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from gpt.cli import UserError
 from gpt.tokenizer import check_ids
-from tvm_frontend.artifact import LIBRARY, WEIGHTS, CompiledModel
+from tvm_frontend.artifact import LIBRARY, CompiledModel
 from tvm_frontend.cuda_toolchain import load_cuda_runtime
-from tvm_frontend.graph import ENTRY
+from tvm_frontend.graph import BODY, ENTRY, HEAD
 from tvm_frontend.target import CompileTarget
+from tvm_frontend.threads import use_threads
+
+LAST = -1  # the row of the last position
 
 
 class _Loaded:
     """The library and its weights on the device."""
 
     def __init__(self, model: CompiledModel, threads: int) -> None:
-        os.environ["TVM_NUM_THREADS"] = str(threads)  # before TVM's thread pool starts
+        use_threads(threads)  # refuses too many now, not in the middle of a step
         self.model = model
+        self.threads = threads
         self._on_cpu = CompileTarget.from_json(model.target).kind == "llvm"
         if not self._on_cpu:
             load_cuda_runtime()
         self._inputs: dict[str, tuple[tvm.runtime.Tensor, np.ndarray]] = {}  # each with its memory as numpy sees it
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
-        weights = tvm.runtime.load_param_dict_from_file(str(model.path / WEIGHTS))
-        # Named by their place, as the order of the arguments is what matters.
-        self._weights = [weights[str(i)].copyto(self._device) for i in range(len(weights))]
-        library = tvm.runtime.load_module(str(model.path / LIBRARY))
-        self._forward = relax.VirtualMachine(library, self._device)[ENTRY]
+        weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
+        self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
+        functions = relax.VirtualMachine(tvm.runtime.load_module(str(model.path / LIBRARY)), self._device)
+        split = HEAD in model.entry_points
+        self._body, self._head = (functions[BODY], functions[HEAD]) if split else (functions[ENTRY], None)
+
+    def _run(self, ids: np.ndarray, *inputs: Any, rows: np.ndarray | int | None = None) -> tuple[np.ndarray, Any]:
+        """The logits [B, T, V], or of position rows[b] of each sequence alone [B, 1, V], and all that was given back.
+
+        ids: [B, T], checked. inputs: what the function takes after them, on the device.
+        """
+        use_threads(self.threads)
+        results = self._body(self._on_device("ids", ids, ids.shape), *inputs, self._weights)
+        first = results if isinstance(results, tvm.runtime.Tensor) else results[0]
+        if self._head is None:
+            logits = self._to_numpy(first)
+            if isinstance(rows, np.ndarray) and logits.shape[1] < ids.shape[1]:
+                raise UserError("lengths: this model was exported for the last position alone")
+            return (logits if rows is None else _rows_of(logits, rows)), results
+        if rows is not None and ids.shape[1] > 1:
+            hidden = _rows_of(self._to_numpy(first), rows)
+            first = self._on_device("hidden", hidden, hidden.shape)
+        return self._to_numpy(self._head(first, self._weights)), results
 
     def _on_device(self, name: str, value: np.ndarray | int, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
-        """An input as an int64 tensor of that shape, one number for all of it if so given."""
+        """An input as a tensor of that shape, one number for all of it if so given; int64 unless it is float32."""
+        dtype = "float32" if getattr(value, "dtype", None) == np.float32 else "int64"
         if not self._on_cpu:
-            return tvm.runtime.tensor(np.full(shape, value, np.int64), self._device)
+            return tvm.runtime.tensor(np.full(shape, value, dtype), self._device)
         tensor, view = self._inputs.get(name, (None, None))
         if view is None or view.shape != shape:  # a new tensor takes as long as several kernels of a small model
-            tensor = tvm.runtime.empty(shape, "int64", self._device)
+            tensor = tvm.runtime.empty(shape, dtype, self._device)
             view = np.from_dlpack(tensor)
             self._inputs[name] = tensor, view
         view[...] = value
@@ -70,8 +93,16 @@ class Session(_Loaded):
 
         Raises UserError if T is too large or an id is not in the vocabulary.
         """
+        return self._run(self._check(ids))[0]
+
+    def last(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+        """The logits behind each sequence alone: ids int64 [B, T] → float32 [B, V], in less time than all of them.
+
+        lengths: int64 [B], where each sequence ends, if not at T. Raises UserError as `prefill`, and for lengths that
+        are not 1 to T.
+        """
         ids = self._check(ids)
-        return self._to_numpy(self._forward(self._on_device("ids", ids, ids.shape), self._weights))
+        return self._run(ids, rows=_last_rows(ids, lengths))[0][:, 0]
 
 
 class CachedSession(_Loaded):
@@ -105,31 +136,37 @@ class CachedSession(_Loaded):
             raise UserError(f"pos={pos.tolist()}: must be whole numbers of at least 0")
         return self._step(self._check(ids, int(pos.max())), pos)
 
-    def _step(self, ids: np.ndarray, pos: np.ndarray | int) -> np.ndarray:
-        """`step` of checked ids and positions; one number is the position of all sequences."""
-        if len(ids) != self._batch():
-            raise UserError(f"ids of shape {list(ids.shape)}: {self._whose_cache()}")
-        inputs = self._on_device("ids", ids, ids.shape), self._on_device("pos", pos, (len(ids),))
-        results = self._forward(*inputs, *self._cache, self._weights)  # logits, pos + T, the cache
-        if not results[2].same_as(self._cache[0]):  # untuned code makes another one
-            self._cache = list(results[2:])
-        return self._to_numpy(results[0])
+    def fill(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+        """Begin anew with a prompt, ids int64 [B, T]: logits float32 [B, V] of its last position.
 
-    def fill(self, ids: np.ndarray) -> np.ndarray:
-        """Begin anew with a prompt, ids int64 [B, T]: logits float32 [B, V] of its last position. Raises UserError."""
+        lengths: int64 [B], where the prompt of each sequence ends, if not at T. Raises UserError.
+        """
         ids = self._check(ids)
+        rows = _last_rows(ids, lengths)
         if not self._cache or self._cache[0].shape[0] != len(ids):
             self.begin(len(ids))
-        return self._step(ids, 0)[:, -1]
+        return self._step(ids, 0, rows)[:, 0]
 
-    def decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+    def decode(self, ids: np.ndarray, context: int | np.ndarray) -> np.ndarray:
         """Logits float32 [B, V] of one token each, ids int64 [B, 1], after the first `context` in the cache.
 
-        Raises UserError.
+        context: of all sequences, or int64 [B] of each. Raises UserError.
         """
+        if isinstance(context, np.ndarray):
+            return self.step(ids, context)[:, -1]
         if context < 0:
             raise UserError(f"context={context}: must be at least 0")
-        return self._step(self._check(ids, context), context)[:, -1]
+        return self._step(self._check(ids, context), context, LAST)[:, 0]
+
+    def _step(self, ids: np.ndarray, pos: np.ndarray | int, rows: np.ndarray | int | None = None) -> np.ndarray:
+        """`step` of checked ids and positions, one number being that of all sequences; rows as in `_run`."""
+        if len(ids) != self._batch():
+            raise UserError(f"ids of shape {list(ids.shape)}: {self._whose_cache()}")
+        # It gives back logits, pos + T and the cache.
+        logits, results = self._run(ids, self._on_device("pos", pos, (len(ids),)), *self._cache, rows=rows)
+        if not results[2].same_as(self._cache[0]):  # untuned code makes another one
+            self._cache = list(results[2:])
+        return logits
 
     def _batch(self) -> int:
         """The sequences that the cache is of. Raises UserError if there is none yet."""
@@ -139,3 +176,19 @@ class CachedSession(_Loaded):
 
     def _whose_cache(self) -> str:
         return f"the cache is of B={self._batch()} sequences, and begin(B) makes another"
+
+
+def _last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
+    """The last position of each sequence of ids [B, T]. Raises UserError for lengths that are no [B] of 1 to T."""
+    if lengths is None:
+        return LAST
+    lengths = np.asarray(lengths)
+    B, T = ids.shape
+    if lengths.shape != (B,) or lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > T:
+        raise UserError(f"lengths={lengths.tolist()}: must be {B} whole numbers from 1 to {T}")
+    return lengths - 1
+
+
+def _rows_of(array: np.ndarray, rows: np.ndarray | int) -> np.ndarray:
+    """[B, T, …] at position rows[b] of each sequence, or at -1 of all: [B, 1, …]."""
+    return array[:, rows:] if isinstance(rows, int) else array[np.arange(len(array)), rows][:, None]

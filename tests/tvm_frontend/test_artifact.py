@@ -12,6 +12,7 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
+from tvm_frontend import artifact as artifact_module
 from tvm_frontend import target as target_module
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
@@ -130,6 +131,10 @@ def refused(path, said):
 def test_a_damaged_or_missing_file_is_found_and_named(copy, name):
     flip_a_bit(copy / name, 5000)
     refused(copy, rf"{re.escape(name)}: missing or damaged")
+    flip_a_bit(copy / name, 5000)
+    load_compiled(copy)
+    os.truncate(copy / name, (copy / name).stat().st_size - 1)
+    refused(copy, rf"{re.escape(name)}: missing or damaged")
     (copy / name).unlink()
     refused(copy, rf"{re.escape(name)}: missing or damaged")
 
@@ -145,7 +150,7 @@ def test_a_description_that_is_none_is_refused(copy, text):
     [
         lambda content: content["config"].update(block_size=140),
         lambda content: content.update(opt_level=0),
-        lambda content: content["files_sha256"].pop("library.so"),
+        lambda content: content["files_crc32"].pop("library.so"),
         lambda content: content.update(format=1),
     ],
 )
@@ -167,3 +172,23 @@ def test_a_lesser_cpu_is_refused_before_its_code_is_loaded(compiled, monkeypatch
     monkeypatch.setattr(target_module, "_host_features", lambda: here)
     with pytest.raises(UserError, match=f"lacks {re.escape(lacking)}: compile it here"):
         compiled.start()
+
+
+def test_weights_are_views_of_the_file_that_kernels_can_take(compiled):
+    weights = compiled.map_weights()
+    assert len({id(weight.base) for weight in weights}) == 1
+    assert all(weight.__array_interface__["data"][0] % 64 == 0 for weight in weights)
+    assert sum(weight.nbytes for weight in weights) <= (compiled.path / "weights.bin").stat().st_size
+
+
+def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_library_is_loaded(copy):
+    """On any machine: the artifact is edited, not the machine, and its library could not be loaded."""
+    content = json.loads((copy / "model.json").read_text())
+    del content["sha256"]
+    content["target"]["features"].append("a-feature-of-tomorrow")
+    (copy / "library.so").write_text("no library")
+    content["files_crc32"]["library.so"] = artifact_module._crc32(copy / "library.so")
+    (copy / "model.json").write_text(json.dumps(content | {"sha256": artifact_module._sha256(content)}))
+    with pytest.raises(UserError, match="lacks a-feature-of-tomorrow: compile it here") as caught:
+        load_compiled(copy).start()
+    assert "\n" not in str(caught.value)

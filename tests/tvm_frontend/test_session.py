@@ -67,6 +67,40 @@ def test_fill_and_decode(cached, model, eager):
     close(cached.fill(ids[:1, :1]), expected[:1, 0])
 
 
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("T", [1, 17, 70])
+def test_the_last_rows_alone_are_those_of_all(session, checkpoint, eager, B, T):
+    ids, rows = ids_of(B, T), np.arange(B)
+    expected = eager(checkpoint, ids)
+    close(session.last(ids), expected[:, -1])
+    lengths = np.array([T, 1, (T + 1) // 2])[:B]
+    close(session.last(ids, lengths), expected[rows, lengths - 1])
+    np.testing.assert_allclose(session.last(ids), session.prefill(ids)[:, -1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("T", [1, 17])
+def test_prompts_of_different_length_are_filled_and_continued(cached, model, eager, T):
+    ids, lengths, rows = ids_of(3, 20), np.array([T, 1, (T + 1) // 2]), np.arange(3)
+    expected = eager(model[0], ids)
+    close(cached.fill(ids[:, :T], lengths), expected[rows, lengths - 1])
+    for _ in range(3):
+        close(cached.decode(ids[rows, lengths][:, None], lengths), expected[rows, lengths])
+        lengths = lengths + 1
+
+
+def test_the_artifact_says_which_functions_it_has(cached, session):
+    split = ["body", "head"]
+    assert session.model.entry_points == split
+    assert cached.model.entry_points == (split if cached.model.opt_level == 3 else ["forward"])
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 3], [1, 10], [1.0, 2.0], 3])
+def test_lengths_that_are_none_are_refused(cached, session, lengths):
+    for call in (cached.fill, session.last):
+        with pytest.raises(UserError, match=r"lengths=.*: must be 2 whole numbers from 1 to 9"):
+            call(ids_of(2, 9), lengths)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(export, eager, name):
     config = OTHERS[name]
@@ -125,6 +159,9 @@ def test_the_last_position_alone(export, eager):
     session = compile_model(exported.path).start(threads=2)
     for B, T in [(1, 1), (3, 17), (1, 70)]:
         close(session.prefill(ids_of(B, T)), eager(checkpoint, ids_of(B, T))[:, -1:])
+        close(session.last(ids_of(B, T)), eager(checkpoint, ids_of(B, T))[:, -1])
+    with pytest.raises(UserError, match="exported for the last position alone"):
+        session.last(ids_of(1, 9), [3])
 
 
 @pytest.mark.parametrize(

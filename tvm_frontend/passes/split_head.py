@@ -1,0 +1,69 @@
+"""The last linear layer becomes an entry point of its own: only the rows that somebody reads go through it.
+
+Of a prompt that fills a cache that is one row of T, and GPT-2's vocabulary makes the layer a third of all work.
+"""
+
+from collections.abc import Sequence
+
+from tvm import relax
+from tvm.relax.utils import copy_with_new_vars
+
+from tvm_frontend.graph import BODY, ENTRY, HEAD, Graph
+from tvm_frontend.passes.rewrite import same_shape
+
+
+def split_head(graph: Graph) -> Graph:
+    """forward → body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
+
+    Both take all weights. The graph stays as it is if its logits are not one kernel's, from a hidden state of every
+    position and weights.
+    """
+    function = graph.module[ENTRY]
+    inputs = int(function.attrs["num_input"])
+    weights = function.params[inputs:]
+    result = function.body.body
+    logits, *rest = result.fields if isinstance(result, relax.Tuple) else [result]
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    last = next((binding for binding in bindings if binding.var.same_as(logits)), None)
+    if last is None or not _is_kernel(last.value):
+        return graph
+    hidden, *others = last.value.args[1].fields
+    if not (_of_every_position(hidden, function.params[0]) and all(_is_one_of(other, weights) for other in others)):
+        return graph
+    before = [binding for binding in bindings if binding is not last]
+    if any(_is_one_of(logits, relax.analysis.free_vars(binding.value)) for binding in before):
+        return graph
+    out = relax.Var("hidden", hidden.ty)
+    body = _function(function.params, [*before, relax.VarBinding(out, hidden)], [out, *rest])
+    given = relax.Var("hidden", hidden.ty)
+    kernel, _ = last.value.args
+    call = relax.call_tir(kernel, [given, *others], out_ty=logits.ty)
+    head = _function([given, *weights], [relax.VarBinding(logits, call)], [logits])
+    module = graph.module.clone()
+    del module[ENTRY]
+    for name, split, number in ((BODY, body, inputs), (HEAD, head, 1)):
+        module[name] = split.with_attrs({"num_input": number, "global_symbol": name})
+    return Graph(module, graph.weights)
+
+
+def _function(params: Sequence[relax.Var], bindings: list[relax.Binding], results: list[relax.Expr]) -> relax.Function:
+    result = relax.Tuple(results) if len(results) > 1 else results[0]
+    types = [each.ty for each in results]
+    type_ = relax.TupleType(types) if len(results) > 1 else types[0]
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], result)
+    # Two functions of a module may not share variables.
+    return copy_with_new_vars(relax.Function(params, body, type_))
+
+
+def _is_kernel(expr: relax.Expr) -> bool:
+    return isinstance(expr, relax.Call) and getattr(expr.op, "name", None) == "relax.call_tir"
+
+
+def _is_one_of(expr: relax.Expr, variables: Sequence[relax.Var]) -> bool:
+    return any(expr.same_as(variable) for variable in variables)
+
+
+def _of_every_position(hidden: relax.Expr, ids: relax.Var) -> bool:
+    """Whether `hidden` is [B, T, C] of ids [B, T]."""
+    shape = hidden.ty.shape.values
+    return len(shape) == 3 and same_shape(shape[:2], ids.ty.shape.values)

@@ -1,0 +1,86 @@
+"""On how many threads kernels run, and how these wait for the next one."""
+
+import os
+import threading
+from pathlib import Path
+
+from gpt.cli import UserError
+
+CPUS, CGROUPS, OWN_CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+VARIABLES = ("TVM_NUM_THREADS", "OMP_NUM_THREADS")  # TVM's own, in its order
+# Yields before a waiting thread sleeps, a fraction of a millisecond: enough for what lies between two kernels, and a
+# step of a small model that wakes its threads for each one takes five times as long. TVM's own is 300000.
+SPINS = "1000"
+_SHARE_ALL_CPUS = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
+_of_this_thread = threading.local()
+
+
+def chosen_threads(threads: int | None = None) -> int:
+    """As many as asked for, else as the environment says, else one a physical core that this process may use.
+
+    Raises UserError for less than one, and for a variable that is no number.
+    """
+    name, value = "threads", threads
+    if threads is None:
+        name = next((name for name in VARIABLES if os.environ.get(name)), None)
+        if name is None:
+            return physical_cores()
+        value = os.environ[name].split(",")[0]  # OpenMP's has a number for each level of nesting
+    if not str(value).strip().isdecimal() or int(value) < 1:
+        raise UserError(f"{name}={value}: must be a whole number of at least 1")
+    return int(value)
+
+
+def physical_cores() -> int:
+    """Cores among the CPUs that this process may use, hyperthreads of one counted once; no more than its quota."""
+    cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+    return int(max(1, min(cores, _quota())))
+
+
+def use_threads(threads: int) -> None:
+    """Run the kernels that the calling thread starts from now on on that many threads.
+
+    They are those of a pool that TVM keeps for each thread that calls kernels, which grows no more: it is made for
+    all CPUs, and whoever needs fewer lets the others sleep. Raises UserError for more than it has.
+    """
+    if getattr(_of_this_thread, "threads", None) == threads:
+        return
+    import tvm  # noqa: F401  (registers the functions)
+    import tvm_ffi
+
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPINS)
+    # Else TVM binds to the machine's first cores: those of everybody else who does, and not of those given to us.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    if not hasattr(_of_this_thread, "threads"):
+        _configure(configure, max(threads, len(cpus)), cpus)
+    _configure(configure, threads, cpus)
+    if (there := tvm_ffi.get_global_func("runtime.NumThreads")()) < threads:
+        raise UserError(f"threads={threads}: TVM already runs in this process, with a pool of {there}; start with more")
+    _of_this_thread.threads = threads
+
+
+def _configure(configure, threads: int, cpus: list[str]) -> None:
+    configure(_SHARE_ALL_CPUS, threads, [cpus[i % len(cpus)] for i in range(threads)])
+
+
+def _siblings(cpu: int) -> str:
+    path = CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    return path.read_text().strip() if path.exists() else str(cpu)
+
+
+def _quota() -> float:
+    """CPUs' worth of time that the process's control groups give it (cgroups(7), version 2), infinite without one."""
+    own = next((line[3:] for line in _lines(OWN_CGROUP) if line.startswith("0::")), "/")
+    group = CGROUPS / own.lstrip("/")
+    quotas = [float("inf")]
+    for folder in (group, *group.parents):
+        for line in _lines(folder / "cpu.max"):
+            most, period = line.split()
+            quotas += [int(most) / int(period)] if most != "max" else []
+    return min(quotas)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
