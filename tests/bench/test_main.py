@@ -40,6 +40,24 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
     assert [line.split()[0] for line in last[-5:-2]] == ["engine", "onnxruntime", "eager"]
 
 
+def test_each_precision_is_a_race_of_its_own(python: Run, tmp_path: Path) -> None:
+    arguments = ["--precision", "fp32", "bf16", "--engine", "eager", "--odd", "--sweep", "--minutes", "0.02"]
+    done = python("bench", "--seeded", "tiny", *arguments)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "artifacts" / "seeded-tiny" / "results.json").read_text())
+    assert (results["precisions"], results["baselines"]) == (["fp32", "bf16"], {"fp32": "eager", "bf16": "tvm O3"})
+    assert {(row["group"], row["label"], row["work"]) for row in results["rows"]} == {
+        (precision, label, work)
+        for precision, label in (("fp32", "eager"), ("bf16", "eager bf16"))
+        for work in ("1×1", "1×2")
+    }
+    assert [row["agrees"] for row in results["rows"]] == [True] * 4
+    wide, narrow = (results["limits"][precision] for precision in ("fp32", "bf16"))
+    assert narrow["working_set_bytes"] * 2 == wide["working_set_bytes"]
+    assert results["text"] == "no trained model: no loss"
+    assert "odd lengths" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -48,6 +66,7 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
         (["--seeded", "tiny", "--engine", "eager", "--threads", "0"], "threads=0: must be in 1"),
         (["--seeded", "tiny", "--engine", "eager", "--contexts", "16"], "context 16: must be in 1 … 15"),
         (["--seeded", "tiny", "--phases", "train"], "phase 'train': must be one of prefill, decode, generate"),
+        (["--engine", "eager", "--precision", "int8"], "engine 'eager' has no int8, only fp32, bf16"),
         (["--seeded", "bigram", "--phases", "decode"], "phase 'decode': must be one of prefill with this model"),
     ],
 )
