@@ -72,7 +72,8 @@ def works_of(
     if unknown := [name for name in phases if name not in has]:
         raise UserError(f"phase {unknown[0]!r}: must be one of {', '.join(has)} with this model")
     asked = {
-        Prefill.phase: tuple(Prefill(*parse_shape(text, config)) for text in shapes),
+        # the small before the large, so that what is slow is known when the large comes
+        Prefill.phase: tuple(Prefill(*shape) for shape in sorted({parse_shape(text, config) for text in shapes})),
         Decode.phase: tuple(Decode(1, 1, _checked_context(context, config)) for context in contexts),
     }
     names = [name for name in has if name in (phases or has)]

@@ -224,19 +224,17 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
 def _overview(tables: dict[str, list[dict]]) -> dict:
     """Many pieces of work at a glance: a row an engine, a column a piece of work, and by how much the fastest leads.
 
-    A cell: the median, the share of the limit and whether it is the fastest; or None.
+    A cell: the median or why there is none, the share of the limit and whether it is the fastest.
     """
     fastest = {work: rows[0] for work, rows in tables.items() if rows[0]["status"] == "timed"}
     lines: dict[str, dict[str, dict]] = {}
     for work, rows in tables.items():
         for row in rows:
+            cell = {"time": row["status"], "share": "–", "first": False}
             if row["status"] == "timed":
-                cell = {
-                    "time": duration(row["median_ms"]),
-                    "share": percent(row["percent_of_limit"]),
-                    "first": row is fastest[work],
-                }
-                lines.setdefault(name_of(row), {})[work] = cell
+                first = row is fastest[work]
+                cell = {"time": duration(row["median_ms"]), "share": percent(row["percent_of_limit"]), "first": first}
+            lines.setdefault(name_of(row), {})[work] = cell
     leads = {}
     for work, first in fastest.items():
         others = [row for row in tables[work] if row["status"] == "timed" and row["engine"] != first["engine"]]
@@ -244,6 +242,6 @@ def _overview(tables: dict[str, list[dict]]) -> dict:
             leads[work] = f"{others[0]['median_ms'] / first['median_ms']:.2f}×"
     return {
         "works": list(tables),
-        "lines": {label: [cells.get(work) for work in tables] for label, cells in lines.items()},
+        "lines": {label: [cells[work] for work in tables] for label, cells in lines.items()},
         "leads": [leads.get(work, "–") for work in tables],
     }
