@@ -69,9 +69,10 @@ def run_bench(config: BenchConfig) -> dict:
     model, truth = config_of(artifacts), foreign.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
-        precision: those_that_can(contenders, artifacts, config, plan.phases)
+        precision: those_that_can(contenders, artifacts, plan.phases, onnx_alone=config.onnx is not None)
         for precision, contenders in by_precision.items()
     }
+    refuse_absent(config.engine, list(chain.from_iterable(by_precision.values())))
     if not any(by_precision.values()):
         raise UserError(f"none of the engines asked for has a phase of {', '.join(plan.phases)}")
     prepare(artifacts, [])
@@ -112,24 +113,22 @@ def run_bench(config: BenchConfig) -> dict:
 
 
 def those_that_can(
-    contenders: Iterable[Contender], artifacts: Artifacts, config: BenchConfig, phases: tuple[str, ...]
+    contenders: Iterable[Contender], artifacts: Artifacts, phases: tuple[str, ...], *, onnx_alone: bool = False
 ) -> list[Contender]:
     """The contenders with a phase of those, all they need made; what cannot be made of this model makes one absent.
 
-    Raises UserError for one that was asked for and is absent, and for a file that is not of this model.
+    onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
     """
     found = []
     for each in contenders:
         if not set(each.phases) & set(phases):
             continue
-        able = foreign.without_checkpoint(each) if config.onnx else each
+        able = foreign.without_checkpoint(each) if onnx_alone else each
         if not able.absent:
             try:
                 prepare(artifacts, [able], phases)
             except CannotMake as error:
                 able = replace(able, absent=str(error))
-        if each.engine in config.engine:
-            refuse_absent([able])
         found.append(able)
     return found
 

@@ -219,16 +219,16 @@ def find_contenders(asked: Sequence[str] = (), precisions: Collection[str] = ("f
             has = dict.fromkeys(contender.precision for contender in contenders)
             raise UserError(f"engine {name!r} has no {' or '.join(precisions)}, only {', '.join(has)}")
         found += able
-    if asked:
-        refuse_absent(found)
+    refuse_absent(asked, found)
     return found
 
 
-def refuse_absent(asked: Iterable[Contender]) -> None:
-    """Raise UserError for the first that cannot run here."""
-    for contender in asked:
-        if contender.absent:
-            raise UserError(f"engine {contender.engine!r} was asked for and is absent: {contender.absent}")
+def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> None:
+    """Raise UserError for the first engine asked for of which no variant can run here."""
+    for name in asked:
+        reasons = [contender.absent for contender in contenders if contender.engine == name]
+        if reasons and all(reasons):
+            raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
 def contenders_of(name: str) -> list[Contender]:

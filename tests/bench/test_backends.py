@@ -89,6 +89,7 @@ def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
     assert reasons["onnxruntime"] == "the CPU provider has no product of matrices in bfloat16"
     with pytest.raises(UserError, match="'onnxruntime' was asked for and is absent: the CPU provider"):
         find_contenders(["onnxruntime"], ["bf16"])
+    assert [each.absent is None for each in find_contenders(["onnxruntime"], ["fp32", "bf16"])] == [True, False]
 
 
 def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
