@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import tvm
 
-ENTRY = "forward"  # the name of the one Relax function, ONNX to library, unless `split_head` splits it
-BODY, HEAD = "body", "head"
+ENTRY = "forward"  # the name of the Relax function, ONNX to library
+BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class _Loaded:
         weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
         functions = relax.VirtualMachine(tvm.runtime.load_module(str(model.path / LIBRARY)), self._device)
-        split = HEAD in model.entry_points
-        self._body, self._head = (functions[BODY], functions[HEAD]) if split else (functions[ENTRY], None)
+        self._forward = functions[ENTRY]
+        self._parts = (functions[BODY], functions[HEAD]) if HEAD in model.entry_points else None
 
     def _run(self, ids: np.ndarray, *inputs: Any, rows: np.ndarray | int | None = None) -> tuple[np.ndarray, Any]:
         """The logits [B, T, V], or of position rows[b] of each sequence alone [B, 1, V], and all that was given back.
@@ -42,17 +42,17 @@ class _Loaded:
         ids: [B, T], checked. inputs: what the function takes after them, on the device.
         """
         use_threads(self.threads)
-        results = self._body(self._on_device("ids", ids, ids.shape), *inputs, self._weights)
-        first = results if isinstance(results, tvm.runtime.Tensor) else results[0]
-        if self._head is None:
-            logits = self._to_numpy(first)
+        inputs = self._on_device("ids", ids, ids.shape), *inputs, self._weights
+        if rows is None or ids.shape[1] == 1 or self._parts is None:
+            results = self._forward(*inputs)
+            logits = self._to_numpy(_first(results))
             if isinstance(rows, np.ndarray) and logits.shape[1] < ids.shape[1]:
                 raise UserError("lengths: this model was exported for the last position alone")
             return (logits if rows is None else _rows_of(logits, rows)), results
-        if rows is not None and ids.shape[1] > 1:
-            hidden = _rows_of(self._to_numpy(first), rows)
-            first = self._on_device("hidden", hidden, hidden.shape)
-        return self._to_numpy(self._head(first, self._weights)), results
+        body, head = self._parts
+        results = body(*inputs)
+        hidden = _rows_of(self._to_numpy(_first(results)), rows)  # [B, 1, C]
+        return self._to_numpy(head(self._on_device("hidden", hidden, hidden.shape), self._weights)), results
 
     def _on_device(self, name: str, value: np.ndarray | int, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
         """An input as a tensor of that shape, one number for all of it if so given; int64 unless it is float32."""
@@ -176,6 +176,10 @@ class CachedSession(_Loaded):
 
     def _whose_cache(self) -> str:
         return f"the cache is of B={self._batch()} sequences, and begin(B) makes another"
+
+
+def _first(results: Any) -> tvm.runtime.Tensor:
+    return results if isinstance(results, tvm.runtime.Tensor) else results[0]
 
 
 def _last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:

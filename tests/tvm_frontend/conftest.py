@@ -17,7 +17,7 @@ from gpt.config import GPTConfig
 from gpt.tokenizer import CharTokenizer
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
-from tvm_frontend.graph import Graph
+from tvm_frontend.graph import ENTRY, Graph
 from tvm_frontend.session import Session
 
 Export = Callable[..., tuple[Checkpoint, ExportedModel]]
@@ -84,7 +84,7 @@ def calls() -> Callable[[Graph], Counter]:
 
     def count(graph: Graph) -> Counter:
         found = Counter()
-        for block in (block for name in graph.entry_points for block in graph.module[name].body.blocks):
+        for block in graph.module[ENTRY].body.blocks:
             for binding in block.bindings:
                 if isinstance(binding.value, relax.Call):
                     name = binding.value.op.name

@@ -1,8 +1,13 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from gpt.cli import UserError
 from tvm_frontend import target as target_module
 from tvm_frontend.target import CUDA_ARCHS, CompileTarget, check_runs_here, resolve_target
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_llvm_is_compiled_for_this_machines_cpu_and_runs_here():
@@ -97,3 +102,20 @@ def test_a_missing_or_other_gpu_is_an_error(monkeypatch, compiled, here, said):
 def test_machine_code_runs_on_its_arch_and_later_minor_ones(monkeypatch, here):
     monkeypatch.setattr("tvm_frontend.cuda_toolchain.gpu_arch", lambda: here)
     check_runs_here(resolve_target("cuda", arch="sm_86").to_json())
+
+
+def test_what_a_schedule_asks_the_cpu_for_is_recorded_in_the_artifact():
+    """A feature of `_ONLY_BY_NAME` is not, so no kernel may call for it by name."""
+    sources = [path.read_text() for path in (ROOT / "tvm_frontend").rglob("*.py")]
+    asked = {name for text in sources for name in re.findall(r'"([\w.-]+)" in (?:\w+\.)*features', text)}
+    assert {"avx512bf16", "avx512vnni"} <= asked
+    assert not asked & target_module._ONLY_BY_NAME
+    assert asked <= target_module._host_detection().keys()
+
+
+@pytest.mark.parametrize("feature", ["avx512bf16", "avx512vnni"])
+def test_the_narrow_products_instructions_are_needed(monkeypatch, feature):
+    needs = resolve_target(mcpu="znver4")
+    monkeypatch.setattr(target_module, "_host_features", lambda: needs.features - {feature})
+    with pytest.raises(UserError, match=f"znver4.* lacks {feature}: compile it here"):
+        check_runs_here(needs.to_json())

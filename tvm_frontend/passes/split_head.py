@@ -13,10 +13,10 @@ from tvm_frontend.passes.rewrite import same_shape
 
 
 def split_head(graph: Graph) -> Graph:
-    """forward → body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
+    """Beside forward, body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
 
-    Both take all weights. The graph stays as it is if its logits are not one kernel's, from a hidden state of every
-    position and weights.
+    They call the same kernels and take all weights. The graph stays as it is if its logits are not one kernel's, from a
+    hidden state of every position and weights.
     """
     function = graph.module[ENTRY]
     inputs = int(function.attrs["num_input"])
@@ -40,7 +40,6 @@ def split_head(graph: Graph) -> Graph:
     call = relax.call_tir(kernel, [given, *others], out_ty=logits.ty)
     head = _function([given, *weights], [relax.VarBinding(logits, call)], [logits])
     module = graph.module.clone()
-    del module[ENTRY]
     for name, split, number in ((BODY, body, inputs), (HEAD, head, 1)):
         module[name] = split.with_attrs({"num_input": number, "global_symbol": name})
     return Graph(module, graph.weights)
