@@ -19,6 +19,8 @@ from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.passes.recover_attention import recover_attention
+from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.schedules import kernels_for
 from tvm_frontend.schedules.cuda.default import schedule_cuda
@@ -84,7 +86,13 @@ def compile_graph(
 def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32") -> list[Phase]:
     """The phases between the imported graph and machine code."""
     kernels = kernels_for(target, precision) if opt_level > 0 else None
-    rewrites: list[Phase] = [("cancel_transposes", cancel_transposes)] if opt_level > 0 else []
+    rewrites: list[Phase] = []
+    if opt_level > 0:
+        rewrites += [
+            ("recover_gelu", recover_gelu),
+            ("recover_attention", recover_attention),
+            ("cancel_transposes", cancel_transposes),
+        ]
     if kernels is not None:
         rewrites += [
             ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),

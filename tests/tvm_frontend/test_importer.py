@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import tvm
@@ -99,9 +100,36 @@ UNSUPPORTED = {
         model([node("Reshape", "xs")], {"x": ["T"], "s": [1]}, {"y": ["T"]}),
         "node 'the_Reshape'.*'s' is a tensor where a shape, known while compiling, is needed",
     ),
-    "arithmetic on shapes": (
-        model([node("Shape", "x", "n"), node("Add", "nn")], {"x": ["B", "T"]}, {"y": [2]}),
-        "node 'the_Add'.*'n' is index arithmetic where a tensor is needed",
+    "a triangle of a tensor": (
+        model([node("Trilu", "x")], {"x": ["T", "T"]}, {"y": ["T", "T"]}),
+        "node 'the_Trilu'.*'x': only values that follow from shapes are supported",
+    ),
+    "a sum of unequal numbers": (
+        model(
+            [node("Shape", "x", "s"), node("Squeeze", "s", "n"), node("Range", "znk", "r"), node("CumSum", "rz")],
+            {"x": ["T"]},
+            {"y": ["T"]},
+            {"z": np.array(0), "k": np.array(1)},
+        ),
+        "node 'the_CumSum'.*only sums of equal numbers are supported",
+    ),
+    "counting down": (
+        model(
+            [node("Shape", "x", "s"), node("Squeeze", "s", "n"), node("Range", "nzd")],
+            {"x": ["T"]},
+            {"y": ["T"]},
+            {"z": np.array(0), "d": np.array(-1)},
+        ),
+        "node 'the_Range'.*step -1 is not supported",
+    ),
+    "every other element": (
+        model(
+            [node("Slice", "xzeat")],
+            {"x": ["T"]},
+            {"y": ["n"]},
+            dict(zip("zeat", np.array([[0], [9], [0], [2]]), strict=True)),
+        ),
+        r"node 'the_Slice'.*steps \[2\] are not supported, only 1",
     ),
 }
 
@@ -180,6 +208,75 @@ SMALL = {
         {"y": ["B", 2, "T", 8]},
         {"zero": np.array(0), "one": np.array(1), "t": np.arange(160, dtype="float32").reshape(20, 8)},
     ),
+}
+
+
+def of(text):
+    """A graph of x float32 [B, 2, T, 8], in ONNX's own language; z and k are 0 and 1, zs and ks lists of them."""
+    head = '<ir_version: 10, opset_import: ["" : 20]> f (float[B,2,T,8] x) => (float[D0,D1,D2,D3] y)'
+    numbers = "<int64 z = {0}, int64 k = {1}, int64[1] zs = {0}, int64[1] ks = {1}>"
+    sizes = "B1 = Shape <start = 0, end = 1> (x) T1 = Shape <start = 2, end = 3> (x) T = Squeeze (T1) B = Squeeze (B1)"
+    return onnx.parser.parse_model(f"{head} {numbers} {{ {sizes} {text} }}")
+
+
+SMALL |= {
+    "a triangle of what is computed": of("""
+        TT = Concat <axis = 0> (ks, ks, T1, T1)
+        filled = ConstantOfShape <value = float[1] {2.5}> (TT)
+        below = Trilu <upper = 0> (filled, k)
+        above = Trilu (filled)
+        y = Sub (below, above)
+    """),
+    "products and quotients of sizes": of("""
+        BT = Mul (B, T)
+        again = Div (BT, B)
+        places = Range (z, again, k)
+        real = Cast <to = 1> (places)
+        column = Unsqueeze (real, ks)
+        y = Add (x, column)
+    """),
+    "places that are compared, chosen, joined and looked up": of("""
+        places = Range (z, T, k)
+        key = Unsqueeze (places, zs)
+        query = Unsqueeze (places, ks)
+        less = Sub (key, query)
+        smaller = Min (key, query)
+        far = Greater (less, k)
+        near = Not (far)
+        equal = Equal (key, query)
+        either = Or (near, equal)
+        chosen = Where (either, less, smaller)
+        both = Concat <axis = 1> (chosen, chosen)
+        cut = Slice (both, zs, T1, ks)
+        rows = Unsqueeze (places, ks)
+        swapped = Concat <axis = 1> (rows, rows)
+        diagonal = GatherND (chosen, swapped)
+        sum = Add (cut, diagonal)
+        real = Cast <to = 1> (sum)
+        outer = Unsqueeze (real, zs)
+        y = Unsqueeze (outer, zs)
+    """),
+    "a number that is none": of("""
+        zero = Sub (x, x)
+        nan = Div (zero, zero)
+        odd = IsNaN (nan)
+        y = Where (odd, x, zero)
+    """),
+    "the exact GELU's curve": of("y = Erf (x)"),
+    "softmax": of("y = Softmax <axis = 2> (x)"),
+    "powers": of("""
+        one = Cast <to = 1> (k)
+        two = Add (one, one)
+        three = Add (two, one)
+        square = Pow (x, two)
+        cube = Pow (x, three)
+        y = Sub (cube, square)
+    """),
+    "sizes as a tensor": of("""
+        n = Shape (x)
+        twice = Add (n, n)
+        y = Cast <to = 1> (twice)
+    """),
 }
 
 

@@ -87,6 +87,8 @@ def test_the_inner_loop_of_every_linear_is_multiply_adds_on_full_vectors_without
 def test_every_phase_is_timed_in_order(compilation):
     assert list(compilation.phases_s) == [
         "import",
+        "recover_gelu",
+        "recover_attention",
         "cancel_transposes",
         "fuse_attention",
         "fuse_cached_attention",

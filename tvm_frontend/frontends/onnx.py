@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artifact import exported_from, read_proto
+from export.artifact import PRECISIONS, exported_from, read_proto
 from gpt.cli import UserError
 from tvm_frontend.frontends import Source, refuse_fixed_shape
 from tvm_frontend.importer import check_operators, import_onnx
@@ -24,15 +24,18 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
             f"{model}: keeps its cache as past, which grows with each token; "
             "export with --with-cache for a preallocated one"
         )
-    if exported.dtype != "float32":
-        raise UserError(f"{model}: of {exported.precision}, and only fp32 is compiled; export with --precision fp32")
+    if exported.precision not in PRECISIONS:
+        raise UserError(
+            f"{model}: of {exported.precision}, and only files of {', '.join(PRECISIONS)} are compiled; compile one of "
+            f"those with --precision {exported.precision}"
+        )
     check_operators(proto)
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
     return Source(
         config=exported.config,
         tokenizer=exported.tokenizer,
-        dtype=exported.dtype,
+        dtype="float32",  # whatever the file's weights are rounded to: see `tvm_frontend.importer`
         form=exported.form,
         sha256=exported.sha256,
         checkpoint_sha256=exported.checkpoint_sha256,

@@ -23,7 +23,8 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
     q, k, v = heads = [is_op("relax.permute_dims")(part) for part in parts]
     rows_of_keys = is_call_tir("tensor_scatter", [keys, k, pos])
     rows_of_values = is_call_tir("tensor_scatter", [values, v, pos])
-    width = is_op("relax.arange")(start, stop, step)
+    counted = is_op("relax.arange")(start, stop, step)
+    width = is_op("relax.squeeze")(counted) | counted
     scaled = is_op("relax.multiply")(q, scale)
     scores = is_op("relax.matmul")(scaled, is_op("relax.permute_dims")(rows_of_keys))
     seen = is_call_tir("scores_up_to", [scores, add_of(pos, width)])

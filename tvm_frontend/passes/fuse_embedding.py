@@ -16,7 +16,8 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
     counted = is_op("relax.arange")(start, stop, step)
     pos = wildcard()
     after = is_op("relax.expand_dims")(pos)
-    places = counted | add_of(after, counted)
+    repeated = is_op("relax.broadcast_to")(counted, wildcard())
+    places = counted | repeated | add_of(after, counted)
     of_tokens = is_op("relax.take")(tokens, ids)
     of_positions = is_op("relax.take")(positions, places)
 
@@ -31,8 +32,8 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
         (V, C), (block_size, _) = (table.shape for table in tables)
         *batch, length = matched[ids].ty.shape.values
         behind = pos in matched
-        rows = [*batch, length, C] if behind else [length, C]
-        if len(batch) != 1 or not same_shape(matched[of_positions].ty.shape.values, rows):
+        *before, rows, _ = matched[of_positions].ty.shape.values
+        if len(batch) != 1 or not same_shape([rows], [length]) or (before and not _repeats(before, batch, behind)):
             return None
         if behind and (not same_shape(matched[pos].ty.shape.values, batch) or not _adds_last(matched[after])):
             return None
@@ -42,6 +43,11 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
 
     rewriting.apply(add_of(of_tokens, of_positions), fuse)
     return rewriting.finish()
+
+
+def _repeats(before: list, batch: list, behind: bool) -> bool:
+    """Whether positions [*before, T] are of the batch, or the same ones for all of it."""
+    return same_shape(before, batch) or (not behind and same_shape(before, [1]))
 
 
 def _adds_last(expand_dims: relax.Call) -> bool:

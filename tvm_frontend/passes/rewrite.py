@@ -20,6 +20,7 @@ class Rewriting:
         self.function = graph.module[ENTRY]
         self.inputs = int(self.function.attrs["num_input"])
         self.weights = dict(graph.weights)
+        self._bound: dict[relax.Var, relax.Expr] = {}
         self.variables = dict(zip(graph.weights, self.function.params[self.inputs :], strict=True))
 
     def weight(self, expr: relax.Expr) -> np.ndarray | None:
@@ -44,6 +45,10 @@ class Rewriting:
         return len(users) == 1 and not any(
             var.same_as(expr) for var in relax.analysis.free_vars(self.function.body.body)
         )
+
+    def value(self, expr: relax.Expr) -> relax.Expr:
+        """What a variable is bound to; what is no variable, or is a parameter, as it is."""
+        return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
         """The parameter of that name; made from `value()` where it is not there yet."""
@@ -78,6 +83,7 @@ class Rewriting:
             replacement = rewriter(call, matched)
             return call if replacement is None else replacement
 
+        self._bound = {binding.var: binding.value for block in self.function.body.blocks for binding in block.bindings}
         self.function = rewrite_call(pattern, replace, self.function)
 
     def finish(self) -> Graph:
@@ -99,6 +105,17 @@ def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
     """left + right, in either order."""
     add = is_op("relax.add")
     return add(left, right) | add(right, left)
+
+
+def calls(value: relax.Expr, name: str) -> bool:
+    """Whether a value is a call of that operator of Relax."""
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == f"relax.{name}"
+
+
+def number_of(value: relax.Expr) -> float | None:
+    """The number that a constant of one element is."""
+    array = value.value.numpy() if isinstance(value, tvm.ir.GenericConst) else np.empty(0)
+    return float(array.item()) if array.size == 1 else None
 
 
 def same_shape(left: Sequence, right: Sequence) -> bool:

@@ -1,0 +1,90 @@
+"""Causal attention that is spelled out becomes one operator again, which `fuse_attention` knows."""
+
+import tvm
+from tvm import relax
+from tvm.relax import op
+from tvm.relax.dpl import is_op, wildcard
+
+from tvm_frontend.graph import Graph
+from tvm_frontend.operators.masks import HIDE_LATER
+from tvm_frontend.passes.rewrite import Matched, Rewriting, calls, number_of, same_shape
+
+SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back
+
+
+def recover_attention(graph: Graph) -> Graph:
+    """softmax(hide_later(scale · q · kᵀ)) · v, each [B, nh, T, hs] → attention, wherever the scale stands.
+
+    `hide_later` stands where the importer has proven a mask to be causal. What softmax gives for rows that see nothing
+    need not be replaced by 0: each row sees itself.
+    """
+    rewriting = Rewriting(graph)
+    weights, v = wildcard(), wildcard()
+    mixed = is_op("relax.matmul")(weights, v)
+
+    def recover(call: relax.Expr, matched: Matched) -> relax.Expr | None:
+        scores = _scores(rewriting, matched[weights])
+        if scores is None:
+            return None
+        (product,), scale = _without_scale(rewriting, scores)
+        product = rewriting.value(product)
+        if not calls(product, "matmul"):
+            return None
+        (q, keys), inner = _without_scale(rewriting, *product.args)
+        shape = list(q.ty.shape.values)
+        if len(shape) != 4:
+            return None
+        B, nh, T, hs = shape
+        if not same_shape(keys.ty.shape.values, [B, nh, hs, T]) or not same_shape(matched[v].ty.shape.values, shape):
+            return None
+        q, k, values = op.permute_dims(q, SWAP), _rows(rewriting, keys), op.permute_dims(matched[v], SWAP)
+        scale = tvm.tirx.const(scale * inner, "float32")
+        return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask="TopLeft"), SWAP)
+
+    rewriting.apply(mixed, recover)
+    return rewriting.finish()
+
+
+def _scores(rewriting: Rewriting, weights: relax.Expr) -> relax.Expr | None:
+    """What a causal softmax is of."""
+    value = rewriting.value(weights)
+    if calls(value, "where"):  # 0 instead of not a number
+        condition, nothing, weights = value.args
+        condition = rewriting.value(condition)
+        if not (calls(condition, "isnan") and condition.args[0].same_as(weights) and number_of(nothing) == 0):
+            return None
+        value = rewriting.value(weights)
+    if not calls(value, "nn.softmax") or int(value.attrs.axis) not in (-1, len(value.ty.shape.values) - 1):
+        return None
+    hidden = rewriting.value(value.args[0])
+    if not calls(hidden, "call_tir") or hidden.args[0].name_hint.rstrip("0123456789") != HIDE_LATER:
+        return None
+    return hidden.args[1].fields[0]
+
+
+def _without_scale(rewriting: Rewriting, *factors: relax.Expr) -> tuple[list[relax.Expr], float]:
+    """The factors without the numbers that they are multiplied or divided by, and what these make together."""
+    bare, scale = [], 1.0
+    for factor in factors:
+        value = rewriting.value(factor)
+        while calls(value, "multiply") or calls(value, "divide"):
+            number = number_of(rewriting.value(value.args[1]))
+            if number is None:
+                break
+            scale = scale * number if calls(value, "multiply") else scale / number
+            factor = value.args[0]
+            value = rewriting.value(factor)
+        bare.append(factor)
+    return bare, scale
+
+
+def _rows(rewriting: Rewriting, keys: relax.Expr) -> relax.Expr:
+    """k [B, T, nh, hs] of the transposed kᵀ [B, nh, hs, T], of which some make one of [B·nh, T, hs] first."""
+    turned = rewriting.value(rewriting.value(keys).args[0]) if calls(rewriting.value(keys), "reshape") else keys
+    merged = rewriting.value(turned.args[0]) if calls(turned, "permute_dims") else turned
+    if calls(merged, "reshape") and list(map(int, turned.attrs.axes)) == [0, 2, 1]:
+        B, nh, hs, T = keys.ty.shape.values
+        k = merged.args[0]
+        if same_shape(k.ty.shape.values, [B, nh, T, hs]) and same_shape(merged.ty.shape.values[1:], [T, hs]):
+            return op.permute_dims(k, SWAP)
+    return op.permute_dims(keys, [0, 3, 1, 2])
