@@ -128,15 +128,15 @@ def prefill_flops(config: GPTConfig, B: int, T: int) -> float:
 def weight_bytes(config: GPTConfig, precision: str = "fp32") -> int:
     """Bytes of the weights that a prefill works on: the matrices of products with their scales; a bigram's table.
 
-    A scale is a float32: of each column in int8, of each GROUP of a column in int4. Embeddings do not count: of a
-    table only the rows of the ids are read.
+    A scale is a float32 of each column in int8, two bytes of each GROUP of a column in int4. Embeddings do not count:
+    of a table only the rows of the ids are read.
     """
     weights = matmul_parameters(config)
     columns = 9 * config.n_embd * config.n_layer + config.vocab_size  # 3C, C, 4C, C of a layer, and the head's
-    scales = {"int8": columns, "int4": weights // GROUP}.get(precision, 0)
+    scale_bytes = {"int8": FLOAT32_BYTES * columns, "int4": 2 * weights // GROUP}.get(precision, 0)
     if not weights:
         return FLOAT32_BYTES * config.vocab_size**2
-    return int(WEIGHT_BYTES[precision] * weights) + FLOAT32_BYTES * scales
+    return int(WEIGHT_BYTES[precision] * weights) + scale_bytes
 
 
 def prefill_bytes(config: GPTConfig, B: int, T: int, precision: str = "fp32") -> int:

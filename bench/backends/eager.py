@@ -17,8 +17,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # torch's names
 class Engine(Backend):
     """The reference implementation, to which every ratio in float32 is taken.
 
-    In bfloat16 all is kept in it, weights, cache and what is between; autocast, which keeps some in float32, took
-    longer.
+    In bfloat16 all is kept in it: weights, cache and what is between.
     """
 
     requires: ClassVar[dict[str, str]] = {"torch": "torch"}

@@ -54,7 +54,7 @@ def test_fewer_bits_are_fewer_bytes_and_scales() -> None:
     columns = 2 * (12 + 4 + 16 + 4) + 5
     assert weight_bytes(CONFIG, "bf16") == 2 * weights
     assert weight_bytes(CONFIG, "int8") == weights + 4 * columns
-    assert weight_bytes(CONFIG, "int4") == weights // 2 + 4 * (weights // 32)
+    assert weight_bytes(CONFIG, "int4") == weights // 2 + 2 * weights // 32
     cache = decode_bytes(CONFIG, 1, 7) - weight_bytes(CONFIG)
     for precision in ("bf16", "int8", "int4"):
         assert decode_bytes(CONFIG, 1, 7, precision) == weight_bytes(CONFIG, precision) + cache  # which stays float32

@@ -11,6 +11,7 @@ PRECISIONS = {
     "fp32": "float32",
     "bf16": "weights and inputs of linear layers rounded to bfloat16, sums in float32",
     "int8": "weights of linear layers int8 by column, their inputs int8 by row as they come, sums in int32",
+    "int4": "weights of linear layers int4 in groups of 32, their inputs int8 in the same groups, sums in float32",
 }
 
 

@@ -10,7 +10,7 @@ from tvm_frontend.schedules.cpu.attention import causal_attention
 from tvm_frontend.schedules.cpu.cached_attention import cached_attention
 from tvm_frontend.schedules.cpu.embedding import embedding
 from tvm_frontend.schedules.cpu.layer_norm import layer_norm
-from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.linear import linear
 from tvm_frontend.schedules.cpu.tile import tile_for
 from tvm_frontend.target import CompileTarget
 
@@ -30,7 +30,7 @@ class CpuKernels:
         return self._linear(K, N, self.tile, self.arithmetic, activation=activation, residual=residual)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        return pack_weight(weight, self.tile, self.arithmetic)
+        return self.arithmetic.pack(weight, self.tile)
 
     def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         return self.arithmetic.table(weight, bias)

@@ -1,7 +1,7 @@
 """How a linear layer multiplies: what a word of packed weights holds, and what one step adds up of it.
 
-A word is one float32, two bfloat16 or four int8, so that a step takes one word of x and a register of words of the
-weight, whatever the precision. TVM sees the narrow ones as int32: the instructions for them are called by name.
+A word is one float32, two bfloat16, four int8 or eight int4, so that a step takes a word of x and a register of words
+of the weight, whatever the precision. TVM sees the narrow ones as int32: the instructions for them are called by name.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,23 @@ import numpy as np
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
+from tvm_frontend.schedules.cpu.tile import Tile
 from tvm_frontend.target import CompileTarget
 
 AT_ONCE = 16  # float32 of a row that become words together
+
+
+GROUP = 32  # values of a column that share a scale in int4, and of a row that is multiplied by it
 
 
 @dataclass(frozen=True)
 class Arithmetic:
     """One precision on one CPU.
 
-    values: in a word. word, total: dtypes of words and of their sums. dot: (sums, a word of x, words of the weight) →
-    sums, on registers. narrow: makes words of AT_ONCE float32 of x; None if words are float32. scaled: whether each row
-    of x and each column of the weight has a scale. llvm: the functions that `dot` and `narrow` call.
+    values: of x in a word. word, total: dtypes of words and of their sums. dot: (sums, a word of x, words of the
+    weight) → sums, on registers. narrow: makes words of AT_ONCE float32 of x; None if words are float32. scaled:
+    whether x and the weight are whole numbers and have scales. grouped: whether each GROUP of values has its own, and
+    not the whole row or column. llvm: the functions that `dot` and `narrow` call.
     """
 
     precision: str
@@ -32,14 +37,31 @@ class Arithmetic:
     dot: Callable[[Expr, Expr, Expr], Expr]
     narrow: Callable[[Expr], Expr] | None
     scaled: bool
+    grouped: bool
     llvm: str
 
     def words(self, K: int) -> int:
-        """Words of a row of K values; a narrowed row is filled up with zeros."""
-        return -(-K // AT_ONCE) * AT_ONCE // self.values if self.narrow else K
+        """Words of a row of K values of x; a narrowed row is filled up with zeros."""
+        unit = GROUP if self.grouped else AT_ONCE
+        return -(-K // unit) * unit // self.values if self.narrow else K
 
-    def pack(self, weight: np.ndarray) -> np.ndarray:
-        """Weight float32 [K, N] as words [words(K), N], consecutive k in a word, the first in its lowest bits."""
+    def pack(self, weight: np.ndarray, tile: Tile) -> np.ndarray:
+        """Weight float32 [K, N] as panels of words: what the inner loop reads, in order, with zeros at the end.
+
+        [ceil(N / columns), words(K), columns] with consecutive k in a word, the first in its lowest bits. Grouped:
+        [ceil(N / columns), groups, group_words(tile)], see `_pack_groups`.
+        """
+        if self.grouped:
+            return _pack_groups(weight, tile)
+        words = self._words_of(weight)
+        (rows, N), columns = words.shape, tile.columns
+        whole, rest = divmod(N, columns)
+        packed = np.zeros((-(-N // columns), rows, columns), words.dtype)
+        packed[:whole] = words[:, : whole * columns].reshape(rows, whole, columns).swapaxes(0, 1)
+        packed[whole:, :, :rest] = words[:, whole * columns :]
+        return packed
+
+    def _words_of(self, weight: np.ndarray) -> np.ndarray:
         if self.narrow is None:
             return weight
         K, N = weight.shape
@@ -49,11 +71,11 @@ class Arithmetic:
         return np.ascontiguousarray(by_word).view(np.int32)[..., 0]
 
     def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """What a finished sum needs, float32 [rows, N]: the bias; if scaled, also the scales of the columns.
+        """What a finished sum needs, float32 [rows, N]: the bias; in int8, also the scales of the columns.
 
         And a third row then, whose bits are int32: what to add because the bytes of x count from -128.
         """
-        if not self.scaled:
+        if self.table_rows == 1:
             return bias[None]
         correction = -128 * _to_int8(weight).sum(0, dtype=np.int32)
         return np.stack([bias, _scales_of(weight), correction.view(np.float32)])
@@ -61,23 +83,58 @@ class Arithmetic:
     @property
     def table_rows(self) -> int:
         """Of `table`."""
-        return 3 if self.scaled else 1
+        return 3 if self.scaled and not self.grouped else 1
 
 
 def arithmetic_of(precision: str, target: CompileTarget) -> Arithmetic:
-    """fp32, bf16 or int8, by the instructions that the target has for it, or else by those for float32 and int32."""
+    """fp32, bf16, int8 or int4, by the instructions that the target has, or else by those for float32 and int32."""
     wide, features = target.vector_bits == 512, target.features
     if precision == "fp32":
-        return Arithmetic("fp32", 1, "float32", "float32", _add_product, None, False, "")
+        return Arithmetic("fp32", 1, "float32", "float32", _add_product, None, False, False, "")
     if precision == "bf16":
         has = wide and "avx512bf16" in features
         dot = _calling("dot_bf16") if has else _dot_bf16
-        llvm = _TO_BF16 + (_DOT_BF16 if has else "")
-        return Arithmetic("bf16", 2, "int32", "float32", dot, _calling_on("int32x8", "to_bf16"), False, llvm)
+        llvm = _TO_BF16_INSTRUCTION + _DOT_BF16 if has else _TO_BF16
+        return Arithmetic("bf16", 2, "int32", "float32", dot, _calling_on("int32x8", "to_bf16"), False, False, llvm)
     has = wide and "avx512vnni" in features
-    dot = _calling("dot_int8") if has else _dot_int8
-    llvm = _TO_INT8 + (_DOT_INT8 if has else "")
-    return Arithmetic("int8", 4, "int32", "int32", dot, _calling_on("int32x4", "to_int8"), True, llvm)
+    if precision == "int8":
+        dot, llvm = (_calling("dot_int8"), _DOT_INT8) if has else (_dot_int8, "")
+        narrow = _calling_on("int32x4", "to_unsigned")
+        return Arithmetic("int8", 4, "int32", "int32", dot, narrow, True, False, _TO_BYTES + llvm)
+    dot, llvm = (_calling("dot_int4"), _DOT_INT4) if has else (_dot_int4, "")
+    return Arithmetic(
+        "int4", 4, "int32", "float32", dot, _calling_on("int32x4", "to_signed"), True, True, _TO_BYTES + llvm
+    )
+
+
+def group_words(tile: Tile) -> int:
+    """Words of one group of a panel in int4: GROUP values of each column, and two bfloat16 scales a word."""
+    return GROUP // 8 * tile.columns + tile.columns // 2
+
+
+def _pack_groups(weight: np.ndarray, tile: Tile) -> np.ndarray:
+    """Weight float32 [K, N] as [panels, groups, group_words]: whole numbers of 4 bits and their scales.
+
+    A number stands for (number - 8) · scale. A word has eight of a column: in the lower halves of its bytes the first
+    four, in the upper ones the next. Behind them, in the lower half of word i, the scale of column i, and in the upper
+    one that of column i + columns / 2. The scale makes the largest of a group -8: its sign is that number's.
+    """
+    K, N = weight.shape
+    groups, columns = -(-K // GROUP), tile.columns
+    panels = -(-N // columns)
+    filled = np.zeros((groups * GROUP, panels * columns), np.float32)
+    filled[:K, :N] = weight
+    filled = filled.reshape(groups, GROUP, -1)
+    lowest, highest = filled.min(1), filled.max(1)
+    bits = _to_bf16(np.where(highest > -lowest, highest, lowest) / np.float32(-8))  # [groups, N]
+    scales = (bits.astype(np.uint32) << 16).view(np.float32)
+    inverse = 1 / np.where(scales == 0, np.float32(1), scales)
+    numbers = np.clip(np.rint(filled * inverse[:, None]) + 8, 0, 15).astype(np.uint8)
+    halves = numbers.reshape(groups, GROUP // 8, 2, 4, panels, columns)
+    bytes_ = (halves[:, :, 0] | halves[:, :, 1] << 4).transpose(3, 0, 1, 4, 2)  # [panels, groups, words, columns, 4]
+    words = np.ascontiguousarray(bytes_).view(np.int32).reshape(panels, groups, -1)
+    of_columns = bits.reshape(groups, panels, 2, columns // 2).transpose(1, 0, 3, 2)
+    return np.concatenate([words, np.ascontiguousarray(of_columns).view(np.int32)[..., 0]], axis=-1)
 
 
 def _scales_of(weight: np.ndarray) -> np.ndarray:
@@ -114,12 +171,19 @@ def _dot_bf16(sums: Expr, x: Expr, w: Expr) -> Expr:
 
 
 def _dot_int8(sums: Expr, x: Expr, w: Expr) -> Expr:
-    """Four products of int32: the bytes of x are unsigned, those of the weight signed."""
-    spread = _spread(x, w)
+    return _dot_bytes(sums, _spread(x, w), w)
+
+
+def _dot_int4(sums: Expr, x: Expr, w: Expr) -> Expr:
+    return _dot_bytes(sums, w, _spread(x, w))
+
+
+def _dot_bytes(sums: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    """Four products of int32, of unsigned bytes and signed ones."""
     for byte in range(4):
-        unsigned = T.bitwise_and(T.shift_right(spread, _spread(T.int32(8 * byte), w)), _spread(T.int32(255), w))
-        to_top, to_bottom = _spread(T.int32(24 - 8 * byte), w), _spread(T.int32(24), w)
-        sums = sums + unsigned * T.shift_right(T.shift_left(w, to_top), to_bottom)
+        number = T.bitwise_and(T.shift_right(unsigned, _spread(T.int32(8 * byte), sums)), _spread(T.int32(255), sums))
+        to_top, to_bottom = _spread(T.int32(24 - 8 * byte), sums), _spread(T.int32(24), sums)
+        sums = sums + number * T.shift_right(T.shift_left(signed, to_top), to_bottom)
     return sums
 
 
@@ -143,7 +207,7 @@ def _calling_on(result: str, function: str) -> Callable[[Expr], Expr]:
 # In LLVM's language, as TVM has no names for them. Always inlined, so that they are one instruction in the loop.
 
 
-def _instruction(name: str, sums: str, narrow: str, instruction: str) -> str:
+def _instruction(name: str, sums: str, narrow: str, instruction: str, first: str, second: str) -> str:
     """A function (sums, a word of x, words of the weight) of 16 lanes that is one instruction."""
     return f"""
 declare <16 x {sums}> @llvm.x86.{instruction}.512(<16 x {sums}>, <{narrow}>, <{narrow}>)
@@ -152,14 +216,24 @@ define linkonce_odr hidden <16 x {sums}> @{name}(<16 x {sums}> %sums, i32 %x, <1
   %all = shufflevector <16 x i32> %one, <16 x i32> poison, <16 x i32> zeroinitializer
   %xs = bitcast <16 x i32> %all to <{narrow}>
   %ws = bitcast <16 x i32> %w to <{narrow}>
-  %r = call <16 x {sums}> @llvm.x86.{instruction}.512(<16 x {sums}> %sums, <{narrow}> %xs, <{narrow}> %ws)
+  %r = call <16 x {sums}> @llvm.x86.{instruction}.512(<16 x {sums}> %sums, <{narrow}> {first}, <{narrow}> {second})
   ret <16 x {sums}> %r
 }}
 """
 
 
-_DOT_BF16 = _instruction("dot_bf16", "float", "32 x bfloat", "avx512bf16.dpbf16ps")
-_DOT_INT8 = _instruction("dot_int8", "i32", "64 x i8", "avx512.vpdpbusd")
+_DOT_BF16 = _instruction("dot_bf16", "float", "32 x bfloat", "avx512bf16.dpbf16ps", "%xs", "%ws")
+# unsigned bytes first: those of x in int8, of the weight in int4
+_DOT_INT8 = _instruction("dot_int8", "i32", "64 x i8", "avx512.vpdpbusd", "%xs", "%ws")
+_DOT_INT4 = _instruction("dot_int4", "i32", "64 x i8", "avx512.vpdpbusd", "%ws", "%xs")
+_TO_BF16_INSTRUCTION = """
+declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
+define linkonce_odr hidden <8 x i32> @to_bf16(<16 x float> %x) alwaysinline {
+  %narrow = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
+  %words = bitcast <16 x bfloat> %narrow to <8 x i32>
+  ret <8 x i32> %words
+}
+"""
 # Rounded to nearest, ties to even; NaN stays NaN. LLVM's own fptrunc is a call into a library on older CPUs.
 _TO_BF16 = """
 define linkonce_odr hidden <8 x i32> @to_bf16(<16 x float> %x) alwaysinline {
@@ -176,15 +250,18 @@ define linkonce_odr hidden <8 x i32> @to_bf16(<16 x float> %x) alwaysinline {
   ret <8 x i32> %words
 }
 """
-# of x in -127 … 127; as unsigned bytes that count from -128
-_TO_INT8 = """
-declare <16 x float> @llvm.rint.v16f32(<16 x float>)
-declare <16 x i8> @llvm.fptosi.sat.v16i8.v16f32(<16 x float>)
-define linkonce_odr hidden <4 x i32> @to_int8(<16 x float> %x) alwaysinline {
-  %whole = call <16 x float> @llvm.rint.v16f32(<16 x float> %x)
-  %signed = call <16 x i8> @llvm.fptosi.sat.v16i8.v16f32(<16 x float> %whole)
-  %words = bitcast <16 x i8> %signed to <4 x i32>
-  %unsigned = xor <4 x i32> %words, splat (i32 -2139062144)
+# of x in -127 … 127. Added to 1.5 · 2^23, a float32 has its nearest whole number in its lowest bits.
+_TO_BYTES = """
+define linkonce_odr hidden <4 x i32> @to_signed(<16 x float> %x) alwaysinline {
+  %shifted = fadd <16 x float> %x, splat (float 12582912.0)
+  %bits = bitcast <16 x float> %shifted to <16 x i32>
+  %bytes = trunc <16 x i32> %bits to <16 x i8>
+  %words = bitcast <16 x i8> %bytes to <4 x i32>
+  ret <4 x i32> %words
+}
+define linkonce_odr hidden <4 x i32> @to_unsigned(<16 x float> %x) alwaysinline {
+  %signed = call <4 x i32> @to_signed(<16 x float> %x)
+  %unsigned = xor <4 x i32> %signed, splat (i32 -2139062144)
   ret <4 x i32> %unsigned
 }
 """

@@ -1,18 +1,18 @@
-"""Linear layers in bf16 and int8: the rounding that they state, and nothing else, is lost."""
+"""Linear layers in bf16, int8 and int4: the rounding that they state, and nothing else, is lost."""
 
 import numpy as np
 import pytest
 import tvm
 
 from gpt.cli import UserError
-from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
-from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.arithmetic import GROUP, arithmetic_of
+from tvm_frontend.schedules.cpu.linear import linear
 from tvm_frontend.schedules.cpu.tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
 
 # with the instructions for both, with those of AVX-512 alone, and with none
 CPUS = ("cooperlake", "skylake-avx512", "haswell", "x86-64")
-INSTRUCTIONS = {"bf16": "vdpbf16ps", "int8": "vpdpbusd"}
+INSTRUCTIONS = {"bf16": "vdpbf16ps", "int8": "vpdpbusd", "int4": "vpdpbusd"}
 
 
 @pytest.fixture(scope="module", params=CPUS)
@@ -50,15 +50,41 @@ def product(x, w, precision):
     """In float64, of the rounded values."""
     if precision == "bf16":
         return to_bf16(x) @ to_bf16(w)
+    if precision == "int4":
+        return by_groups(x) @ by_groups_of_4_bits(w)
     (rows, row_scales), (columns, column_scales) = to_int8(x, -1), to_int8(w, 0)
     return rows @ columns * row_scales * column_scales
+
+
+def groups_of(x, axis):
+    """Its groups of 32 along an axis, which is the last but one then and the group's values the last, with zeros."""
+    x = np.moveaxis(x, axis, -1)
+    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % GROUP), "float32")], axis=-1)
+    return x.reshape(*x.shape[:-1], -1, GROUP)
+
+
+def by_groups(x):
+    """What a row of x [B, T, K] counts as in int4: int8 by groups."""
+    groups = groups_of(x, -1)
+    numbers, scales = to_int8(groups, -1)
+    return (numbers * scales).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+
+
+def by_groups_of_4_bits(w):
+    """What a weight [K, N] counts as: the largest of a group is -8 of its scales, which are bfloat16."""
+    groups = groups_of(w, 0)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
+    scales = to_bf16(largest / np.float32(-8)).astype("float32")
+    inverse = np.float32(1) / np.where(scales == 0, np.float32(1), scales)
+    numbers = np.clip(np.rint(groups * inverse), -8, 7)
+    return (numbers.astype("float64") * scales).reshape(w.shape[1], -1)[:, : len(w)].T
 
 
 def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", INSTRUCTIONS)
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
 def test_only_the_inputs_are_rounded(target, precision, K, N):
     arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
@@ -67,7 +93,7 @@ def test_only_the_inputs_are_rounded(target, precision, K, N):
     for B, T in [(1, 1), (1, 4), (3, 17)]:
         x, addend = random(B, T, K), random(B, T, N, seed=1)
         out = tvm.runtime.tensor(np.full((B, T, N), np.nan, "float32"))
-        run(*map(tvm.runtime.tensor, (x, pack_weight(w, tile, arithmetic), arithmetic.table(w, bias), addend)), out)
+        run(*map(tvm.runtime.tensor, (x, arithmetic.pack(w, tile), arithmetic.table(w, bias), addend)), out)
         sizes = np.abs(x.astype("float64")) @ np.abs(w) + np.abs(bias) + np.abs(addend)
         error = np.abs(out.numpy() - (product(x, w, precision) + bias + addend))
         assert (error <= (K + 8) * 2.0**-23 * sizes).all(), (B, T, error.max())
@@ -75,12 +101,12 @@ def test_only_the_inputs_are_rounded(target, precision, K, N):
 
 @pytest.mark.parametrize("precision", INSTRUCTIONS)
 def test_the_instruction_is_used_where_it_is(target, precision):
-    has = {"bf16": "avx512bf16", "int8": "avx512vnni"}[precision] in target.features
+    has = ("avx512bf16" if precision == "bf16" else "avx512vnni") in target.features
     text = compiled(target, precision, 64, 96).mod.inspect_source("asm")
     assert (INSTRUCTIONS[precision] in text) == has
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", INSTRUCTIONS)
 def test_zeros_and_nan(target, precision):
     arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
     w = random(8, 24)
@@ -88,7 +114,7 @@ def test_zeros_and_nan(target, precision):
     x = random(1, 6, 8)
     x[0, 1], x[0, 4, 3] = 0, np.nan
     out = tvm.runtime.tensor(np.zeros((1, 6, 24), "float32"))
-    inputs = (x, pack_weight(w, tile, arithmetic), arithmetic.table(w, np.zeros(24, "float32")))
+    inputs = (x, arithmetic.pack(w, tile), arithmetic.table(w, np.zeros(24, "float32")))
     compiled(target, precision, 8, 24, residual=False)["run"](*map(tvm.runtime.tensor, inputs), out)
     found = out.numpy()[0]
     assert np.isnan(found[4]).all()

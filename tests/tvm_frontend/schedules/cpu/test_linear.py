@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
-from tvm_frontend.schedules.cpu.linear import linear, pack_weight
+from tvm_frontend.schedules.cpu.linear import linear
 from tvm_frontend.schedules.cpu.tile import Tile
 
 ROUNDING = 2.0**-24  # of a float32, relative
@@ -34,9 +34,7 @@ def check(build, tile, fp32, shapes, K, N, activation, residual):
     run = build(linear(K, N, tile, fp32, activation=activation, residual=residual))
     for B, T in shapes:
         x, addend = normal(B, T, K), normal(B, T, N, seed=1)
-        found = run(
-            x, pack_weight(w, tile, fp32), fp32.table(w, bias), *([addend] if residual else []), shape=(B, T, N)
-        )
+        found = run(x, fp32.pack(w, tile), fp32.table(w, bias), *([addend] if residual else []), shape=(B, T, N))
         x64, w64 = x.astype("float64"), w.astype("float64")
         expected = activate(x64 @ w64 + bias, activation) + (addend if residual else 0)
         # Higham, Accuracy and Stability, section 3.1; GELU's slope is at most 1.13, its own error 2e-7 · max(1, |x|).
@@ -64,7 +62,7 @@ def test_any_number_of_rows_about_the_edges_of_a_task(build, tile, fp32):
 
 def test_packing_keeps_each_value_and_fills_up_with_zeros(fp32):
     weight = np.arange(1, 16, dtype="float32").reshape(3, 5)  # [K, N]
-    packed = pack_weight(weight, Tile(rows=6, vectors=2, lanes=2), fp32)
+    packed = fp32.pack(weight, Tile(rows=6, vectors=2, lanes=2))
     assert packed.shape == (2, 3, 4)
     assert packed.flags.c_contiguous
     np.testing.assert_array_equal(np.hstack(list(packed)), np.hstack([weight, np.zeros((3, 3))]))
@@ -74,6 +72,6 @@ def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
     run = build(linear(8, 24, tile, fp32, activation="gelu_tanh", residual=False))
     x, w = normal(1, 20, 8), normal(8, 24)
     x[0, 19, 3] = np.nan
-    found = run(x, pack_weight(w, tile, fp32), fp32.table(w, normal(24)), shape=(1, 20, 24))
+    found = run(x, fp32.pack(w, tile), fp32.table(w, normal(24)), shape=(1, 20, 24))
     assert np.isnan(found[0, 19]).all()
     assert np.isfinite(found[0, :19]).all()
