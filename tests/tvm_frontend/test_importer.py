@@ -122,6 +122,10 @@ UNSUPPORTED = {
         ),
         "node 'the_Range'.*step -1 is not supported",
     ),
+    "five of any number": (
+        model([node("Slice", "xze")], {"x": ["T"]}, {"y": [5]}, {"z": np.array([0]), "e": np.array([5])}),
+        "node 'the_Slice'.*position 5 of T is not supported, as there may be fewer",
+    ),
     "every other element": (
         model(
             [node("Slice", "xzeat")],
@@ -142,6 +146,22 @@ def test_what_is_not_supported_is_named(case):
     assert "\n" not in str(caught.value)
 
 
+CAUSAL = """
+<ir_version: 10, opset_import: ["" : 23]>
+f (float[B,2,T,8] x) => (float[B,2,T,8] y)
+<int64 zero = {0}, int64 one = {1}, int64[1] zeros = {0}, int64[1] ones = {1}>
+{
+    T1 = Shape <start = 2, end = 3> (x)
+    T = Squeeze (T1)
+    places = Range (zero, T, one)
+    key = Unsqueeze (places, zeros)
+    query = Unsqueeze (places, ones)
+    seen = LessOrEqual (key, query)
+    y = Attention (x, x, x, seen)
+}
+"""
+
+
 def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
     """A graph with one Attention of the same x as q, k and v, or with more inputs."""
     nodes = [node("Attention", ["x" if name in "qkv" else name for name in inputs], outputs, **attributes)]
@@ -155,6 +175,12 @@ def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
         (attention(is_causal=0), "is_causal=0 is not supported, only 1"),
         (attention(), "is_causal=0 is not supported, only 1"),  # absent means 0
         (attention("qkvm", is_causal=1), "a mask or a growing cache"),
+        (
+            onnx.parser.parse_model(
+                CAUSAL.replace("(key, query)", "(query, key)").replace("y = A", "[the_Attention] y = A")
+            ),
+            "is_causal=0 is not supported, only 1",
+        ),
         (attention(["q", "k", "v", "", "m"], is_causal=1), "a mask or a growing cache"),
         (attention(is_causal=1, softcap=30.0), "softcap=30.0 is not supported"),
         (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
@@ -176,6 +202,7 @@ def test_attention_of_another_kind_is_refused(proto, said):
 
 
 SMALL = {
+    "a causal mask of Attention": onnx.parser.parse_model(CAUSAL),
     "attention with a scale": attention(is_causal=1, scale=0.9),
     "LayerNormalization without bias": model(
         [node("LayerNormalization", "xg", epsilon=0.3)],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax import op
 
-from gpt.cli import UserError
-from tvm_frontend.operators.indexed import Indexed, expression
+from tvm_frontend.operators.indexed import Indexed, constant, expression
 from tvm_frontend.operators.masks import hidden_later
 from tvm_frontend.operators.reading import Converter, Reading, Value
 from tvm_frontend.operators.shapes import broadcast, expanded
@@ -51,19 +51,15 @@ def _where(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     if found := reading.indexed(*node.input):
         return _on_each(tirx.Select, found, found[1].dtype)
     condition, chosen, other = node.input
-    for scores, fill, seen in ((chosen, other, True), (other, chosen, False)):
+    nothing = constant(np.float32(0))  # choosing between scores and a number is as adding a mask of 0 and the number
+    for scores, fill in ((chosen, other), (other, chosen)):
         if (found := reading.indexed(condition, fill)) and not reading.indexed(scores):
-            mask = _on_each(lambda if_chosen, fill, seen=seen: _mask(if_chosen, fill, seen), found, "float32")
+            choices = [found[1], nothing] if fill == chosen else [nothing, found[1]]
+            mask = _on_each(tirx.Select, [found[0], *choices], "float32")
             hidden = hidden_later(reading, reading.tensor(scores), mask)
             if hidden is not None:
                 return hidden
     return op.where(*map(reading.tensor, node.input))
-
-
-def _mask(condition: Any, fill: Any, seen: bool) -> Any:
-    """What is added where a condition chooses between scores and `fill`."""
-    nothing = tirx.const(0, "float32")
-    return tirx.Select(condition, nothing, fill) if seen else tirx.Select(condition, fill, nothing)
 
 
 def _divide(x: Any, y: Any) -> Any:
@@ -84,15 +80,15 @@ def held_as(dtype: str) -> str:
 
 
 def _power(x: relax.Expr, y: relax.Expr) -> relax.Expr:
-    """x to the power y; whole powers of a few as products, since TVM's pow is exp(y · log x)."""
+    """x to the power y; squares and cubes as products, as TVM warns of its pow for negative x."""
     exponent = y.value.numpy() if isinstance(y, tvm.ir.GenericConst) else np.empty(2)
     if exponent.size == 1 and exponent.item() in (2, 3):
         return op.multiply(x, x) if exponent.item() == 2 else op.multiply(op.multiply(x, x), x)
     return op.power(x, y)
 
 
-def _refused(*_: Any) -> relax.Expr:
-    raise UserError("only values that follow from shapes are supported")
+def _of_all(of_two: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda *inputs: reduce(of_two, inputs)
 
 
 ADD = Elementwise(op.add, lambda x, y: x + y)
@@ -108,8 +104,8 @@ CONVERTERS: dict[str, Converter] = {
     "IsNaN": Elementwise(op.isnan),
     "Less": Elementwise(op.less, tirx.LT, "bool"),
     "LessOrEqual": Elementwise(op.less_equal, tirx.LE, "bool"),
-    "Max": Elementwise(op.maximum, tirx.Max),
-    "Min": Elementwise(op.minimum, tirx.Min),
+    "Max": Elementwise(_of_all(op.maximum), _of_all(tirx.Max)),
+    "Min": Elementwise(_of_all(op.minimum), _of_all(tirx.Min)),
     "Mul": Elementwise(op.multiply, lambda x, y: x * y),
     "Not": Elementwise(op.logical_not, tirx.Not),
     "Or": Elementwise(op.logical_or, tirx.Or),

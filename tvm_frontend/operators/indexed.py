@@ -23,7 +23,7 @@ class Indexed:
     at: Callable[..., Any]
 
 
-def constant(array: np.ndarray) -> Indexed:
+def constant(array: np.ndarray | np.generic) -> Indexed:
     """A list or one number from the file."""
     return listed(array.ravel().tolist(), array.shape == (), str(array.dtype))
 

@@ -66,12 +66,14 @@ def _softmax(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any])
 def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     """ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
     names = dict(zip(("q", "k", "v", "mask", "past key", "past value", "end"), node.input, strict=False))
-    if names.get("mask") and (mask := reading.indexed(names["mask"])) and is_causal(as_added(mask[0])):
-        names["mask"], attributes = "", attributes | {"is_causal": 1}
+    shapes = [reading.shape(name) for name in node.input[:3]]
+    if names.get("mask") and (mask := reading.indexed(names["mask"])):
+        *before, T, _ = shapes[0]
+        if is_causal(as_added(mask[0]), [*before, T, shapes[1][-2]]):
+            names["mask"], attributes = "", attributes | {"is_causal": 1}
     refuse_unless({"is_causal": 0} | attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
     if any(names.get(name) for name in ("mask", "past key", "past value")):
         raise UserError("a mask or a growing cache is not supported; export with --with-cache for a preallocated one")
-    shapes = [reading.shape(name) for name in node.input[:3]]
     if any(len(shape) != 4 for shape in shapes) or len({int(shape[1]) for shape in shapes}) != 1:
         raise UserError(f"q, k, v of shapes {shapes} are not supported, only [B, nh, T, hs] with one nh")
     scale = attributes.get("scale")

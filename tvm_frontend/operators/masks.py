@@ -1,11 +1,12 @@
 """Causal masks: proven, from the formula of their elements, to hide what comes later and nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import relax, te
 
-from tvm_frontend.operators.indexed import LARGE, Indexed, expression, places_in
+from tvm_frontend.operators.indexed import LARGE, Indexed, expression, is_one, places_in
 from tvm_frontend.operators.reading import Reading
 
 HIDE_LATER = "hide_later"  # the kernel by which `passes.recover_attention` knows such scores
@@ -15,9 +16,7 @@ HIDDEN = -1e4  # a mask holds at most this where nothing is to be seen: GPT-2's 
 def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed) -> relax.Expr | None:
     """Scores [.., T, T] with the lowest number where a key comes later, if that is what adding the mask does."""
     shape = list(scores.ty.shape.values)
-    if len(mask.shape) > len(shape) or len(mask.shape) < 2 or not _equal([*mask.shape[-2:], *shape[-2:]]):
-        return None
-    if not is_causal(mask):
+    if not is_causal(mask, shape):
         return None
 
     def hide_later(scores: te.Tensor) -> te.Tensor:
@@ -31,8 +30,17 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed) -> relax.E
     return reading.builder.call_te(hide_later, scores, primfunc_name_hint=HIDE_LATER)
 
 
-def is_causal(mask: Indexed) -> bool:
-    """Whether a mask [.., T, T] that is added is 0 where key ≤ query and at most HIDDEN elsewhere, for every T."""
+def is_causal(mask: Indexed, shape: list[Any]) -> bool:
+    """Whether a mask that is added to scores of a shape is 0 where key ≤ query and at most HIDDEN elsewhere.
+
+    Scores are [.., T, T]; it holds for every T.
+    """
+    rank = len(mask.shape)
+    if not 2 <= rank <= len(shape) or not _equal([*mask.shape[-2:], *shape[-2:]]):
+        return False
+    before = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
+    if not all(is_one(dims[0]) or _equal(dims) for dims in before):
+        return False
     *before, first = places_in([*mask.shape[:-2], LARGE])[0]
     distance = tvm.tirx.Var("distance", "int64")
     analyzer = tvm.sym.Analyzer()
@@ -61,6 +69,6 @@ def as_added(mask: Indexed) -> Indexed:
     return Indexed(mask.shape, "float32", at)
 
 
-def _equal(sizes: list[Any]) -> bool:
+def _equal(sizes: Sequence[Any]) -> bool:
     analyzer = tvm.sym.Analyzer()
     return all(analyzer.can_prove_equal(sizes[0], size) for size in sizes)

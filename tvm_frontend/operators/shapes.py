@@ -190,23 +190,19 @@ def _place(place: Any, size: Any) -> Any:
     """An end of a slice: from 0 on; negative ones count from the end, and none is beyond it."""
     if not is_number(place):
         return place
-    if place < 0:
-        place = 0 if place <= -LARGE else size + place
-        return max(place, 0) if is_number(place) else place
     if is_number(size):
-        return min(place, size)
-    return size if place >= LARGE else place
+        return min(max(place + size if place < 0 else place, 0), size)
+    if abs(place) >= LARGE:
+        return size if place > 0 else 0
+    if abs(place) > 1:  # of one position or more there is a first and a last
+        raise UserError(f"position {place} of {getattr(size, 'name', size)} is not supported, as there may be fewer")
+    return size - 1 if place < 0 else place
 
 
 def _split(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     x, axis = reading.tensor(node.input[0]), attributes.get("axis", 0)
     if len(node.input) > 1:
         parts: int | list[int] = list(accumulate(reading.integers(node.input[1])))[:-1]
-        size = int(x.ty.shape.values[axis])
-        if all(part * (i + 1) == after for i, after in enumerate(parts) for part in parts[:1]) and (
-            size == parts[0] * (len(parts) + 1)
-        ):
-            parts = len(parts) + 1
     else:
         parts = attributes.get("num_outputs", len(node.output))
     pieces = reading.emit(op.split(x, parts, axis))
