@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm_frontend.schedules.cpu.arithmetic import GROUP, Arithmetic, group_words
 from tvm_frontend.schedules.cpu.elementary import gelu_exact, gelu_tanh, relu
 from tvm_frontend.schedules.cpu.narrow import narrow_rows
-from tvm_frontend.schedules.cpu.product import FETCH, product, sums_of
+from tvm_frontend.schedules.cpu.product import FETCH, LINE_WORDS, fetch, product, sums_of
 from tvm_frontend.schedules.cpu.tile import Tile
 
 ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
@@ -47,8 +47,18 @@ def linear(
         return value + addend[row, n] if residual else value
 
     @T.macro
+    def fetch_place(matrix, row, panel):
+        # A row's place is far from the next one's: it comes near while the sums are made.
+        for line in T.unroll(NR // LINE_WORDS + 1):
+            fetch(matrix[row, T.min(panel * NR + line * LINE_WORDS, N - 1)])
+
+    @T.macro
     def rows_by_panel(rows, x, scales, offsets, w, table, addend, out, panel, first, last, ahead):
         acc = T.alloc_buffer((sums_of(rows, arithmetic), NR), arithmetic.total, scope="local")
+        for i in T.unroll(rows):
+            fetch_place(out, T.min(first + i, last), panel)
+            if residual:
+                fetch_place(addend, T.min(first + i, last), panel)
         multiply_rows(rows, acc, x, scales, offsets, w, panel, first, last, ahead)
         # Rows beyond the last are the last row again, and write the same values there.
         if panel * NR + NR <= N:

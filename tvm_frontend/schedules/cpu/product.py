@@ -15,7 +15,7 @@ LOW_HALVES, UPPER_HALF = 0x0F0F0F0F, -0x10000  # of the bytes of a word; of a wo
 # It touches no memory that the program sees and returns: else sums in registers would be stored at each turn.
 FETCH = """
 define linkonce_odr hidden i32 @fetch(ptr %p) alwaysinline {
-  call void asm sideeffect "prefetcht1 ($0)", "r"(ptr %p) nounwind willreturn memory(none)
+  call void asm sideeffect "prefetcht1 ($0)", "r"(ptr %p) nounwind willreturn memory(inaccessiblemem: readwrite)
   ret i32 0
 }
 """

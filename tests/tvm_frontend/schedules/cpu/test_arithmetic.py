@@ -85,7 +85,7 @@ def random(*shape, seed=0):
 
 
 @pytest.mark.parametrize("precision", INSTRUCTIONS)
-@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (64, 96), (130, 31)])
 def test_only_the_inputs_are_rounded(target, precision, K, N):
     arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
     w, bias = random(K, N), random(N, seed=2)

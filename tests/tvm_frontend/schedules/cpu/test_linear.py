@@ -1,6 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 import torch
+import tvm
 
 from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
 from tvm_frontend.schedules.cpu.linear import linear
@@ -75,3 +78,21 @@ def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
     found = run(x, fp32.pack(w, tile), fp32.table(w, normal(24)), shape=(1, 20, 24))
     assert np.isnan(found[0, 19]).all()
     assert np.isfinite(found[0, :19]).all()
+
+
+def inner_loops(assembly):
+    """The blocks that end with a jump to their own beginning."""
+    return [loop[0] for loop in re.finditer(r"^(\.LBB\w+):\n(?:(?!\.LBB).*\n)*?\s+j\w+\s+\1$", assembly, re.MULTILINE)]
+
+
+def test_the_next_panel_is_fetched_and_sums_stay_in_registers(target, tile):
+    """A fetch that the compiler takes for a write to memory would have them stored in each turn of the loop."""
+    if tile.lanes == 4:
+        pytest.skip("without a fused multiply-add, 16 registers do not hold the tile")
+    kernel = linear(64, 4 * tile.columns, tile, arithmetic_of("fp32", target), activation=None, residual=False)
+    text = tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
+    loops = [loop for loop in inner_loops(text.mod.inspect_source("asm")) if "prefetcht1" in loop]
+    assert loops
+    for loop in loops:
+        stores = [line for line in loop.splitlines() if re.search(r"v?mov[au]ps\s+%[xyz]mm\d+, ", line)]
+        assert not [line for line in stores if "(%rsp)" not in line], stores
