@@ -56,6 +56,7 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
 
 
 def test_fewer_bits_have_a_tolerance_of_their_own() -> None:
-    tolerances = [tolerance_of(precision, GPTConfig()) for precision in ("fp32", "bf16", "int8", "int4")]
-    assert tolerances == sorted(set(tolerances))
-    assert tolerances[-1] < 1
+    fp32, *fewer = [tolerance_of(precision, GPTConfig()) for precision in ("fp32", "bf16", "int8", "int4")]
+    assert len(set(fewer)) == 3
+    assert 1000 * fp32 < min(fewer)  # what rounds inputs is told from what does not
+    assert max(fewer) == fewer[-1] < 1
