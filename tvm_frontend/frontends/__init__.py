@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from export.artifact import ExportedModel
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.graph import Graph
@@ -16,6 +17,7 @@ FRONTENDS = {
     "relax-onnx": "TVM's importer of ONNX: one B and T, chosen when compiling",
     "torch": "TVM's importer of torch.export's programs, from a checkpoint: any B and T",
 }
+_OF_EXPORTED = ("config", "tokenizer", "dtype", "form", "sha256", "checkpoint_sha256")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Source:
     checkpoint_sha256: str
     import_graph: Callable[[], Graph]
     fixed_shape: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, exported: ExportedModel, import_graph: Callable[[], Graph], **rest: Any) -> "Source":
+        """Of an ONNX file of ours; `rest` are the fields that it does not have, or has otherwise."""
+        own = {name: getattr(exported, name) for name in _OF_EXPORTED}
+        return cls(import_graph=import_graph, **own | rest)
 
 
 def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None = None) -> Source:

@@ -32,12 +32,5 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
     check_operators(proto)
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    return Source(
-        config=exported.config,
-        tokenizer=exported.tokenizer,
-        dtype="float32",  # whatever the file's weights are rounded to: see `tvm_frontend.importer`
-        form=exported.form,
-        sha256=exported.sha256,
-        checkpoint_sha256=exported.checkpoint_sha256,
-        import_graph=lambda: import_onnx(proto),
-    )
+    # In float32, whatever the file's weights are rounded to: see `tvm_frontend.importer`.
+    return Source.of(exported, lambda: import_onnx(proto), dtype="float32")

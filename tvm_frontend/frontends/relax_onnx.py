@@ -29,16 +29,7 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
         raise UserError(f"{model}: of {exported.precision}, and --frontend relax-onnx takes fp32")
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    return Source(
-        config=exported.config,
-        tokenizer=exported.tokenizer,
-        dtype=exported.dtype,
-        form=exported.form,
-        sha256=exported.sha256,
-        checkpoint_sha256=exported.checkpoint_sha256,
-        import_graph=lambda: import_by_tvm(proto, fixed_shape),
-        fixed_shape=fixed_shape,
-    )
+    return Source.of(exported, lambda: import_by_tvm(proto, fixed_shape), fixed_shape=fixed_shape)
 
 
 def import_by_tvm(proto: onnx.ModelProto, fixed_shape: tuple[int, int] | None) -> Graph:

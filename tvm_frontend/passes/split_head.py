@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax.utils import copy_with_new_vars
 
 from tvm_frontend.graph import BODY, ENTRY, HEAD, Graph
-from tvm_frontend.passes.rewrite import same_shape
+from tvm_frontend.passes.rewrite import calls, same_shape
 
 
 def split_head(graph: Graph) -> Graph:
@@ -25,7 +25,7 @@ def split_head(graph: Graph) -> Graph:
     logits, *rest = result.fields if isinstance(result, relax.Tuple) else [result]
     bindings = [binding for block in function.body.blocks for binding in block.bindings]
     last = next((binding for binding in bindings if binding.var.same_as(logits)), None)
-    if last is None or not _is_kernel(last.value):
+    if last is None or not calls(last.value, "call_tir"):
         return graph
     hidden, *others = last.value.args[1].fields
     if not (_of_every_position(hidden, function.params[0]) and all(_is_one_of(other, weights) for other in others)):
@@ -52,10 +52,6 @@ def _function(params: Sequence[relax.Var], bindings: list[relax.Binding], result
     body = relax.SeqExpr([relax.DataflowBlock(bindings)], result)
     # Two functions of a module may not share variables.
     return copy_with_new_vars(relax.Function(params, body, type_))
-
-
-def _is_kernel(expr: relax.Expr) -> bool:
-    return isinstance(expr, relax.Call) and getattr(expr.op, "name", None) == "relax.call_tir"
 
 
 def _is_one_of(expr: relax.Expr, variables: Sequence[relax.Var]) -> bool:

@@ -47,6 +47,9 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
         for lane in T.vectorized(AT_ONCE):
             numbers[0, lane] = T.int32(value)
 
+    def narrowed(values, inverse):
+        return narrow(values * T.broadcast(inverse[0], AT_ONCE) if SCALED else values)
+
     @T.macro
     def by_row(words, scales, x, tail, row):
         inverse = T.alloc_buffer((1,), "float32", scope="local")
@@ -62,17 +65,9 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
             scales[row, 0] = T.reinterpret("float32", largest[0, 0]) * T.float32(1 / 127)
             inverse[0] = T.float32(127) / T.reinterpret("float32", largest[0, 0])
         for c in range(FULL):
-            words[row, T.ramp(c * WIDE, 1, WIDE)] = narrow(
-                x[row, T.ramp(c * AT_ONCE, 1, AT_ONCE)] * T.broadcast(inverse[0], AT_ONCE)
-                if SCALED
-                else x[row, T.ramp(c * AT_ONCE, 1, AT_ONCE)]
-            )
+            words[row, T.ramp(c * WIDE, 1, WIDE)] = narrowed(x[row, T.ramp(c * AT_ONCE, 1, AT_ONCE)], inverse)
         if RAGGED > 0:
-            words[row, T.ramp(FULL * WIDE, 1, WIDE)] = narrow(
-                tail[0, T.ramp(0, 1, AT_ONCE)] * T.broadcast(inverse[0], AT_ONCE)
-                if SCALED
-                else tail[0, T.ramp(0, 1, AT_ONCE)]
-            )
+            words[row, T.ramp(FULL * WIDE, 1, WIDE)] = narrowed(tail[0, T.ramp(0, 1, AT_ONCE)], inverse)
 
     @T.macro
     def one_group(words, scales, offsets, row, g, x, x_row, first):
