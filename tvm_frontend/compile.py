@@ -15,7 +15,7 @@ import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError, heed_interrupt, run_command
 from gpt.files import atomic_output
 from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
@@ -66,7 +66,7 @@ def compile_model(
     output = output or model.with_name("-".join([f"tvm-{compile_for.name}-O{opt_level}", *filter(None, words)]))
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
-    with atomic_output(output, directory=True) as folder:
+    with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
         compiled = compile_graph(
             source.import_graph,
             compile_for,

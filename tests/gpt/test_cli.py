@@ -1,6 +1,8 @@
+import signal
+
 import pytest
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError, heed_interrupt, run_command
 
 
 def outcome(error: BaseException) -> int:
@@ -25,6 +27,18 @@ def test_a_users_mistake_is_one_line_and_exit_2(capsys):
 def test_interrupt_is_exit_130(capsys):
     assert outcome(KeyboardInterrupt()) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_library_swallows_is_heeded():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), heed_interrupt():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            pass
+        reached.append("the end of the block")
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_fault_of_the_project_keeps_its_traceback():
