@@ -1,6 +1,8 @@
 """Faults of TVM that this project works around. Each test says what should hold: the day it does, the strict xfail
 fails, and the code that the test names can go."""
 
+import inspect
+
 import onnx.parser
 import pytest
 import torch
@@ -8,6 +10,7 @@ import tvm
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.script import tirx as T
+from tvm.script.parser.core.parser import ScriptMacro
 
 from tvm_frontend.target import resolve_target
 
@@ -30,6 +33,26 @@ def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():
     text = tvm.compile(tvm.IRModule({"promising": promising, "z_other": z_other}), target).mod.inspect_source("ll")
     (entry,) = (line for line in text.splitlines() if line.startswith("define") and "@__tvm_ffi_promising(" in line)
     assert "noalias" in entry
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.schedules finds the parser itself")
+def test_a_macro_is_expanded_without_reading_the_source_of_its_callers(monkeypatch):
+    lines_read = []
+    getframeinfo = inspect.getframeinfo
+    monkeypatch.setattr(ScriptMacro, "_find_parser_def", inspect.unwrap(ScriptMacro._find_parser_def))
+    monkeypatch.setattr(
+        inspect, "getframeinfo", lambda frame, context=1: lines_read.append(context) or getframeinfo(frame, context)
+    )
+
+    @T.macro
+    def double(out):
+        out[0] = out[0] * T.float32(2)
+
+    @T.prim_func(s_tir=True)
+    def kernel(out: T.Buffer((1,), "float32")):
+        double(out)
+
+    assert sum(lines_read) == 0
 
 
 @pytest.mark.xfail(strict=True, reason="tvm_frontend.importer: it takes it for com.microsoft's Attention")
