@@ -10,6 +10,7 @@ from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_p
 
 FLOAT32_BYTES = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5}
+CACHE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 1}
 GROUP = 32  # weights that share a scale in 4 bits; in 8 bits those of a column do
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
 # Two FMA units of four cycles' latency keep eight accumulators busy; more than the registers hold would be spilled.
@@ -151,10 +152,12 @@ def prefill_bytes(config: GPTConfig, B: int, T: int, precision: str = "fp32") ->
 def decode_bytes(config: GPTConfig, B: int, context: int, precision: str = "fp32") -> int:
     """Bytes that must be read for the next token of B sequences: weights once, keys and values of `context` tokens.
 
-    Keys and values count in float32, as this project keeps them at any precision.
+    Those count as this project keeps them: in bf16 two bytes a number, in int8 and int4 one, and a float32 a head.
     """
-    cache = 2 * config.n_layer * B * context * config.n_embd
-    return weight_bytes(config, precision) + FLOAT32_BYTES * cache
+    a_token = CACHE_BYTES[precision] * config.n_embd
+    if precision in ("int8", "int4"):
+        a_token += FLOAT32_BYTES * config.n_head
+    return weight_bytes(config, precision) + 2 * config.n_layer * B * context * a_token
 
 
 def prefill_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:

@@ -18,7 +18,7 @@ from tvm_frontend.threads import chosen_threads
 if TYPE_CHECKING:
     from tvm_frontend.session import CachedSession, Session
 
-FORMAT = 3
+FORMAT = 4
 LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
 ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for
 REMAKE = "make it again with: python -m tvm_frontend.compile"
@@ -32,8 +32,9 @@ class CompiledModel:
     read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
     `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
     took. exported_sha256, checkpoint_sha256: of the file that was compiled and the checkpoint that it came from.
-    entry_points: the functions of the library. weights: the dtype, shape and place in the file of each. files_crc32: of
-    the library and the weights. versions: of the compiler.
+    entry_points: the functions of the library. caches: the dtype and the shape behind B of each KV cache. weights: the
+    dtype, shape and place in the file of each. files_crc32: of the library and the weights. versions: of the compiler.
+    search: the trials, seconds and folder of the search that found its schedules, None if there was none.
     """
 
     path: Path
@@ -51,9 +52,11 @@ class CompiledModel:
     exported_sha256: str
     checkpoint_sha256: str
     entry_points: list[str]
+    caches: list[dict[str, Any]]
     weights: list[dict[str, Any]]
     files_crc32: dict[str, int]
     versions: dict[str, str]
+    search: dict[str, Any] | None = None
 
     def start(self, threads: int | None = None) -> "Session | CachedSession":
         """Load the library and map the weights, ready to run on `threads` CPU threads.

@@ -90,6 +90,7 @@ def compile_model(
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
                 "entry_points": compiled.graph.entry_points,
+                "caches": compiled.graph.caches,
                 "pipeline": list(compiled.phases_s),
                 "phases_s": compiled.phases_s,
                 "exported_sha256": source.sha256,

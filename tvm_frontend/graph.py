@@ -1,6 +1,7 @@
 """What flows from the importer through the passes: a Relax module and its weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -24,3 +25,10 @@ class Graph:
         """The names of the Relax functions."""
         functions = self.module.functions_items()
         return sorted(name.name_hint for name, function in functions if isinstance(function, tvm.relax.Function))
+
+    @property
+    def caches(self) -> list[dict[str, Any]]:
+        """The dtype, and the shape behind B, of each KV cache that forward takes after ids and pos."""
+        function = self.module[ENTRY]
+        types = [param.ty for param in function.params[2 : int(function.attrs["num_input"])]]
+        return [{"dtype": str(each.dtype), "shape": [int(size) for size in each.shape.values[1:]]} for each in types]

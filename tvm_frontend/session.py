@@ -106,7 +106,10 @@ class Session(_Loaded):
 
 
 class CachedSession(_Loaded):
-    """A compiled step over a KV cache, which lives here: keys and values of each layer [B, nh, block_size, hs]."""
+    """A compiled step over a KV cache, which lives here: keys and values of each layer [B, nh, block_size, hs].
+
+    Of a model in fewer bits than fp32 so are they: `schedules.cpu.cache_rows` says how.
+    """
 
     def __init__(self, model: CompiledModel, threads: int) -> None:
         super().__init__(model, threads)
@@ -116,11 +119,9 @@ class CachedSession(_Loaded):
         """Make an empty cache for B sequences. Raises UserError for fewer than one."""
         if B < 1:
             raise UserError(f"B={B}: must be at least 1")
-        config = self.model.config
-        shape = (B, config.n_head, config.block_size, config.head_size)
         # Zeros: untuned code multiplies what lies beyond a sequence by weights of 0, and 0 · NaN is NaN.
-        empty = np.zeros(shape, self.model.dtype)
-        self._cache = [tvm.runtime.tensor(empty, self._device) for _ in range(2 * config.n_layer)]
+        empty = [np.zeros((B, *each["shape"]), each["dtype"]) for each in self.model.caches]
+        self._cache = [tvm.runtime.tensor(array, self._device) for array in empty]
 
     def step(self, ids: np.ndarray, pos: np.ndarray) -> np.ndarray:
         """Logits float32 [B, T, V] of ids int64 [B, T], which come after pos int64 [B] tokens of each sequence.

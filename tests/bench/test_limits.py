@@ -55,9 +55,9 @@ def test_fewer_bits_are_fewer_bytes_and_scales() -> None:
     assert weight_bytes(CONFIG, "bf16") == 2 * weights
     assert weight_bytes(CONFIG, "int8") == weights + 4 * columns
     assert weight_bytes(CONFIG, "int4") == weights // 2 + 2 * weights // 32
-    cache = decode_bytes(CONFIG, 1, 7) - weight_bytes(CONFIG)
-    for precision in ("bf16", "int8", "int4"):
-        assert decode_bytes(CONFIG, 1, 7, precision) == weight_bytes(CONFIG, precision) + cache  # which stays float32
+    rows = 2 * 2 * 7  # of keys and of values in two layers; each has two heads
+    for precision, row in {"bf16": 4 * 2, "int8": 4 + 2 * 4, "int4": 4 + 2 * 4}.items():
+        assert decode_bytes(CONFIG, 1, 7, precision) == weight_bytes(CONFIG, precision) + rows * row
 
 
 def test_the_best_of_two_measurements_counts() -> None:

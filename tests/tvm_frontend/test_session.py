@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -172,14 +174,18 @@ def test_a_form_that_is_not_compiled_is_named(export):
 
 @pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])
 def test_narrow_products_keep_the_likeliest_token(model, eager, precision, largest_error):
-    """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row."""
+    """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row, and of keys."""
     session = compile_model(model[1].path, precision=precision).start(threads=2)
     assert session.model.precision == precision
     assert session.model.path.name == f"tvm-llvm-O3-{precision}-cache"
     ids = ids_of(2, 30)
     expected = eager(model[0], ids)
     session.begin(2)
-    found = np.concatenate([session.step(ids[:, :17], np.zeros(2, int)), session.step(ids[:, 17:], np.full(2, 17))], 1)
+    words = {"bf16": 32 // 2, "int8": 32 // 4 + 1}[precision]  # of heads of 20, filled up to 32
+    assert session.model.caches == 4 * [{"dtype": "int32", "shape": [2, 70, words]}]
+    at = [0, 17, 18, 19, 30]
+    found = [session.step(ids[:, one:two], np.full(2, one)) for one, two in itertools.pairwise(at)]
+    found = np.concatenate(found, 1)
     error = np.abs(found - expected).max()
     assert TOLERANCE < error < largest_error * np.abs(expected).max()  # it is another precision, and no worse than so
     ordered = np.sort(expected, -1)

@@ -1,4 +1,7 @@
-"""Attention over a preallocated cache becomes one kernel that also writes the new rows, in place."""
+"""Attention over a preallocated cache becomes one kernel that also writes the new rows, in place.
+
+The kernel says how a row of the cache is kept: in fewer bits, the function's inputs are of another type than before.
+"""
 
 from tvm import relax
 from tvm.relax.dpl import is_call_tir, is_const, is_op, is_tuple_get_item, wildcard
@@ -13,7 +16,7 @@ TO_HEADS = [0, 2, 1, 3]  # [B, T, nh, hs] to [B, nh, T, hs], and back
 def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
     """The QKV projection scattered into two caches and attended to → kernel(qkv, pos, keys, values) [B, T, C].
 
-    The function gives back the caches that it was given: they hold the new rows.
+    The function gives back the caches that it was given: they hold the new rows, and are of the kernel's type.
     """
     rewriting = Rewriting(graph)
     qkv, pos, keys, values, start, stop, step = (wildcard() for _ in range(7))
@@ -31,7 +34,7 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
     mixed = is_op("relax.matmul")(is_op("relax.nn.softmax")(seen), rows_of_values)
     turned = is_op("relax.permute_dims")(mixed)
     merged = is_op("relax.reshape")(turned, wildcard())
-    absorbed = []
+    absorbed = {}  # each cache as it was given, and as the kernel keeps it
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
         if any(list(matched[part].attrs.axes) != TO_HEADS for part in (*heads, turned)):
@@ -48,14 +51,17 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
         kernel = kernels.cached_attention(int(nh), int(hs), length, float(matched[scale].value.numpy()))
         if kernel is None:
             return None
-        absorbed.extend(caches)
-        return rewriting.call_in_place("cached_attention", kernel, [matched[qkv], matched[pos]], caches, call)
+        kept = kernel.params[2].ty  # and the values likewise
+        type_ = relax.TensorType([*matched[keys].ty.shape.values[:3], kept.shape[3]], kept.dtype)
+        absorbed.update({given: rewriting.change_input(given, type_) for given in caches})
+        arguments = [matched[qkv], matched[pos]]
+        return rewriting.call_in_place("cached_attention", kernel, arguments, [absorbed[each] for each in caches], call)
 
     rewriting.apply(merged, fuse)
     cache = wildcard()
 
     def forward(call: relax.Expr, matched: Matched) -> relax.Expr | None:
-        return matched[cache] if any(matched[cache].same_as(each) for each in absorbed) else None
+        return absorbed.get(matched[cache])
 
     rewriting.apply(is_call_tir("tensor_scatter", [cache, wildcard(), wildcard()]), forward)
     return rewriting.finish()

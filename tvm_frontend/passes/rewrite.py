@@ -18,10 +18,10 @@ class Rewriting:
     def __init__(self, graph: Graph) -> None:
         self.builder = relax.BlockBuilder(graph.module)
         self.function = graph.module[ENTRY]
-        self.inputs = int(self.function.attrs["num_input"])
+        self.inputs = list(self.function.params[: int(self.function.attrs["num_input"])])
         self.weights = dict(graph.weights)
         self._bound: dict[relax.Var, relax.Expr] = {}
-        self.variables = dict(zip(graph.weights, self.function.params[self.inputs :], strict=True))
+        self.variables = dict(zip(graph.weights, self.function.params[len(self.inputs) :], strict=True))
 
     def weight(self, expr: relax.Expr) -> np.ndarray | None:
         """The values of `expr` if it is one of the weights, else None."""
@@ -33,7 +33,7 @@ class Rewriting:
 
     def is_input_used_once(self, expr: relax.Expr) -> bool:
         """Whether `expr` is an input of the function that one operation reads, so that it may be written to."""
-        if not any(expr.same_as(var) for var in self.function.params[: self.inputs]):
+        if not any(expr.same_as(var) for var in self.inputs):
             return False
         users = [
             var
@@ -45,6 +45,12 @@ class Rewriting:
         return len(users) == 1 and not any(
             var.same_as(expr) for var in relax.analysis.free_vars(self.function.body.body)
         )
+
+    def change_input(self, var: relax.Var, type_: relax.TensorType) -> relax.Var:
+        """What stands in the place of an input from now on; whatever still reads `var` must be rewritten to read it."""
+        changed = relax.Var(var.name, type_)
+        self.inputs = [changed if each.same_as(var) else each for each in self.inputs]
+        return changed
 
     def value(self, expr: relax.Expr) -> relax.Expr:
         """What a variable is bound to; what is no variable, or is a parameter, as it is."""
@@ -91,7 +97,7 @@ class Rewriting:
         used = set(relax.analysis.free_vars(self.function.body))
         kept = [name for name, var in self.variables.items() if var in used]
         function = relax.Function(
-            [*self.function.params[: self.inputs], *(self.variables[name] for name in kept)],
+            [*self.inputs, *(self.variables[name] for name in kept)],
             self.function.body,
             self.function.ret_ty,
             attrs=self.function.attrs,

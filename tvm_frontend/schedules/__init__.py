@@ -12,9 +12,11 @@ from tvm_frontend.target import CompileTarget
 
 PRECISIONS = {
     "fp32": "float32",
-    "bf16": "weights and inputs of linear layers rounded to bfloat16, sums in float32",
-    "int8": "weights of linear layers int8 by column, their inputs int8 by row as they come, sums in int32",
-    "int4": "weights of linear layers int4 in groups of 32, their inputs int8 in the same groups, sums in float32",
+    "bf16": "weights and inputs of linear layers and the KV cache rounded to bfloat16, sums in float32",
+    "int8": "weights of linear layers int8 by column, their inputs int8 by row as they come, sums in int32; "
+    "the KV cache int8 by row of a head",
+    "int4": "weights of linear layers int4 in groups of 32, their inputs int8 in the same groups, sums in float32; "
+    "the KV cache as in int8",
 }
 
 
@@ -49,7 +51,10 @@ class Kernels(Protocol):
         """LayerNorm over the last axis; see `schedules.cpu.layer_norm`."""
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc | None:
-        """The same over a KV cache of `length` rows; see `schedules.cpu.cached_attention`."""
+        """The same over a KV cache of `length` rows; see `schedules.cpu.cached_attention`.
+
+        Its third argument, the keys, is of the dtype, and has rows of the size, that the cache is to be kept in.
+        """
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc | None:
         """Token plus position embedding; see `schedules.cpu.embedding`."""

@@ -7,6 +7,7 @@ import tvm
 
 from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
 from tvm_frontend.schedules.cpu.attention import causal_attention
+from tvm_frontend.schedules.cpu.cache_rows import cache_rows
 from tvm_frontend.schedules.cpu.cached_attention import cached_attention
 from tvm_frontend.schedules.cpu.embedding import embedding
 from tvm_frontend.schedules.cpu.layer_norm import layer_norm
@@ -42,7 +43,7 @@ class CpuKernels:
         return self._layer_norm(C, self.tile.lanes, epsilon)
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc:
-        return self._cached_attention(nh, hs, length, self.tile, scale)
+        return self._cached_attention(nh, length, self.tile, cache_rows(hs, self.arithmetic, self.tile), scale)
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc:
         return self._embedding(V, block_size, C, self.tile.lanes, behind=behind)

@@ -102,9 +102,12 @@ def arithmetic_of(precision: str, target: CompileTarget) -> Arithmetic:
         narrow = _calling_on("int32x4", "to_unsigned")
         return Arithmetic("int8", 4, "int32", "int32", dot, narrow, True, False, _TO_BYTES + llvm)
     dot, llvm = (_calling("dot_int4"), _DOT_INT4) if has else (_dot_int4, "")
-    return Arithmetic(
-        "int4", 4, "int32", "float32", dot, _calling_on("int32x4", "to_signed"), True, True, _TO_BYTES + llvm
-    )
+    return Arithmetic("int4", 4, "int32", "float32", dot, to_signed, True, True, _TO_BYTES + llvm)
+
+
+def to_signed(x: Expr) -> Expr:
+    """AT_ONCE float32 of -127 … 127 as words of int8, by a function in the `llvm` of int8's and int4's arithmetic."""
+    return T.call_extern("int32x4", "to_signed", x)
 
 
 def group_words(tile: Tile) -> int:

@@ -1,7 +1,8 @@
 """Causal self-attention over a preallocated KV cache, which it updates in place.
 
 With one query or a few, a task is a head: bound by reading that head's keys and values once, which lie in a row each,
-so the lanes hold elements of a row. With more queries it is `attention`'s kernel, over the cache.
+so the lanes hold elements of a row. With more queries it is `attention`'s kernel, over the cache, or a copy of it in
+float32 where the cache has fewer bits.
 """
 
 from operator import add
@@ -10,23 +11,28 @@ import tvm
 from tvm.script import tirx as T
 
 from tvm_frontend.schedules.cpu.attention import block_of_queries
+from tvm_frontend.schedules.cpu.cache_rows import CacheRows
 from tvm_frontend.schedules.cpu.elementary import LOG2_E, exp2
-from tvm_frontend.schedules.cpu.tile import Tile, divisor, fold_lanes
+from tvm_frontend.schedules.cpu.tile import Tile, fold_lanes, span, spread
 
 LOWEST = -3.4e38  # of float32, nearly
 FEW = 4  # queries up to which each reads the cache by itself
 KEYS = 4  # scored at a time, so that their sums do not wait for one another
 
 
-def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) -> tvm.tirx.PrimFunc:
+def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: float) -> tvm.tirx.PrimFunc:
     """Write k, v behind what the cache holds of each sequence, and attend to all of it, float32.
 
     Arguments: qkv [B, T, 3 · nh · hs], pos [B] int64 (rows filled of each sequence; pos + T ≤ length is not checked
-    here), keys and values [B, nh, length, hs], out [B, T, nh · hs]. Query t of b sees keys up to pos[b] + t.
+    here), keys and values [B, nh, length, rows.words] of rows.dtype, out [B, T, nh · hs]. Query t of b sees keys up to
+    pos[b] + t.
     """
-    C, NQ = nh * hs, tile.columns
-    LANES = divisor(hs, tile.lanes)
-    VECTORS, WIDE = hs // LANES, tile.lanes
+    hs, C, NQ = rows.hs, nh * rows.hs, tile.columns
+    LANES, VECTORS, WIDE, WORDS = rows.lanes, rows.vectors, tile.lanes, rows.words
+    FULL, WHOLE, REST = LANES * VECTORS, hs // LANES, hs % LANES  # FULL: hs, or somewhat more
+    NARROW = rows.narrow is not None
+    read, scale_of, put = rows.read, rows.scale_of, rows.put
+    llvm = {"pragma_import_llvm": rows.llvm} if rows.llvm else {}
     attend_block = block_of_queries(
         hs,
         tile,
@@ -39,10 +45,16 @@ def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) ->
 
     @T.macro
     def append(qkv, keys, values, b, h, t, row):
-        for v in T.unroll(VECTORS):
-            for lane in T.vectorized(LANES):
-                keys[b, h, row, v * LANES + lane] = qkv[b, t, C + h * hs + v * LANES + lane]
-                values[b, h, row, v * LANES + lane] = qkv[b, t, 2 * C + h * hs + v * LANES + lane]
+        put(keys, b, h, row, qkv, t, C + h * hs)
+        put(values, b, h, row, qkv, t, 2 * C + h * hs)
+
+    @T.macro
+    def widen(wide, cache, b, h, count):
+        for row in range(count):
+            for v in T.unroll(VECTORS):
+                wide[b, h, row, span(v * LANES, LANES)] = read(cache, b, h, row, v) * spread(
+                    scale_of(cache, b, h, row), LANES
+                )
 
     @T.macro
     def score(scores, q, keys, b, h, first_key, count):
@@ -52,14 +64,13 @@ def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) ->
                 partial[i, lane] = T.float32(0)
         for v in T.unroll(VECTORS):
             for i in T.unroll(KEYS):
-                for lane in T.vectorized(LANES):
-                    partial[i, lane] = (
-                        partial[i, lane]
-                        + keys[b, h, T.min(first_key + i, count - 1), v * LANES + lane] * q[v * LANES + lane]
-                    )
+                partial[i, span(0, LANES)] = (
+                    partial[i, span(0, LANES)]
+                    + read(keys, b, h, T.min(first_key + i, count - 1), v) * q[span(v * LANES, LANES)]
+                )
         for i in T.unroll(KEYS):
             add_key(partial, i)
-            scores[first_key + i] = partial[i, 0]
+            scores[first_key + i] = partial[i, 0] * scale_of(keys, b, h, T.min(first_key + i, count - 1))
 
     @T.macro
     def softmax(scores, highest, total, count):
@@ -82,25 +93,42 @@ def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) ->
 
     @T.macro
     def attend_one(out, qkv, keys, values, b, h, t, count):
-        q = T.alloc_buffer((hs,), "float32", scope="local")
+        q = T.alloc_buffer((FULL,), "float32", scope="local")
         scores = T.alloc_buffer((length + max(KEYS, WIDE),), "float32")
         highest = T.alloc_buffer((1, WIDE), "float32", scope="local")
         total = T.alloc_buffer((1, WIDE), "float32", scope="local")
-        mixed = T.alloc_buffer((hs,), "float32", scope="local")
+        mixed = T.alloc_buffer((FULL,), "float32", scope="local")
         for v in T.unroll(VECTORS):
             for lane in T.vectorized(LANES):
-                q[v * LANES + lane] = qkv[b, t, h * hs + v * LANES + lane] * T.float32(scale * LOG2_E)
+                q[v * LANES + lane] = T.float32(0)
                 mixed[v * LANES + lane] = T.float32(0)
+        for v in T.unroll(WHOLE):
+            for lane in T.vectorized(LANES):
+                q[v * LANES + lane] = qkv[b, t, h * hs + v * LANES + lane] * T.float32(scale * LOG2_E)
+        for d in range(REST):
+            q[WHOLE * LANES + d] = qkv[b, t, h * hs + WHOLE * LANES + d] * T.float32(scale * LOG2_E)
         for block in range((count + KEYS - 1) // KEYS):
             score(scores, q, keys, b, h, block * KEYS, count)
         softmax(scores, highest, total, count)
         for j in range(count):
             for v in T.unroll(VECTORS):
-                for lane in T.vectorized(LANES):
-                    mixed[v * LANES + lane] = mixed[v * LANES + lane] + scores[j] * values[b, h, j, v * LANES + lane]
-        for v in T.unroll(VECTORS):
+                mixed[span(v * LANES, LANES)] = mixed[span(v * LANES, LANES)] + spread(
+                    scores[j] * scale_of(values, b, h, j), LANES
+                ) * read(values, b, h, j, v)
+        for v in T.unroll(WHOLE):
             for lane in T.vectorized(LANES):
                 out[b, t, h * hs + v * LANES + lane] = mixed[v * LANES + lane] / total[0, 0]
+        for d in range(REST):
+            out[b, t, h * hs + WHOLE * LANES + d] = mixed[WHOLE * LANES + d] / total[0, 0]
+
+    @T.macro
+    def attend_blocks(out, qkv, keys, values, pos, B, S):
+        blocks = T.meta_var((S + NQ - 1) // NQ)
+        for task in T.parallel(B * nh * blocks):
+            b = T.meta_var(task // (nh * blocks))
+            h = T.meta_var(task // blocks % nh)
+            scores = T.alloc_buffer((length + tile.rows, NQ), "float32")
+            attend_block(out, scores, qkv, keys, values, b, h, task % blocks * NQ, S, pos[b])
 
     @T.prim_func(s_tir=True, private=True)
     def attend(
@@ -110,12 +138,11 @@ def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) ->
         B, S = T.int64(), T.int64()
         qkv = T.match_buffer(qkv_handle, (B, S, 3 * C), "float32")
         pos = T.match_buffer(pos_handle, (B,), "int64")
-        keys = T.match_buffer(k_handle, (B, nh, length, hs), "float32")
-        values = T.match_buffer(v_handle, (B, nh, length, hs), "float32")
+        keys = T.match_buffer(k_handle, (B, nh, length, WORDS), rows.dtype)
+        values = T.match_buffer(v_handle, (B, nh, length, WORDS), rows.dtype)
         out = T.match_buffer(out_handle, (B, S, C), "float32")
-        blocks = T.meta_var((S + NQ - 1) // NQ)
         if S <= FEW:
-            for head in T.parallel(B * nh):
+            for head in T.parallel(B * nh, annotations=llvm):
                 for t in range(S):
                     append(qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t)
                     attend_one(out, qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t + 1)
@@ -123,10 +150,14 @@ def cached_attention(nh: int, hs: int, length: int, tile: Tile, scale: float) ->
             for head in T.parallel(B * nh):
                 for t in range(S):
                     append(qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t)
-            for task in T.parallel(B * nh * blocks):
-                b = T.meta_var(task // (nh * blocks))
-                h = T.meta_var(task // blocks % nh)
-                scores = T.alloc_buffer((length + tile.rows, NQ), "float32")
-                attend_block(out, scores, qkv, keys, values, b, h, task % blocks * NQ, S, pos[b])
+            if NARROW:
+                wide_keys = T.alloc_buffer((B, nh, length, FULL), "float32")
+                wide_values = T.alloc_buffer((B, nh, length, FULL), "float32")
+                for head in T.parallel(B * nh):
+                    widen(wide_keys, keys, head // nh, head % nh, pos[head // nh] + S)
+                    widen(wide_values, values, head // nh, head % nh, pos[head // nh] + S)
+                attend_blocks(out, qkv, wide_keys, wide_values, pos, B, S)
+            else:
+                attend_blocks(out, qkv, keys, values, pos, B, S)
 
     return attend

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from tvm_frontend.target import CompileTarget
@@ -48,6 +49,16 @@ def clear(tile, accumulator):
 def divisor(number: int, largest: int) -> int:
     """The largest power of two up to `largest` that divides `number`."""
     return next(size for size in (64, 32, 16, 8, 4, 2, 1) if size <= largest and number % size == 0)
+
+
+def span(first: Expr | int, lanes: int) -> Expr | int:
+    """The index of `lanes` neighbours in memory."""
+    return first if lanes == 1 else T.ramp(first, 1, lanes)
+
+
+def spread(value: Expr, lanes: int) -> Expr:
+    """A register of one value."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
 
 
 def fold_lanes(lanes: int, join: Callable) -> Callable:
