@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, GROUP, Arithmetic
 from tvm_frontend.schedules.cpu.tile import fold_lanes
 
+FEW = 4  # rows up to which waking the other threads takes longer than the work
 WITHOUT_SIGN = 0x7FFFFFFF  # of the bits of a float32; as whole numbers these are in the order of the values, NaN last
 SMALLEST = int(np.float32(1e-30).view(np.int32))  # a largest value counts as no less: its inverse is finite
 SHIFT = 12582912.0  # 1.5 · 2^23: added to it, a whole number is in the lowest bits
@@ -94,17 +95,25 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
         offsets[row, g] = total[0, 0] * T.int32(-8)
 
     @T.macro
-    def rows(x, words, scales, offsets, M):
-        for row in T.parallel(M):
-            tail = T.alloc_buffer((1, UNIT), "float32", scope="local")
+    def one_row(x, words, scales, offsets, row):
+        tail = T.alloc_buffer((1, UNIT), "float32", scope="local")
+        if RAGGED > 0:
+            fill_up(tail, x, row)
+        if GROUPED:
+            for g in range(FULL):
+                one_group(words, scales, offsets, row, g, x, row, g * GROUP)
             if RAGGED > 0:
-                fill_up(tail, x, row)
-            if GROUPED:
-                for g in range(FULL):
-                    one_group(words, scales, offsets, row, g, x, row, g * GROUP)
-                if RAGGED > 0:
-                    one_group(words, scales, offsets, row, FULL, tail, 0, 0)
-            else:
-                by_row(words, scales, x, tail, row)
+                one_group(words, scales, offsets, row, FULL, tail, 0, 0)
+        else:
+            by_row(words, scales, x, tail, row)
+
+    @T.macro
+    def rows(x, words, scales, offsets, M):
+        if M <= FEW:
+            for row in range(M):
+                one_row(x, words, scales, offsets, row)
+        else:
+            for row in T.parallel(M):
+                one_row(x, words, scales, offsets, row)
 
     return rows
