@@ -5,13 +5,7 @@ import platform
 from pathlib import Path
 
 from gpt.cli import UserError
-
-CPUS = Path("/sys/devices/system/cpu")
-
-
-def physical_cores() -> int:
-    """Number of physical cores among the CPUs that this process may use; two hyperthreads of a core count once."""
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+from tvm_frontend.threads import physical_cores
 
 
 def checked_threads(threads: int | None) -> int:
@@ -37,11 +31,6 @@ def describe_machine() -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-
-
-def _siblings(cpu: int) -> str:
-    path = CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-    return path.read_text().strip() if path.exists() else str(cpu)
 
 
 def _widest_simd() -> str:
