@@ -28,8 +28,9 @@ demo: $(INSTALLED)
 	$(BIN)/python -m tvm_frontend.compile artifacts/model-cache.onnx
 	$(BIN)/python -m bench
 
+# A worker a core, four at most, each on one thread; who has done his part takes of another's.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only

@@ -30,15 +30,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     return artifacts
 
 
+@pytest.fixture(scope="session")
+def copy_tiny(tiny: Artifacts) -> Callable[[Path], Artifacts]:
+    """The same files below a folder, where a test may spoil them or make more."""
+
+    def copy(folder: Path) -> Artifacts:
+        for path in tiny.folder.rglob("*"):
+            if path.is_file():
+                to = folder / tiny.folder.name / path.relative_to(tiny.folder)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, to)
+        return Artifacts(folder / tiny.folder.name)
+
+    return copy
+
+
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run `python -m` with some arguments in an empty folder."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # not of this pytest
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=ours | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=150,

@@ -42,7 +42,7 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
 
 def test_each_precision_is_a_race_of_its_own(python: Run, tmp_path: Path) -> None:
     arguments = ["--precision", "fp32", "bf16", "--engine", "eager", "--odd", "--sweep", "--minutes", "0.02"]
-    done = python("bench", "--seeded", "tiny", *arguments)
+    done = python("bench", "--seeded", "tiny", "--threads", "1", *arguments)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "artifacts" / "seeded-tiny" / "results.json").read_text())
     assert (results["precisions"], results["baselines"]) == (["fp32", "bf16"], {"fp32": "eager", "bf16": "tvm O3"})

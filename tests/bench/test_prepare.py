@@ -1,6 +1,6 @@
 """Which model is compared, and that its files come from each other."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,9 @@ def contenders() -> list[Contender]:
 
 
 @pytest.fixture
-def copied(tiny: Artifacts, tmp_path: Path) -> Artifacts:
-    """The same files in a folder that a test may spoil."""
-    for path in tiny.folder.rglob("*"):
-        if path.is_file():
-            to = tmp_path / "seeded-tiny" / path.relative_to(tiny.folder)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, to)
-    return Artifacts(tmp_path / "seeded-tiny")
+def copied(copy_tiny: Callable[[Path], Artifacts], tmp_path: Path) -> Artifacts:
+    """The model's files in a folder that a test may spoil."""
+    return copy_tiny(tmp_path)
 
 
 def replace_checkpoint(artifacts: Artifacts) -> None:

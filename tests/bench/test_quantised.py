@@ -1,12 +1,15 @@
 """Engines in fewer bits: made from the exports, held to the reference by the tolerance of their precision."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from bench.agreement import PRECISIONS, tolerance_of
 from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
 from bench.phases import PHASES
-from bench.prepare import MAKINGS, CannotMake, choose_artifacts, prepare
+from bench.prepare import MAKINGS, CannotMake, prepare
 from bench.reference import Truth
 from bench.runner import Runner
 from bench.worker import Worker
@@ -22,9 +25,9 @@ LOW = [
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    """Where the engines' files are made, each once."""
-    return choose_artifacts(tmp_path_factory.mktemp("quantised"), "tiny")[0]
+def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """Where the engines' files are made, each once, beside those in float32."""
+    return copy_tiny(tmp_path_factory.mktemp("quantised"))
 
 
 @pytest.mark.parametrize("contender", LOW, ids=lambda contender: contender.label)
