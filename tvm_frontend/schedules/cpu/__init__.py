@@ -22,7 +22,7 @@ class CpuKernels:
     def __init__(self, target: CompileTarget, precision: str = "fp32") -> None:
         self.tile = tile_for(target)
         self.arithmetic = arithmetic_of(precision, target)
-        # A layer repeats the shapes of the one before it, and parsing a kernel takes longer than compiling it.
+        # A layer repeats the shapes of the one before it, and parsing a kernel takes some tenths of a second.
         self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
         )
