@@ -1,4 +1,4 @@
-"""python -m bench.support                                # a quarter of an hour → docs/support-matrix.md
+"""python -m bench.support                                # 20 minutes of one core → docs/support-matrix.md
 
 Which files each frontend of the compiler takes: every one is exported, compiled, run and compared with float64.
 """
