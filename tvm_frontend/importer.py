@@ -81,7 +81,7 @@ def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
     """Weights become parameters; lists of integers (shapes, axes) and single numbers are part of formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
-        array = array.astype(held_as(str(array.dtype)))
+        array = array.astype(held_as(str(array.dtype)), copy=False)
         if array.ndim <= 1 and (array.size == 1 or np.issubdtype(array.dtype, np.integer)):
             reading.values[initializer.name] = constant(array)
         else:

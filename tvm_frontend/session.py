@@ -1,5 +1,7 @@
 """A compiled model in memory: the whole sequence at once, or step by step with a KV cache."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ class _Loaded:
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
         weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
-        functions = relax.VirtualMachine(tvm.runtime.load_module(str(model.path / LIBRARY)), self._device)
+        functions = relax.VirtualMachine(_load_library(model.path / LIBRARY), self._device)
         self._forward = functions[ENTRY]
         self._parts = (functions[BODY], functions[HEAD]) if HEAD in model.entry_points else None
 
@@ -177,6 +179,14 @@ class CachedSession(_Loaded):
 
     def _whose_cache(self) -> str:
         return f"the cache is of B={self._batch()} sequences, and begin(B) makes another"
+
+
+def _load_library(path: Path) -> tvm_ffi.Module:
+    """The library at `path`, even if another was loaded from there before: the linker would take that for it."""
+    with TemporaryDirectory() as folder:
+        link = Path(folder, path.name)
+        link.symlink_to(path.resolve())
+        return tvm_ffi.load_module(link)  # tvm.runtime's goes back to where the link leads
 
 
 def _first(results: Any) -> tvm.runtime.Tensor:

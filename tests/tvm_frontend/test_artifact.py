@@ -192,3 +192,13 @@ def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_libra
     with pytest.raises(UserError, match="lacks a-feature-of-tomorrow: compile it here") as caught:
         load_compiled(copy).start()
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, eager, tmp_path):
+    """The linker takes a file that it has loaded for the same, by its name."""
+    for activation in ("gelu_tanh", "relu"):
+        config = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=8, activation=activation)
+        checkpoint, exported = export(config)
+        session = compile_model(exported.path, tmp_path / "model").start(threads=1)
+        ids = np.arange(8)[None]
+        np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
