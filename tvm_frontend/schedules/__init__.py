@@ -12,7 +12,8 @@ from tvm_frontend.target import CompileTarget
 
 PRECISIONS = {
     "fp32": "float32",
-    "bf16": "weights and inputs of linear layers and the KV cache rounded to bfloat16, sums in float32",
+    "bf16": "weights and inputs of linear layers and the KV cache rounded to bfloat16, sums in float32; of attention "
+    "too, here and below, where the CPU has instructions for it",
     "int8": "weights of linear layers int8 by column, their inputs int8 by row as they come, sums in int32; "
     "the KV cache int8 by row of a head",
     "int4": "weights of linear layers int4 in groups of 32, their inputs int8 in the same groups, sums in float32; "

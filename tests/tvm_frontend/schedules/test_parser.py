@@ -1,5 +1,6 @@
 import inspect
 
+from tvm_frontend.schedules.cpu.arithmetic import FP32
 from tvm_frontend.schedules.cpu.attention import causal_attention
 from tvm_frontend.schedules.cpu.tile import Tile
 
@@ -8,5 +9,5 @@ def test_the_source_of_the_callers_is_not_read_for_each_macro(monkeypatch):
     read = []
     getouterframes = inspect.getouterframes
     monkeypatch.setattr(inspect, "getouterframes", lambda *given: read.append(given) or getouterframes(*given))
-    causal_attention(2, 8, Tile(6, 2, 8), 0.35)
+    causal_attention(2, 8, Tile(6, 2, 8), 0.35, FP32)
     assert len(read) <= 2  # TVM's for the kernel itself

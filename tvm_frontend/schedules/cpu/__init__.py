@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import tvm
 
-from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
+from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of, arithmetic_of_attention
 from tvm_frontend.schedules.cpu.attention import causal_attention
 from tvm_frontend.schedules.cpu.cache_rows import cache_rows
 from tvm_frontend.schedules.cpu.cached_attention import cached_attention
@@ -22,6 +22,7 @@ class CpuKernels:
     def __init__(self, target: CompileTarget, precision: str = "fp32") -> None:
         self.tile = tile_for(target)
         self.arithmetic = arithmetic_of(precision, target)
+        self.attention_arithmetic = arithmetic_of_attention(precision, target)
         # A layer repeats the shapes of the one before it, and parsing a kernel takes some tenths of a second.
         self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
@@ -37,7 +38,7 @@ class CpuKernels:
         return self.arithmetic.table(weight, bias)
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
-        return self._attention(nh, hs, self.tile, scale)
+        return self._attention(nh, hs, self.tile, scale, self.attention_arithmetic)
 
     def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc:
         return self._layer_norm(C, self.tile.lanes, epsilon)

@@ -88,21 +88,30 @@ class Arithmetic:
 
 def arithmetic_of(precision: str, target: CompileTarget) -> Arithmetic:
     """fp32, bf16, int8 or int4, by the instructions that the target has, or else by those for float32 and int32."""
-    wide, features = target.vector_bits == 512, target.features
     if precision == "fp32":
-        return Arithmetic("fp32", 1, "float32", "float32", _add_product, None, False, False, "")
+        return FP32
     if precision == "bf16":
-        has = wide and "avx512bf16" in features
+        has = _has_bf16(target)
         dot = _calling("dot_bf16") if has else _dot_bf16
-        llvm = _TO_BF16_INSTRUCTION + _DOT_BF16 if has else _TO_BF16
+        llvm = _TO_BF16_INSTRUCTION + _PAIR_BF16 + _DOT_BF16 if has else _TO_BF16
         return Arithmetic("bf16", 2, "int32", "float32", dot, _calling_on("int32x8", "to_bf16"), False, False, llvm)
-    has = wide and "avx512vnni" in features
+    has = target.vector_bits == 512 and "avx512vnni" in target.features
     if precision == "int8":
         dot, llvm = (_calling("dot_int8"), _DOT_INT8) if has else (_dot_int8, "")
         narrow = _calling_on("int32x4", "to_unsigned")
         return Arithmetic("int8", 4, "int32", "int32", dot, narrow, True, False, _TO_BYTES + llvm)
     dot, llvm = (_calling("dot_int4"), _DOT_INT4) if has else (_dot_int4, "")
     return Arithmetic("int4", 4, "int32", "float32", dot, to_signed, True, True, _TO_BYTES + llvm)
+
+
+def arithmetic_of_attention(precision: str, target: CompileTarget) -> Arithmetic:
+    """bf16 beside linear layers of bf16 or less, if the target has instructions for it; else fp32, then the faster."""
+    return arithmetic_of("bf16", target) if precision != "fp32" and _has_bf16(target) else FP32
+
+
+def pair(low: Expr, high: Expr) -> Expr:
+    """Words of two bfloat16 from two registers of float32, by a function in the `llvm` of bf16's instructions."""
+    return T.call_extern("int32x16", "pair_bf16", low, high)
 
 
 def to_signed(x: Expr) -> Expr:
@@ -113,6 +122,10 @@ def to_signed(x: Expr) -> Expr:
 def group_words(tile: Tile) -> int:
     """Words of one group of a panel in int4: GROUP values of each column, and two bfloat16 scales a word."""
     return GROUP // 8 * tile.columns + tile.columns // 2
+
+
+def _has_bf16(target: CompileTarget) -> bool:
+    return target.vector_bits == 512 and "avx512bf16" in target.features
 
 
 def _pack_groups(weight: np.ndarray, tile: Tile) -> np.ndarray:
@@ -199,6 +212,9 @@ def _lanes(words: Expr) -> int:
     return int(lanes or 1)
 
 
+FP32 = Arithmetic("fp32", 1, "float32", "float32", _add_product, None, False, False, "")
+
+
 def _calling(function: str) -> Callable[[Expr, Expr, Expr], Expr]:
     return lambda sums, x, w: T.call_extern(str(sums.ty.dtype), function, sums, x, w)
 
@@ -236,6 +252,17 @@ define linkonce_odr hidden <8 x i32> @to_bf16(<16 x float> %x) alwaysinline {
   %words = bitcast <16 x bfloat> %narrow to <8 x i32>
   ret <8 x i32> %words
 }
+"""
+_PAIR_BF16 = f"""
+declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
+define linkonce_odr hidden <16 x i32> @pair_bf16(<16 x float> %low, <16 x float> %high) alwaysinline {{
+  %both = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %high, <16 x float> %low)
+  %pairs = shufflevector <32 x bfloat> %both, <32 x bfloat> poison, <32 x i32> <{
+    ", ".join(f"i32 {i}, i32 {i + 16}" for i in range(16))
+}>
+  %words = bitcast <32 x bfloat> %pairs to <16 x i32>
+  ret <16 x i32> %words
+}}
 """
 # Rounded to nearest, ties to even; NaN stays NaN. LLVM's own fptrunc is a call into a library on older CPUs.
 _TO_BF16 = """

@@ -10,6 +10,7 @@ from operator import add
 import tvm
 from tvm.script import tirx as T
 
+from tvm_frontend.schedules.cpu.arithmetic import FP32
 from tvm_frontend.schedules.cpu.attention import block_of_queries
 from tvm_frontend.schedules.cpu.cache_rows import CacheRows
 from tvm_frontend.schedules.cpu.elementary import LOG2_E, exp2
@@ -37,6 +38,7 @@ def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: f
         hs,
         tile,
         scale,
+        FP32,
         key=lambda keys, b, h, j, d: keys[b, h, j, d],
         value=lambda values, b, h, j, d: values[b, h, j, d],
     )
