@@ -35,6 +35,7 @@ def test_an_interrupt_that_a_library_swallows_is_heeded():
         with heed_interrupt(), suppress(BaseException):
             signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     with pytest.raises(KeyboardInterrupt):
         swallow()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
