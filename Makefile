@@ -16,7 +16,7 @@ help:
 # A change of a pin installs again; otherwise a second run installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,quantize]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,quantize,tune]"
 	@touch $@
 
 demo: $(INSTALLED)

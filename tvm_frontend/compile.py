@@ -8,7 +8,7 @@ python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tvm
 import tvm_ffi
@@ -23,6 +23,9 @@ from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.schedules import PRECISIONS
 from tvm_frontend.target import resolve_target
+
+if TYPE_CHECKING:
+    from tvm_frontend.tune import Search
 
 FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
 
@@ -40,13 +43,14 @@ def compile_model(
     fixed_shape: tuple[int, int] | None = None,
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
+    search: "Search | None" = None,
 ) -> CompiledModel:
     """Compile a file that one of the FRONTENDS reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T]. The
     result is a folder, `tvm-<llvm or arch>-O<level>` (and the precision, `cache` and the frontend where they are not
-    the default) beside the model unless `output` names another, and it is there whole or not at all. Raises UserError
-    for a bad file, target, arch or output.
+    the default) beside the model unless `output` names another, and it is there whole or not at all. A `search` is what
+    `tvm_frontend.tune` adds. Raises UserError for a bad file, target, arch or output.
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
@@ -63,9 +67,14 @@ def compile_model(
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
     source = read_source(frontend, model, fixed_shape)
     words = [precision * (precision != "fp32"), FORMS[source.form], frontend * (frontend != DEFAULT)]
+    if search is not None:
+        search.check(source, compile_for)
+        words.append(search.name)
     output = output or model.with_name("-".join([f"tvm-{compile_for.name}-O{opt_level}", *filter(None, words)]))
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
+    if search is not None:
+        search.keep_in(output.with_name(f"{output.name}-search"))
     with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
         compiled = compile_graph(
             source.import_graph,
@@ -74,6 +83,7 @@ def compile_model(
             precision=precision,
             cuda_compiler=cuda_compiler,
             dump_ir=dump_ir,
+            search=search,
         )
         save_compiled(
             folder,
@@ -85,7 +95,7 @@ def compile_model(
                 "dtype": source.dtype,
                 "form": source.form,
                 "frontend": frontend,
-                "fixed_shape": fixed_shape,
+                "fixed_shape": search.shape if search else fixed_shape,
                 "precision": precision,
                 "target": compile_for.to_json(),
                 "opt_level": opt_level,
@@ -95,6 +105,7 @@ def compile_model(
                 "phases_s": compiled.phases_s,
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
+                "search": search.to_json() if search else None,
                 "versions": {"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
             },
         )

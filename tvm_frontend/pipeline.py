@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tvm
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
-from tvm_frontend.graph import Graph
+from tvm_frontend.graph import ENTRY, Graph
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
 from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
@@ -26,7 +27,11 @@ from tvm_frontend.schedules import kernels_for
 from tvm_frontend.schedules.cuda.default import schedule_cuda
 from tvm_frontend.target import CompileTarget
 
+if TYPE_CHECKING:
+    from tvm_frontend.tune import Search
+
 OPT_LEVELS = {0: "TVM's own untuned pipeline", 3: "this project's rewrites and schedules"}
+LAYOUT_HINT = "layout_free_placeholders"
 
 Phase = tuple[str, Callable[[Graph], Graph]]
 
@@ -62,10 +67,14 @@ def compile_graph(
     precision: str = "fp32",
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
+    search: "Search | None" = None,
 ) -> Compiled:
-    """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there."""
+    """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there.
+
+    search: what schedules the kernels that have no hand schedule; see `tvm_frontend.tune`.
+    """
     trace = _Trace(dump_ir)
-    phases: list[Phase] = [("import", lambda _: import_graph()), *graph_phases(target, opt_level, precision)]
+    phases: list[Phase] = [("import", lambda _: import_graph()), *graph_phases(target, opt_level, precision, search)]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
         for name, phase in phases:
@@ -83,7 +92,9 @@ def compile_graph(
     return Compiled(executable, graph, trace.phases_s)
 
 
-def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32") -> list[Phase]:
+def graph_phases(
+    target: CompileTarget, opt_level: int, precision: str = "fp32", search: "Search | None" = None
+) -> list[Phase]:
     """The phases between the imported graph and machine code."""
     kernels = kernels_for(target, precision) if opt_level > 0 else None
     rewrites: list[Phase] = []
@@ -102,6 +113,18 @@ def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32")
             ("fuse_embedding", lambda graph: fuse_embedding(graph, kernels)),
             ("split_head", split_head),
         ]
+    if search is not None:
+        # A head of one shape could not take fewer rows, which is what it is split for.
+        return [
+            ("fix_shape", lambda graph: fix_shape(graph, search.shape)),
+            *(rewrite for rewrite in rewrites if rewrite[0] != "split_head"),
+            ("fold_weights", lambda graph: fold_weights(graph, target)),
+            ("legalize", lambda graph: legalize(graph, target, opt_level)),
+            ("search", lambda graph: search(graph, target)),
+            *([("pack_weights", lambda graph: pack_weights(graph, target))] if opt_level == 0 else []),
+            ("bundle_weights", bundle_weights),
+            ("lower", lambda graph: lower(graph, target, opt_level, legalized=True)),
+        ]
     return [
         *rewrites,
         ("bundle_weights", bundle_weights),
@@ -109,13 +132,55 @@ def graph_phases(target: CompileTarget, opt_level: int, precision: str = "fp32")
     ]
 
 
+def fix_shape(graph: Graph, shape: tuple[int, int]) -> Graph:
+    """forward(ids [B, T], …) → the same for one B and T; as it is if it is that already."""
+    symbols = graph.module[ENTRY].params[0].ty.shape.values
+    sizes = {symbol: size for symbol, size in zip(symbols, shape, strict=False) if isinstance(symbol, tvm.tirx.Var)}
+    return Graph(relax.transform.BindSymbolicVars(sizes, ENTRY)(graph.module), graph.weights)
+
+
+def fold_weights(graph: Graph, target: CompileTarget) -> Graph:
+    """What is computed from weights alone, as a transpose, is computed now."""
+    module = relax.transform.LiftTransformParams()(graph.module)
+    transform = next(name for name in module.get_global_vars() if name.name_hint.endswith("_transform_params"))
+    machine = relax.VirtualMachine(tvm.relax.build(module, target.to_tvm()), tvm.cpu())
+    weights = machine[transform.name_hint]([tvm.runtime.tensor(weight) for weight in graph.weights.values()])
+    function = module[ENTRY]
+    names = [param.name for param in function.params[int(function.attrs["num_input"]) :]]
+    del module[transform]
+    kept = relax.transform.DeadCodeElimination([ENTRY])(module)
+    return Graph(kept, {name: weight.numpy() for name, weight in zip(names, weights, strict=True)})
+
+
+def pack_weights(graph: Graph, target: CompileTarget) -> Graph:
+    """The weights in the layouts that the schedules of kernels marked by `legalize` ask for."""
+    return fold_weights(Graph(relax.transform.SplitLayoutRewritePreproc()(graph.module), graph.weights), target)
+
+
+def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
+    """Relax to kernels without a schedule, fused by TVM, beside those by hand.
+
+    Where there are none by hand, which TVM cannot tell apart, kernels are marked that may choose a weight's layout.
+    """
+    tvm_target = target.to_tvm()
+    passes = cpu_generic.legalize_passes(tvm_target)
+    if opt_level == 0:
+        passes.append(relax.transform.AttachAttrLayoutFreeBuffers())
+    with tvm_target:
+        module = tvm.transform.Sequential(passes)(graph.module)
+    for name, function in module.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", False):
+            module.update_func(name, _without_layout_hints(function))
+    return Graph(module, graph.weights)
+
+
 def bundle_weights(graph: Graph) -> Graph:
     """forward(*inputs, *weights) → forward(*inputs, weights): all weights one argument."""
     return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
 
 
-def lower(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
-    """Relax to kernels and calls of the virtual machine."""
+def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:
+    """Relax to kernels and calls of the virtual machine; of a graph that is `legalized` to the calls alone."""
     tvm_target = target.to_tvm()
     if target.kind == "cuda":
         passes = [
@@ -123,17 +188,17 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
             *cpu_generic.dataflow_lower_passes(tvm_target),
             *cpu_generic.finalize_passes(tvm_target),
         ]
-    elif opt_level == 0:
+    elif opt_level == 0 and not legalized:
         passes = [relax.get_pipeline("default")]
     else:
         passes = [
-            *cpu_generic.legalize_passes(tvm_target),
+            *([] if legalized else cpu_generic.legalize_passes(tvm_target)),
             *cpu_generic.dataflow_lower_passes(tvm_target),
             *cpu_generic.finalize_passes(tvm_target),
         ]
     with tvm_target:
         module = tvm.transform.Sequential(passes)(graph.module)
-    return Graph(_promise_no_alias(module) if opt_level > 0 else module, graph.weights)
+    return Graph(_promise_no_alias(module) if opt_level > 0 or legalized else module, graph.weights)
 
 
 def machine_code(graph: Graph, target: CompileTarget, cuda_compiler: str = "auto") -> relax.VMExecutable:
@@ -143,6 +208,18 @@ def machine_code(graph: Graph, target: CompileTarget, cuda_compiler: str = "auto
         with cuda_machine_code(target.arch, cuda_compiler), tvm_target:
             return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
     return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
+
+
+def _without_layout_hints(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """The same without what TVM's batch_matmul says of its inputs: that their layout is free.
+
+    Where another block of the kernel computes them a search would change it for that block alone.
+    """
+    schedule = tvm.s_tir.Schedule(kernel)
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        if LAYOUT_HINT in schedule.get(block).annotations:
+            schedule.unannotate(block, LAYOUT_HINT)
+    return schedule.mod["main"].with_attrs(kernel.attrs)
 
 
 def _promise_no_alias(module: tvm.IRModule) -> tvm.IRModule:

@@ -133,4 +133,4 @@ def same_shape(left: Sequence, right: Sequence) -> bool:
 def _with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     # TVM's graph passes look into every kernel and expect its body to be a block, as scheduled ones have.
     block = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
-    return kernel.with_body(tvm.s_tir.SBlockRealize([], True, block))
+    return kernel.with_body(tvm.s_tir.SBlockRealize([], True, block)).with_attr("tirx.is_scheduled", True)

@@ -1,0 +1,159 @@
+"""python -m bench.search                                 # both models, 50, 200 and 800 trials: some ten minutes
+python -m bench.search --trials 4 8 --models linear       # a rehearsal
+
+Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The table is that
+of docs/hand-and-search.md. One search a model, that is continued from each number of trials to the next.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from bench.measure import rotated
+from bench.prepare import SEEDED
+from gpt.cli import UserError, run_command
+from gpt.config import GPTConfig
+
+ROUNDS, ROUND_S = 5, 0.3
+M, K, N = 64, 768, 3072  # of the linear layer
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What to compare."""
+
+    models: tuple[Literal["linear", "demo"], ...] = ("linear", "demo")  # GPT-2's widest layer; the demo model at 1x64
+    trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which to look
+    threads: int = 2  # of every kernel
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to a schedule. ready_s: until its code was there. call: runs it once."""
+
+    name: str
+    ready_s: float
+    call: Callable[[], object]
+
+
+def linear_graph():
+    """gelu(x [1, M, K] · W [K, N] + b) as a graph of the importer's, with random weights."""
+    from tvm import relax
+
+    from tvm_frontend.graph import ENTRY, Graph
+
+    random = np.random.default_rng(0)
+    weights = {"W": random.standard_normal((K, N), np.float32), "b": random.standard_normal(N, np.float32)}
+    x = relax.Var("x", relax.TensorType((1, M, K), "float32"))
+    variables = [relax.Var(name, relax.TensorType(each.shape, "float32")) for name, each in weights.items()]
+    builder = relax.BlockBuilder()
+    with builder.function(ENTRY, [x, *variables], attrs={"num_input": 1}):
+        with builder.dataflow():
+            product = builder.emit(relax.op.add(relax.op.matmul(x, variables[0]), variables[1]))
+            result = builder.emit_output(relax.op.nn.gelu_tanh(product))
+        builder.emit_func_output(result)
+    return Graph(builder.get(), weights)
+
+
+def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
+    """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
+    from tvm_frontend.tune import Search
+
+    make = linear_contestant if model == "linear" else demo_contestant
+    found = [make("untuned", 0, None, config, folder), make("by hand", 3, None, config, folder)]
+    for trials in sorted(config.trials):
+        search = Search((1, 64), trials, threads=config.threads)
+        search.keep_in(folder / f"{model}-search")
+        found.append(make(f"search, {trials} trials", 0, search, config, folder))
+    return found
+
+
+def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+    """The layer, compiled as the passes compile a model's."""
+    import tvm
+    import tvm_ffi
+    from tvm import relax
+
+    from tvm_frontend.graph import ENTRY
+    from tvm_frontend.pipeline import compile_graph
+    from tvm_frontend.target import resolve_target
+    from tvm_frontend.threads import use_threads
+
+    start = time.perf_counter()
+    compiled = compile_graph(linear_graph, resolve_target(), opt_level, search=search)
+    ready_s = time.perf_counter() - start if search is None else search.seconds
+    function = relax.VirtualMachine(compiled.executable, tvm.cpu())[ENTRY]
+    x = tvm.runtime.tensor(np.random.default_rng(1).standard_normal((1, M, K), np.float32))
+    weights = tvm_ffi.convert([tvm.runtime.tensor(weight) for weight in compiled.graph.weights.values()])
+
+    def call() -> object:
+        use_threads(config.threads)
+        return function(x, weights)
+
+    return Contestant(name, ready_s, call)
+
+
+def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+    """The demo model's forward pass of one prompt that fills it."""
+    from export.onnx import export_onnx
+    from gpt.checkpoint import save_checkpoint, seeded_checkpoint
+    from tvm_frontend.compile import compile_model
+
+    model: GPTConfig = SEEDED["demo"]
+    if not (folder / "model.onnx").exists():
+        save_checkpoint(folder / "ckpt.pt", seeded_checkpoint(model))
+        export_onnx(folder / "ckpt.pt", folder / "model.onnx")
+    start = time.perf_counter()
+    output = folder / ("demo" if search else f"demo-O{opt_level}")
+    compiled = compile_model(folder / "model.onnx", output, opt_level=opt_level, search=search)
+    ready_s = time.perf_counter() - start if search is None else search.seconds
+    ids = np.random.default_rng(1).integers(0, model.vocab_size, (1, 64))
+    session = compiled.start(config.threads)
+    return Contestant(name, ready_s, lambda: session.prefill(ids))
+
+
+def times_of(found: list[Contestant]) -> list[float]:
+    """The median seconds of a call of each, in turns."""
+    samples: list[list[float]] = [[] for _ in found]
+    for each in found:
+        each.call()
+    for number in range(ROUNDS):
+        for index in rotated(range(len(found)), number):
+            until = time.perf_counter() + ROUND_S
+            while time.perf_counter() < until:
+                start = time.perf_counter()
+                found[index].call()
+                samples[index].append(time.perf_counter() - start)
+    return [median(each) for each in samples]
+
+
+def run_search(config: SearchConfig) -> str:
+    """The table in Markdown. Raises UserError for numbers that make no sense."""
+    if not config.trials or min(config.trials) < 1:
+        raise UserError(f"trials={config.trials}: must be numbers of at least 1")
+    lines = ["| | | ready after | a call | × untuned |", "|---|---|--:|--:|--:|"]
+    with TemporaryDirectory() as folder:
+        for model in config.models:
+            title = f"GELU(x [{M}, {K}] · W [{K}, {N}] + b)" if model == "linear" else "demo model, 1x64"
+            found = contestants(model, config, Path(folder))
+            times = times_of(found)
+            for each, seconds in zip(found, times, strict=True):
+                speed = f"{seconds * 1e3:.3f} ms | {times[0] / seconds:.1f}"
+                lines.append(f"| {title} | {each.name} | {each.ready_s:.1f} s | {speed} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, compare and print."""
+    print(run_search(tyro.cli(SearchConfig, prog="python -m bench.search", description=__doc__)))
+
+
+if __name__ == "__main__":
+    run_command(main)
