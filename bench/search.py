@@ -6,22 +6,19 @@ of docs/hand-and-search.md. One search a model, that is continued from each numb
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 import tyro
 
-from bench.measure import rotated
 from bench.prepare import SEEDED
+from bench.turns import Contestant, times_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 
-ROUNDS, ROUND_S = 5, 0.3
 M, K, N = 64, 768, 3072  # of the linear layer
 
 
@@ -32,15 +29,6 @@ class SearchConfig:
     models: tuple[Literal["linear", "demo"], ...] = ("linear", "demo")  # GPT-2's widest layer; the demo model at 1x64
     trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which to look
     threads: int = 2  # of every kernel
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to a schedule. ready_s: until its code was there. call: runs it once."""
-
-    name: str
-    ready_s: float
-    call: Callable[[], object]
 
 
 def linear_graph():
@@ -117,21 +105,6 @@ def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, fol
     ids = np.random.default_rng(1).integers(0, model.vocab_size, (1, 64))
     session = compiled.start(config.threads)
     return Contestant(name, ready_s, lambda: session.prefill(ids))
-
-
-def times_of(found: list[Contestant]) -> list[float]:
-    """The median seconds of a call of each, in turns."""
-    samples: list[list[float]] = [[] for _ in found]
-    for each in found:
-        each.call()
-    for number in range(ROUNDS):
-        for index in rotated(range(len(found)), number):
-            until = time.perf_counter() + ROUND_S
-            while time.perf_counter() < until:
-                start = time.perf_counter()
-                found[index].call()
-                samples[index].append(time.perf_counter() - start)
-    return [median(each) for each in samples]
 
 
 def run_search(config: SearchConfig) -> str:

@@ -6,6 +6,7 @@ python -m tvm_frontend.compile --target cuda --arch sm_86        # cross-compile
 python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 """
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -44,13 +45,14 @@ def compile_model(
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
     search: "Search | None" = None,
+    without: Collection[str] = (),
 ) -> CompiledModel:
     """Compile a file that one of the FRONTENDS reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T]. The
     result is a folder, `tvm-<llvm or arch>-O<level>` (and the precision, `cache` and the frontend where they are not
     the default) beside the model unless `output` names another, and it is there whole or not at all. A `search` is what
-    `tvm_frontend.tune` adds. Raises UserError for a bad file, target, arch or output.
+    `tvm_frontend.tune` adds; `without` names phases to leave out. Raises UserError for a bad file, target or output.
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
@@ -67,6 +69,7 @@ def compile_model(
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
     source = read_source(frontend, model, fixed_shape)
     words = [precision * (precision != "fp32"), FORMS[source.form], frontend * (frontend != DEFAULT)]
+    words += ["-".join(["without", *without])] if without else []
     if search is not None:
         search.check(source, compile_for)
         words.append(search.name)
@@ -84,6 +87,7 @@ def compile_model(
             cuda_compiler=cuda_compiler,
             dump_ir=dump_ir,
             search=search,
+            without=without,
         )
         save_compiled(
             folder,
@@ -138,6 +142,9 @@ def compile_command(
     batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
+    without: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PHASE", help_behavior_hint="(default: none)")
+    ] = (),
     dump_ir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")] = None,
     print_pass_times: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
@@ -155,6 +162,7 @@ def compile_command(
         batch: compile for this B alone, with --tokens; relax-onnx needs it
         tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
+        without: leave out a phase, to see what it adds, as fuse_attention; may be given again
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
     """
@@ -175,6 +183,7 @@ def compile_command(
             fixed_shape=None if batch is None else (batch, tokens),
             cuda_compiler=compiler,
             dump_ir=dump_ir,
+            without=without,
         )
         if print_pass_times:
             print(f"TVM's passes:\n{timing.render()}")

@@ -1,7 +1,7 @@
 """From a model to an executable: the phases in order, to be read from top to bottom."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tvm import relax
 from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 
+from gpt.cli import UserError
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, Graph
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 OPT_LEVELS = {0: "TVM's own untuned pipeline", 3: "this project's rewrites and schedules"}
 LAYOUT_HINT = "layout_free_placeholders"
+
+# Phases that a model is not compiled without.
+NEEDED = ("fix_shape", "fold_weights", "legalize", "search", "pack_weights", "bundle_weights", "lower")
 
 Phase = tuple[str, Callable[[Graph], Graph]]
 
@@ -68,13 +72,20 @@ def compile_graph(
     cuda_compiler: str = "auto",
     dump_ir: Path | None = None,
     search: "Search | None" = None,
+    without: Collection[str] = (),
 ) -> Compiled:
     """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there.
 
-    search: what schedules the kernels that have no hand schedule; see `tvm_frontend.tune`.
+    search: what schedules the kernels that have no hand schedule; see `tvm_frontend.tune`. without: phases to leave
+    out, to see what they add. Raises UserError for one that is not there, or must be.
     """
     trace = _Trace(dump_ir)
-    phases: list[Phase] = [("import", lambda _: import_graph()), *graph_phases(target, opt_level, precision, search)]
+    phases = graph_phases(target, opt_level, precision, search)
+    optional = [name for name, _ in phases if name not in NEEDED]
+    if missing := [name for name in without if name not in optional]:
+        raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
+    kept = [phase for phase in phases if phase[0] not in without]
+    phases: list[Phase] = [("import", lambda _: import_graph()), *kept]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
         for name, phase in phases:
@@ -124,11 +135,13 @@ def graph_phases(
             *([("pack_weights", lambda graph: pack_weights(graph, target))] if opt_level == 0 else []),
             ("bundle_weights", bundle_weights),
             ("lower", lambda graph: lower(graph, target, opt_level, legalized=True)),
+            ("promise_no_alias", promise_no_alias),
         ]
     return [
         *rewrites,
         ("bundle_weights", bundle_weights),
         ("lower", lambda graph: lower(graph, target, opt_level)),
+        *([("promise_no_alias", promise_no_alias)] if opt_level > 0 else []),
     ]
 
 
@@ -198,7 +211,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
         ]
     with tvm_target:
         module = tvm.transform.Sequential(passes)(graph.module)
-    return Graph(_promise_no_alias(module) if opt_level > 0 or legalized else module, graph.weights)
+    return Graph(module, graph.weights)
 
 
 def machine_code(graph: Graph, target: CompileTarget, cuda_compiler: str = "auto") -> relax.VMExecutable:
@@ -222,13 +235,13 @@ def _without_layout_hints(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     return schedule.mod["main"].with_attrs(kernel.attrs)
 
 
-def _promise_no_alias(module: tvm.IRModule) -> tvm.IRModule:
+def promise_no_alias(graph: Graph) -> Graph:
     """Mark every kernel as having arguments that do not overlap.
 
     TVM 0.27's LLVM back end drops the promise for all kernels of a module if one lacks it, and the virtual machine's
     own `shape_func` does: the accumulators of every kernel are then stored at each step, three times slower.
     """
-    for name, function in module.functions_items():
+    for name, function in graph.module.functions_items():
         if isinstance(function, tvm.tirx.PrimFunc):
-            module.update_func(name, function.with_attr("tirx.noalias", True))
-    return module
+            graph.module.update_func(name, function.with_attr("tirx.noalias", True))
+    return graph

@@ -202,3 +202,21 @@ def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, ea
         session = compile_model(exported.path, tmp_path / "model").start(threads=1)
         ids = np.arange(8)[None]
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
+
+
+def test_phases_can_be_left_out(exported, checkpoint, eager):
+    left_out = ("fuse_attention", "fuse_layer_norm", "split_head", "promise_no_alias")
+    compiled = compile_model(exported.path, without=left_out)
+    assert compiled.path.name == "tvm-llvm-O3-without-fuse_attention-fuse_layer_norm-split_head-promise_no_alias"
+    assert "fuse_linear" in compiled.pipeline
+    assert not set(left_out) & set(compiled.pipeline)
+    session = compiled.start(threads=2)
+    for B, T in [(1, 1), (3, 17)]:
+        ids = random_ids(checkpoint.config, B, T)
+        np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("opt_level", "phase"), [(3, "lower"), (3, "fuse_everything"), (0, "fuse_linear")])
+def test_a_phase_that_is_not_there_or_must_be_is_refused(exported, opt_level, phase):
+    with pytest.raises(UserError, match=f"without '{phase}': must be one of (recover_gelu, .*|no phase at all)"):
+        compile_model(exported.path, opt_level=opt_level, without=(phase,))

@@ -15,7 +15,7 @@ from tvm.script.parser.core.parser import ScriptMacro
 from tvm_frontend.target import resolve_target
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline._promise_no_alias works around it")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline.promise_no_alias works around it")
 def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():
     @T.prim_func(s_tir=True)
     def promising(x: T.Buffer((4,), "float32"), out: T.Buffer((4,), "float32")):
