@@ -50,15 +50,16 @@ class Engine(Backend):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        self._by_shape: dict[tuple[int, int], CompiledModel] = {}
+        self._of_shape: tuple[tuple[int, int] | None, CompiledModel | None] = None, None  # the last one
         self._steps: tuple[int, list[InferRequest]] = (0, [])  # for how many sequences, and the two that take turns
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        if ids.shape not in self._by_shape:
+        if self._of_shape[0] != ids.shape:
+            self._of_shape = None, None  # each has weights of its own: ten of GPT-2 took 13 GB
             model = self._read("prefill")
             model.reshape(list(ids.shape))
-            self._by_shape[ids.shape] = self._compile(model)
-        return self._by_shape[ids.shape](ids, share_inputs=True, share_outputs=True)[0]
+            self._of_shape = ids.shape, self._compile(model)
+        return self._of_shape[1](ids, share_inputs=True, share_outputs=True)[0]
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
         from openvino import Tensor
