@@ -28,6 +28,15 @@ from tvm_frontend.target import resolve_target
 if TYPE_CHECKING:
     from tvm_frontend.tune import Search
 
+# Arguments of this command and of `tvm_frontend.tune`.
+ModelArgument = Annotated[
+    tyro.conf.Positional[Path | None],
+    tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
+]
+CpuArgument = Annotated[
+    str | None, tyro.conf.arg(metavar="CPU", help_behavior_hint="(default: this machine's, as LLVM detects it)")
+]
+FolderArgument = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")]
 FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
 
 
@@ -119,10 +128,7 @@ def compile_model(
 
 
 def compile_command(
-    model: Annotated[
-        tyro.conf.Positional[Path | None],
-        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
-    ] = None,
+    model: ModelArgument = None,
     output: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -132,9 +138,7 @@ def compile_command(
         ),
     ] = None,
     target: str = "llvm",
-    mcpu: Annotated[
-        str | None, tyro.conf.arg(metavar="CPU", help_behavior_hint="(default: this machine's, as LLVM detects it)")
-    ] = None,
+    mcpu: CpuArgument = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM", help_behavior_hint="(default for cuda: sm_86)")] = None,
     opt_level: Literal[0, 3] = 3,
     precision: Literal[tuple(PRECISIONS)] = "fp32",
@@ -145,7 +149,7 @@ def compile_command(
     without: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PHASE", help_behavior_hint="(default: none)")
     ] = (),
-    dump_ir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")] = None,
+    dump_ir: FolderArgument = None,
     print_pass_times: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Compile an exported model with TVM, for this machine's CPU or for an NVIDIA GPU.

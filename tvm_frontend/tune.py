@@ -46,7 +46,7 @@ from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 from tvm_frontend.artifact import CompiledModel
-from tvm_frontend.compile import compile_model
+from tvm_frontend.compile import CpuArgument, FolderArgument, ModelArgument, compile_model
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, Source
 from tvm_frontend.graph import Graph
 from tvm_frontend.target import CompileTarget, check_runs_here
@@ -379,10 +379,7 @@ def tune_model(
 
 
 def tune_command(
-    model: Annotated[
-        tyro.conf.Positional[Path | None],
-        tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
-    ] = None,
+    model: ModelArgument = None,
     output: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -397,11 +394,9 @@ def tune_command(
     trials: int = 200,
     op: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     opt_level: Literal[0, 3] = 3,
-    mcpu: Annotated[
-        str | None, tyro.conf.arg(metavar="CPU", help_behavior_hint="(default: this machine's, as LLVM detects it)")
-    ] = None,
+    mcpu: CpuArgument = None,
     frontend: Literal[tuple(FRONTENDS)] = DEFAULT,
-    dump_ir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")] = None,
+    dump_ir: FolderArgument = None,
 ) -> None:
     """Search for the schedules of an exported model's kernels at one shape, on this machine, and compile with them.
 
