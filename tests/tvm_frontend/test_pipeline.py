@@ -98,6 +98,7 @@ def test_every_phase_is_timed_in_order(compilation):
         "split_head",
         "bundle_weights",
         "lower",
+        "promise_no_alias",
         "machine_code",
     ]
     assert min(compilation.phases_s.values()) >= 0
