@@ -10,7 +10,7 @@ from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_p
 
 FLOAT32_BYTES = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5}
-CACHE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 1}
+CACHE_BYTES = {"fp32": (4, 0), "bf16": (2, 0), "int8": (1, 4), "int4": (1, 4)}  # of a number; of a head besides
 GROUP = 32  # weights that share a scale in 4 bits; in 8 bits those of a column do
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
 # Two FMA units of four cycles' latency keep eight accumulators busy; more than the registers hold would be spilled.
@@ -154,9 +154,8 @@ def decode_bytes(config: GPTConfig, B: int, context: int, precision: str = "fp32
 
     Those count as this project keeps them: in bf16 two bytes a number, in int8 and int4 one, and a float32 a head.
     """
-    a_token = CACHE_BYTES[precision] * config.n_embd
-    if precision in ("int8", "int4"):
-        a_token += FLOAT32_BYTES * config.n_head
+    of_number, of_head = CACHE_BYTES[precision]
+    a_token = of_number * config.n_embd + of_head * config.n_head
     return weight_bytes(config, precision) + 2 * config.n_layer * B * context * a_token
 
 

@@ -306,7 +306,6 @@ def try_checkpoint(name: str, folder: Path) -> Outcome:
 
 
 def _in_a_folder(work: Callable[..., Any], *arguments: object) -> Any:
-    # One for each: what was once loaded from a path is what is found there until the process ends.
     with TemporaryDirectory() as folder:
         return work(*arguments, Path(folder))
 

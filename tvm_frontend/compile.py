@@ -127,6 +127,11 @@ def compile_model(
     return load_compiled(output)
 
 
+def default_model(frontend: str) -> Path:
+    """The file that a command compiles if none is named."""
+    return Path("artifacts/ckpt.pt" if frontend == "torch" else "artifacts/model.onnx")
+
+
 def compile_command(
     model: ModelArgument = None,
     output: Annotated[
@@ -172,7 +177,7 @@ def compile_command(
     """
     if (batch is None) != (tokens is None):
         raise UserError("--batch and --tokens: give both or neither")
-    model = model or Path("artifacts/ckpt.pt" if frontend == "torch" else "artifacts/model.onnx")
+    model = model or default_model(frontend)
     timing = tvm.ir.instrument.PassTimingInstrument()
     with tvm.transform.PassContext(instruments=[timing] if print_pass_times else []):
         compiled = compile_model(

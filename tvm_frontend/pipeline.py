@@ -80,11 +80,11 @@ def compile_graph(
     out, to see what they add. Raises UserError for one that is not there, or must be.
     """
     trace = _Trace(dump_ir)
-    phases = graph_phases(target, opt_level, precision, search)
-    optional = [name for name, _ in phases if name not in NEEDED]
+    possible = graph_phases(target, opt_level, precision, search)
+    optional = [name for name, _ in possible if name not in NEEDED]
     if missing := [name for name in without if name not in optional]:
         raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
-    kept = [phase for phase in phases if phase[0] not in without]
+    kept = [phase for phase in possible if phase[0] not in without]
     phases: list[Phase] = [("import", lambda _: import_graph()), *kept]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:

@@ -46,7 +46,7 @@ from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 from tvm_frontend.artifact import CompiledModel
-from tvm_frontend.compile import CpuArgument, FolderArgument, ModelArgument, compile_model
+from tvm_frontend.compile import CpuArgument, FolderArgument, ModelArgument, compile_model, default_model
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, Source
 from tvm_frontend.graph import Graph
 from tvm_frontend.target import CompileTarget, check_runs_here
@@ -412,7 +412,7 @@ def tune_command(
         frontend: who reads the model, as in python -m tvm_frontend.compile
         dump_ir: write the IR after each phase into this folder
     """
-    model = model or Path("artifacts/ckpt.pt" if frontend == "torch" else "artifacts/model.onnx")
+    model = model or default_model(frontend)
     compiled = tune_model(
         model,
         output,

@@ -7,7 +7,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, Arithmetic, to_signed
-from tvm_frontend.schedules.cpu.narrow import SMALLEST, WITHOUT_SIGN
+from tvm_frontend.schedules.cpu.narrow import SMALLEST, fill, note_largest
 from tvm_frontend.schedules.cpu.tile import Tile, divisor, fold_lanes, span
 
 
@@ -61,37 +61,34 @@ class CacheRows:
         wide, last = self._words_a_register, self.words - 1
         find_largest = fold_lanes(AT_ONCE, T.max)
 
+        def narrowed(values, inverse):
+            return narrow(values * T.broadcast(inverse[0], AT_ONCE) if scaled else values)
+
         @T.macro
         def put(cache, b, h, row, x, t, first):
-            values = T.alloc_buffer((vectors * AT_ONCE,), "float32", scope="local")
+            values = T.alloc_buffer((1, vectors * AT_ONCE), "float32", scope="local")
             inverse = T.alloc_buffer((1,), "float32", scope="local")
             for v in T.unroll(vectors):
                 for lane in T.vectorized(AT_ONCE):
-                    values[v * AT_ONCE + lane] = T.float32(0)
+                    values[0, v * AT_ONCE + lane] = T.float32(0)
             for v in T.unroll(whole):
                 for lane in T.vectorized(AT_ONCE):
-                    values[v * AT_ONCE + lane] = x[b, t, first + v * AT_ONCE + lane]
+                    values[0, v * AT_ONCE + lane] = x[b, t, first + v * AT_ONCE + lane]
             for d in range(rest):
-                values[whole * AT_ONCE + d] = x[b, t, first + whole * AT_ONCE + d]
-            inverse[0] = T.float32(1)
+                values[0, whole * AT_ONCE + d] = x[b, t, first + whole * AT_ONCE + d]
             if scaled:
                 largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
-                for lane in T.vectorized(AT_ONCE):
-                    largest[0, lane] = T.int32(SMALLEST)
+                fill(largest, SMALLEST)
                 for v in T.unroll(vectors):
-                    for lane in T.vectorized(AT_ONCE):
-                        largest[0, lane] = T.max(
-                            largest[0, lane],
-                            T.bitwise_and(T.reinterpret("int32", values[v * AT_ONCE + lane]), T.int32(WITHOUT_SIGN)),
-                        )
+                    note_largest(largest, values, 0, v * AT_ONCE)
                 find_largest(largest, 0)
                 cache[b, h, row, last] = T.reinterpret(
                     "int32", T.reinterpret("float32", largest[0, 0]) * T.float32(1 / 127)
                 )
                 inverse[0] = T.float32(127) / T.reinterpret("float32", largest[0, 0])
             for v in T.unroll(vectors):
-                cache[b, h, row, T.ramp(v * wide, 1, wide)] = narrow(
-                    values[T.ramp(v * AT_ONCE, 1, AT_ONCE)] * T.broadcast(inverse[0], AT_ONCE)
+                cache[b, h, row, T.ramp(v * wide, 1, wide)] = narrowed(
+                    values[0, T.ramp(v * AT_ONCE, 1, AT_ONCE)], inverse
                 )
 
         return put

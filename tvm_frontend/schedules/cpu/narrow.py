@@ -16,6 +16,22 @@ SHIFT = 12582912.0  # 1.5 · 2^23: added to it, a whole number is in the lowest 
 SHIFT_BITS = int(np.float32(SHIFT).view(np.int32))
 
 
+@T.macro
+def note_largest(largest, x, row, first):
+    """largest[0] = the larger of it and |x[row, first : first + AT_ONCE]|, as whole numbers of their bits."""
+    for lane in T.vectorized(AT_ONCE):
+        largest[0, lane] = T.max(
+            largest[0, lane], T.bitwise_and(T.reinterpret("int32", x[row, first + lane]), T.int32(WITHOUT_SIGN))
+        )
+
+
+@T.macro
+def fill(numbers, value):
+    """numbers[0] = value in each of AT_ONCE lanes of int32."""
+    for lane in T.vectorized(AT_ONCE):
+        numbers[0, lane] = T.int32(value)
+
+
 def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
     """A macro (x, words, scales, offsets, M): M rows of x [M, K] as words [M, arithmetic.words(K)].
 
@@ -36,18 +52,6 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
         for k in range(RAGGED):
             tail[0, k] = x[row, FULL * UNIT + k]
 
-    @T.macro
-    def note_largest(largest, x, row, first):
-        for lane in T.vectorized(AT_ONCE):
-            largest[0, lane] = T.max(
-                largest[0, lane], T.bitwise_and(T.reinterpret("int32", x[row, first + lane]), T.int32(WITHOUT_SIGN))
-            )
-
-    @T.macro
-    def clear(numbers, value):
-        for lane in T.vectorized(AT_ONCE):
-            numbers[0, lane] = T.int32(value)
-
     def narrowed(values, inverse):
         return narrow(values * T.broadcast(inverse[0], AT_ONCE) if SCALED else values)
 
@@ -57,7 +61,7 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
         inverse[0] = T.float32(1)
         if SCALED:
             largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
-            clear(largest, SMALLEST)
+            fill(largest, SMALLEST)
             for c in range(FULL):
                 note_largest(largest, x, row, c * AT_ONCE)
             if RAGGED > 0:
@@ -75,8 +79,8 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
         largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
         total = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
         whole = T.alloc_buffer((PARTS, AT_ONCE), "float32", scope="local")
-        clear(largest, SMALLEST)
-        clear(total, 0)
+        fill(largest, SMALLEST)
+        fill(total, 0)
         for part in T.unroll(PARTS):
             note_largest(largest, x, x_row, first + part * AT_ONCE)
         find_largest(largest, 0)
