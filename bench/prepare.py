@@ -1,7 +1,5 @@
 """The files that a folder's model is made into, from ckpt.pt on: what is there is verified, what is absent made."""
 
-import ctypes
-import gc
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from bench.artifacts import (
 )
 from bench.backends import Contender
 from bench.foreign import adopt_foreign, is_foreign
+from bench.memory import give_memory_back
 from bench.phases import phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -134,20 +133,10 @@ def _prepare_made(source: Path, path: Path, making: Making) -> None:
         except UserError as error:
             raise CannotMake(str(error)) from error
         finally:
-            _give_memory_back()
+            give_memory_back()  # of all the files of a GPT-2 6 GB, which the engines then lack
     elif making.origin(path) != sha256_file(source):
         command = making.command.format(source=source, path=path)
         raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
-
-
-def _give_memory_back() -> None:
-    """What is left of exporting and compiling: graphs in cycles that hold their weights, and what malloc keeps.
-
-    Of all the files of a GPT-2 that is 6 GB, which the engines then lack.
-    """
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's own
-        libc.malloc_trim(0)
 
 
 def _exported(form: str, options: str = "") -> Making:

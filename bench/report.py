@@ -184,6 +184,7 @@ def _view(results: dict, with_plots: bool) -> dict:
 def _group(results: dict, with_plots: bool) -> dict:
     """What the templates show of one precision; results: of it alone."""
     rows = [row for row in timed(results) if row["precision"] == results["precision"]]
+    cliffs = odd.cliffs(results["rows"])
     return {
         "precision": results["precision"],
         "baseline": results["baseline"],
@@ -192,7 +193,8 @@ def _group(results: dict, with_plots: bool) -> dict:
         "reliability": reliability(results),
         "sections": [_section(results, phase, with_plots) for phase in phases_in(results)],
         "losses": sorted(results["losses"], key=lambda each: each["loss"] or float("inf")),
-        "cliffs": odd.cliffs(results["rows"]),
+        "cliffs": cliffs,
+        "odd_lengths": [T for T in odd.ODD if any(T in ratios for ratios in cliffs.values())],
         "errors_plot": plots.errors(rows) if with_plots and rows else None,
     }
 

@@ -1,13 +1,16 @@
 """Which model is compared, and that its files come from each other."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.agreement import compare_logits, random_ids, tolerance_of
-from bench.artifacts import Artifacts
+from bench.artifacts import EXPORTED, Artifacts
 from bench.backends import Contender, find_contenders
 from bench.prepare import MAKINGS, SEEDED, choose_artifacts, prepare
 from bench.worker import Worker
@@ -126,3 +129,27 @@ def test_an_export_whose_checkpoint_is_gone_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'gpt5': not known; known are bigram, char, demo, gpt2, tiny"):
         choose_artifacts(tmp_path, "gpt5")
+
+
+def test_what_making_a_file_leaves_is_given_back(
+    copied: Artifacts, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that holds weights and itself, as those of torch, ONNX and TVM do, is gone when its file is there."""
+    left = []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def make(source: Path, path: Path) -> None:
+        left.append(weakref.ref(Graph()))
+        path.write_bytes(source.read_bytes())
+
+    copied.exported.unlink()
+    monkeypatch.setitem(MAKINGS, EXPORTED, replace(MAKINGS[EXPORTED], make=make))
+    gc.disable()
+    try:
+        prepare(copied, find_contenders(["onnxruntime"]), ["prefill"])
+    finally:
+        gc.enable()
+    assert [graph() for graph in left] == [None]
