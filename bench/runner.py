@@ -16,6 +16,7 @@ from gpt.config import GPTConfig
 FEWEST_ROUNDS = 2  # of an engine too slow for its share of the time: with one it could not be compared with itself
 LOAD_DEADLINE_S = 300.0
 CALL_DEADLINE_S = 300.0  # the first call at a shape compiles in some engines
+WARMED_S = 5.0  # a call expected to take longer is timed without one before it that is not
 SLOW_S = 2.0  # a call expected to take longer is not repeated just to know it better
 LONGEST_CHECK_S = 30.0  # work that is only checked, not timed, is left out, and said to be, if it took longer
 LONGEST_CALL_S = 30.0  # and so is work to time
@@ -94,7 +95,9 @@ class Runner:
             rounds.append(())
             return
         with self._noting_errors(work):
-            if self._expected_s(work) >= turn_s:  # needs no warm-up: it is one
+            if (expected_s := self._expected_s(work)) >= turn_s:  # one call, which is its own warm-up
+                if not rounds and expected_s < WARMED_S:  # but what an engine compiles for a shape is not of the call
+                    self.seconds_of_one(work, ids)
                 rounds.append((self.seconds_of_one(work, ids),))
                 return
             self._begin(work, ids)

@@ -124,6 +124,17 @@ def test_a_slow_engine_makes_one_call_a_turn_until_its_share_is_spent(runner_of:
     assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,), (), ())
 
 
+def test_what_a_slow_engine_compiles_for_a_shape_is_not_timed(runner_of: Callable[..., Runner]) -> None:
+    """Its first call at each piece of work takes twice as long."""
+    runner = runner_of(seconds=3.0)
+    calls: list[float] = []
+    runner._worker.time_once = lambda *_, deadline_s: calls.append(6.0 if not calls else 3.0) or calls[-1]
+    for _ in range(2):
+        runner.take_turn(WORK, IDS, turn_s=1, share_s=6)
+    assert calls == [6.0, 3.0, 3.0]
+    assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,))
+
+
 def test_a_phase_that_an_engine_has_not_is_not_run(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of()
     assert runner.can(Decode(1, 1, 4))
