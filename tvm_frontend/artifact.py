@@ -18,7 +18,7 @@ from tvm_frontend.threads import chosen_threads
 if TYPE_CHECKING:
     from tvm_frontend.session import CachedSession, Session
 
-FORMAT = 4
+FORMAT = 5
 LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
 ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for
 REMAKE = "make it again with: python -m tvm_frontend.compile"
@@ -31,10 +31,11 @@ class CompiledModel:
     path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: who
     read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
     `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
-    took. exported_sha256, checkpoint_sha256: of the file that was compiled and the checkpoint that it came from.
-    entry_points: the functions of the library. caches: the dtype and the shape behind B of each KV cache. weights: the
-    dtype, shape and place in the file of each. files_crc32: of the library and the weights. versions: of the compiler.
-    search: the trials, seconds and folder of the search that found its schedules, None if there was none.
+    took. launches: the threads and the bytes of shared memory of a block of each kernel on a GPU. exported_sha256,
+    checkpoint_sha256: of the file that was compiled and the checkpoint that it came from. entry_points: the functions
+    of the library. caches: the dtype and the shape behind B of each KV cache. weights: the dtype, shape and place in
+    the file of each. files_crc32: of the library and the weights. versions: of the compiler. search: the trials,
+    seconds and folder of the search that found its schedules, None if there was none.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class CompiledModel:
     opt_level: int
     pipeline: list[str]
     phases_s: dict[str, float]
+    launches: dict[str, dict[str, int]]
     exported_sha256: str
     checkpoint_sha256: str
     entry_points: list[str]

@@ -8,6 +8,7 @@ python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 
 from collections.abc import Collection
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,7 +49,7 @@ def compile_model(
     mcpu: str | None = None,
     arch: str | None = None,
     opt_level: int = 3,
-    precision: str = "fp32",
+    precision: str | None = None,
     frontend: str = DEFAULT,
     fixed_shape: tuple[int, int] | None = None,
     cuda_compiler: str = "auto",
@@ -65,19 +66,20 @@ def compile_model(
     """
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    if precision != "fp32" and (opt_level == 0 or target != "llvm"):
-        raise UserError(f"precision {precision}: only with --target llvm and --opt-level 3, whose kernels know it")
+    compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
+    known = tuple(PRECISIONS[target]) if opt_level > 0 else ("fp32",)
+    precision = precision or known[0]
+    if precision not in known:
+        level = "" if opt_level > 0 else f" and opt level {opt_level}"
+        raise UserError(f"precision {precision!r}: must be one of {', '.join(known)} for target {target}{level}")
     for exception in (KeyboardInterrupt, UserError):  # else TVM hands on what a rewrite raises as a RuntimeError
         tvm_ffi.register_error(exception.__name__, exception)
     if get_cc() is None:
         raise UserError("no C++ compiler on PATH, and one must link the library: install g++ or clang++")
-    compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
     if compile_for.kind == "cuda":
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
     source = read_source(frontend, model, fixed_shape)
-    words = [precision * (precision != "fp32"), FORMS[source.form], frontend * (frontend != DEFAULT)]
+    words = [precision * (precision != known[0]), FORMS[source.form], frontend * (frontend != DEFAULT)]
     words += ["-".join(["without", *without])] if without else []
     if search is not None:
         search.check(source, compile_for)
@@ -116,6 +118,7 @@ def compile_model(
                 "caches": compiled.graph.caches,
                 "pipeline": list(compiled.phases_s),
                 "phases_s": compiled.phases_s,
+                "launches": compiled.launches,
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
@@ -146,7 +149,10 @@ def compile_command(
     mcpu: CpuArgument = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM", help_behavior_hint="(default for cuda: sm_86)")] = None,
     opt_level: Literal[0, 3] = 3,
-    precision: Literal[tuple(PRECISIONS)] = "fp32",
+    precision: Annotated[
+        Literal[tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))] | None,
+        tyro.conf.arg(help_behavior_hint="(default: fp32, for cuda bf16)"),
+    ] = None,
     frontend: Literal[tuple(FRONTENDS)] = DEFAULT,
     batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
@@ -167,6 +173,7 @@ def compile_command(
         arch: the GPU to compile for; none needs to be present
         opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules
         precision: of the products of linear layers; below fp32 their weights and inputs are rounded, sums are wide
+            (llvm has fp32, bf16, int8, int4, cuda has bf16, fp16, tf32, fp32)
         frontend: who reads the model: this project's importer, TVM's own importer of ONNX, or TVM's of torch.export
         batch: compile for this B alone, with --tokens; relax-onnx needs it
         tokens: compile for this T alone

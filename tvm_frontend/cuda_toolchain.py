@@ -11,6 +11,7 @@ compiled and is not. Here the compiler is called directly, with or without a dri
 
 import ctypes
 import importlib.util
+import math
 import os
 import shutil
 import struct
@@ -20,8 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gpt.cli import UserError
+
+if TYPE_CHECKING:
+    import tvm
 
 COMPILERS = ("auto", "nvcc", "nvrtc")
 INSTALL_HINT = (
@@ -76,11 +83,25 @@ def find_compiler(compiler: str = "auto") -> CudaCompiler:
     raise UserError(f"target cuda needs a CUDA compiler, and {wanted} was found on this machine: {INSTALL_HINT}")
 
 
+def find_tool(name: str) -> Path:
+    """A program of NVIDIA's toolkit that reads machine code. Raises UserError if it is nowhere."""
+    on_path = shutil.which(name)
+    named, python, default = _toolkits()
+    for path in [*(root / "bin" / name for root in named + python + default), *([Path(on_path)] if on_path else [])]:
+        if path.is_file():
+            return path
+    raise UserError(f"{name} was not found on this machine: pip install nvidia-cuda-{name}==13.2.86")
+
+
 @contextmanager
-def cuda_machine_code(arch: str, compiler: str = "auto", *, fast_math: bool = False) -> Iterator[CudaCompiler]:
+def cuda_machine_code(
+    arch: str, compiler: str = "auto", *, fast_math: bool = False, before: str = ""
+) -> Iterator[dict[str, dict[str, int]]]:
     """Within the block every CUDA kernel that TVM builds becomes machine code for exactly `arch`, never source or PTX.
 
     Works in any process, before or after TVM is imported, with or without a GPU; outside the block TVM is as it was.
+    before: CUDA C++ that the kernels call, to be compiled in front of them. Gives a dict, which is filled on the way:
+    the `threads` and `shared_bytes` of a block of each kernel.
     Raises UserError at once if no compiler is found, or if it does not compile for `arch`.
     """
     found = find_compiler(compiler)
@@ -90,6 +111,7 @@ def cuda_machine_code(arch: str, compiler: str = "auto", *, fast_math: bool = Fa
     import tvm_ffi
 
     _load_module_class()
+    launches: dict[str, dict[str, int]] = {}
     machine_code_of = tvm_ffi.get_global_func("gpt_frontend.cuda_machine_code")
     build_source = tvm_ffi.get_global_func("target.build.cuda")
 
@@ -97,19 +119,21 @@ def cuda_machine_code(arch: str, compiler: str = "auto", *, fast_math: bool = Fa
         if (asked := str(target.attrs.get("arch", "none"))) != arch:
             raise ValueError(f"kernels for arch {asked} inside cuda_machine_code({arch!r})")
         source = build_source(module, target)
-        return machine_code_of(source, found.compile(source.inspect_source("cuda"), arch, fast_math=fast_math))
+        launches.update(_launches_of(module))
+        text = f"{before}\n{source.inspect_source('cuda')}"
+        return machine_code_of(source, found.compile(text, arch, fast_math=fast_math))
 
-    before = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
+    forced = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
     os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"  # source also where a driver is, so that there is one way for all
     tvm_ffi.register_global_func("target.build.cuda", build, override=True)
     try:
-        yield found
+        yield launches
     finally:
         tvm_ffi.register_global_func("target.build.cuda", build_source, override=True)
-        if before is None:
+        if forced is None:
             del os.environ["TVM_COMPILE_FORCE_FALLBACK"]
         else:
-            os.environ["TVM_COMPILE_FORCE_FALLBACK"] = before
+            os.environ["TVM_COMPILE_FORCE_FALLBACK"] = forced
 
 
 def verify_cuda_library(path: Path | str, arch: str) -> None:
@@ -123,15 +147,23 @@ def cubin_archs(data: bytes) -> set[str]:
     The arch is in e_flags: the low byte, or from ABI version 8 (CUDA 13) on the byte above it (LLVM's
     llvm/BinaryFormat/ELF.h, EF_CUDA_SM).
     """
-    archs = set()
+    return {arch for arch, _ in cubins(data)}
+
+
+def cubins(data: bytes) -> list[tuple[str, bytes]]:
+    """The cubins anywhere in `data`, each with its arch."""
+    found = []
     at = data.find(b"\x7fELF")
     while at >= 0:
         header = data[at : at + 64]
         if len(header) == 64 and struct.unpack_from("<H", header, 18)[0] == _EM_CUDA:
-            (flags,) = struct.unpack_from("<I", header, 48)
-            archs.add(f"sm_{(flags >> 8 if header[8] >= 8 else flags) & 0xFF}")
+            programs, sections, flags = struct.unpack_from("<QQI", header, 32)
+            program_size, program_count, section_size, section_count = struct.unpack_from("<HHHH", header, 54)
+            end = max(programs + program_size * program_count, sections + section_size * section_count)
+            arch = f"sm_{(flags >> 8 if header[8] >= 8 else flags) & 0xFF}"
+            found.append((arch, data[at : at + end]))
         at = data.find(b"\x7fELF", at + 1)
-    return archs
+    return found
 
 
 def gpu_arch() -> str | None:
@@ -171,6 +203,32 @@ def load_cuda_runtime() -> None:
         raise UserError(
             f"TVM's CUDA runtime does not load ({error}): pip install nvidia-cuda-runtime==13.0.96"
         ) from error
+
+
+def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, int]]:
+    """The threads and the bytes of shared memory of a block of each kernel."""
+    import tvm
+    import tvm_ffi
+
+    found = {}
+    for _, function in module.functions_items():
+        threads: dict[str, int] = {}
+        shared: list[int] = []
+
+        def note_threads(node: "tvm.tirx.AttrStmt", threads: dict[str, int] = threads) -> None:
+            if node.attr_key == "thread_extent" and (tag := str(node.node.thread_tag)).startswith("threadIdx"):
+                threads[tag] = int(node.value)
+
+        def note_shared(node: "tvm.tirx.AllocBuffer", shared: list[int] = shared) -> None:
+            if str(node.buffer.scope()).startswith("shared"):
+                size = math.prod(int(extent) for extent in node.buffer.shape)
+                shared.append(size * np.dtype(str(node.buffer.dtype)).itemsize)
+
+        visits = [(tvm.tirx.AttrStmt, note_threads), (tvm.tirx.AllocBuffer, note_shared)]
+        tvm_ffi.structural_walk(function.body, visits)
+        name = str(function.attrs["global_symbol"])
+        found[name] = {"threads": math.prod(threads.values()), "shared_bytes": sum(shared)}
+    return found
 
 
 def _nvcc_candidates() -> list[Path]:

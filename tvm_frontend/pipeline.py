@@ -15,6 +15,7 @@ from gpt.cli import UserError
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
 from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
@@ -26,6 +27,7 @@ from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.schedules import kernels_for
 from tvm_frontend.schedules.cuda.default import schedule_cuda
+from tvm_frontend.schedules.cuda.launch import source
 from tvm_frontend.target import CompileTarget
 
 if TYPE_CHECKING:
@@ -42,11 +44,15 @@ Phase = tuple[str, Callable[[Graph], Graph]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the phases made of a model: the executable, the graph with its weights, and the seconds each took."""
+    """What the phases made of a model: the executable, the graph with its weights, and the seconds each took.
+
+    launches: of each kernel on a GPU, the `threads` and `shared_bytes` of a block.
+    """
 
     executable: relax.VMExecutable
     graph: Graph
     phases_s: dict[str, float]
+    launches: dict[str, dict[str, int]]
 
 
 @dataclass
@@ -96,11 +102,11 @@ def compile_graph(
             bar.update()
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
-        executable = machine_code(graph, target, cuda_compiler)
+        executable, launches = machine_code(graph, target, cuda_compiler)
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()
-    return Compiled(executable, graph, trace.phases_s)
+    return Compiled(executable, graph, trace.phases_s, launches)
 
 
 def graph_phases(
@@ -122,6 +128,7 @@ def graph_phases(
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),
             ("fuse_layer_norm", lambda graph: fuse_layer_norm(graph, kernels)),
             ("fuse_embedding", lambda graph: fuse_embedding(graph, kernels)),
+            ("cancel_casts", cancel_casts),
             ("split_head", split_head),
         ]
     if search is not None:
@@ -214,13 +221,15 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     return Graph(module, graph.weights)
 
 
-def machine_code(graph: Graph, target: CompileTarget, cuda_compiler: str = "auto") -> relax.VMExecutable:
-    """Kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC."""
+def machine_code(
+    graph: Graph, target: CompileTarget, cuda_compiler: str = "auto"
+) -> tuple[relax.VMExecutable, dict[str, dict[str, int]]]:
+    """Kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC, and the launches of `Compiled`."""
     tvm_target = target.to_tvm()
     if target.kind == "cuda":
-        with cuda_machine_code(target.arch, cuda_compiler), tvm_target:
-            return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
-    return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None)
+        with cuda_machine_code(target.arch, cuda_compiler, before=source()) as launches, tvm_target:
+            return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None), launches
+    return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None), {}
 
 
 def _without_layout_hints(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:

@@ -95,6 +95,7 @@ def test_every_phase_is_timed_in_order(compilation):
         "fuse_linear",
         "fuse_layer_norm",
         "fuse_embedding",
+        "cancel_casts",
         "split_head",
         "bundle_weights",
         "lower",

@@ -16,7 +16,8 @@ def fuse_layer_norm(graph: Graph, kernels: Kernels) -> Graph:
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
         if len(call.ty.shape.values) != 3 or [int(axis) for axis in call.attrs.axes] not in ([-1], [2]):
             return None
-        kernel = kernels.layer_norm(int(call.ty.shape.values[2]), float(call.attrs.epsilon))
+        C, epsilon = int(call.ty.shape.values[2]), float(call.attrs.epsilon)
+        kernel = kernels.layer_norm(C, epsilon, narrow=rewriting.is_narrowed(call))
         return kernel and rewriting.call("layer_norm", kernel, [matched[x], matched[gain], matched[bias]], call)
 
     rewriting.apply(is_op("relax.nn.layer_norm")(x, gain, bias), fuse)

@@ -30,7 +30,9 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
             K, N = W.shape
             if bias in matched and getattr(rewriting.weight(matched[bias]), "shape", None) != (N,):
                 return None
-            kernel = kernels.linear(K, N, activation=activation, residual=residual in matched)
+            kernel = kernels.linear(
+                K, N, activation=activation, residual=residual in matched, narrow=rewriting.is_narrowed(call)
+            )
             if kernel is None:
                 return None
             layout = "transposed.packed" if transposed in matched else "packed"

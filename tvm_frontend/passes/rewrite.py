@@ -10,6 +10,7 @@ from tvm.relax.dpl import DFPattern, is_op, rewrite_call
 from tvm_frontend.graph import ENTRY, Graph
 
 Matched = dict[DFPattern, relax.Expr]
+OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: not to be fused with others
 
 
 class Rewriting:
@@ -64,9 +65,28 @@ class Rewriting:
             self.variables[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
         return self.variables[name]
 
+    def is_narrowed(self, call: relax.Expr) -> bool:
+        """Whether all that reads the result of a call reads it cast to another type."""
+        var = next((var for var, value in self._bound.items() if value.same_as(call)), None)
+        result = self.function.body.body
+        if var is None or any(var.same_as(each) for each in relax.analysis.free_vars(result)):
+            return False
+        users = [
+            value
+            for value in self._bound.values()
+            if any(var.same_as(each) for each in relax.analysis.free_vars(value))
+        ]
+        return bool(users) and all(calls(user, "astype") for user in users)
+
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
-        """A call of `kernel` with an output of the type of `like`; equal kernels are kept once."""
-        return relax.call_tir(self.builder.add_func(_with_root(kernel), name), arguments, out_ty=like.ty)
+        """A call of `kernel` in the place of `like`; equal kernels are kept once.
+
+        Where the kernel takes or gives numbers of another type, they are cast.
+        """
+        *taken, given = _dtypes(kernel)
+        function = self.builder.add_func(_with_root(kernel), name)
+        type_ = relax.TensorType(like.ty.shape, given)
+        return _cast(relax.call_tir(function, _cast_all(arguments, taken), out_ty=type_), given, str(like.ty.dtype))
 
     def call_in_place(
         self,
@@ -77,10 +97,13 @@ class Rewriting:
         like: relax.Expr,
     ) -> relax.Expr:
         """As `call`, of a kernel that also writes to the tensors `written`, its last arguments but for the output."""
+        *taken, given = _dtypes(kernel)
         places = [-1, *range(len(arguments), len(arguments) + len(written))]
-        types = [like.ty, *(tensor.ty for tensor in written)]
+        types = [relax.TensorType(like.ty.shape, given), *(tensor.ty for tensor in written)]
         function = self.builder.add_func(_with_root(kernel), name)
-        return relax.TupleGetItem(relax.op.call_tir_inplace(function, [*arguments, *written], places, types), 0)
+        arguments = _cast_all(arguments, taken[: len(arguments)])
+        results = relax.op.call_tir_inplace(function, [*arguments, *written], places, types)
+        return _cast(relax.TupleGetItem(results, 0), given, str(like.ty.dtype))
 
     def apply(self, pattern: DFPattern, rewriter: Callable[[relax.Expr, Matched], relax.Expr | None]) -> None:
         """Replace each match by what `rewriter` returns; None leaves it as it is."""
@@ -130,7 +153,20 @@ def same_shape(left: Sequence, right: Sequence) -> bool:
     return len(left) == len(right) and all(analyzer.can_prove_equal(x, y) for x, y in zip(left, right, strict=True))
 
 
+def _dtypes(kernel: tvm.tirx.PrimFunc) -> list[str]:
+    return [str(param.ty.dtype) for param in kernel.params]
+
+
+def _cast(value: relax.Expr, dtype: str, wanted: str) -> relax.Expr:
+    return value if dtype == wanted else relax.op.astype(value, wanted)
+
+
+def _cast_all(values: Sequence[relax.Expr], wanted: Sequence[str]) -> list[relax.Expr]:
+    return [_cast(value, str(value.ty.dtype), dtype) for value, dtype in zip(values, wanted, strict=True)]
+
+
 def _with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     # TVM's graph passes look into every kernel and expect its body to be a block, as scheduled ones have.
     block = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
-    return kernel.with_body(tvm.s_tir.SBlockRealize([], True, block)).with_attr("tirx.is_scheduled", True)
+    scheduled = kernel.with_body(tvm.s_tir.SBlockRealize([], True, block)).with_attr("tirx.is_scheduled", True)
+    return scheduled.with_attr("op_pattern", OPAQUE)  # or one whose work is in a function it calls would be fused

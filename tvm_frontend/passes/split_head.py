@@ -16,7 +16,7 @@ def split_head(graph: Graph) -> Graph:
     """Beside forward, body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
 
     They call the same kernels and take all weights. The graph stays as it is if its logits are not one kernel's, from a
-    hidden state of every position and weights.
+    hidden state of every position, in float32, and weights.
     """
     function = graph.module[ENTRY]
     inputs = int(function.attrs["num_input"])
@@ -59,6 +59,6 @@ def _is_one_of(expr: relax.Expr, variables: Sequence[relax.Var]) -> bool:
 
 
 def _of_every_position(hidden: relax.Expr, ids: relax.Var) -> bool:
-    """Whether `hidden` is [B, T, C] of ids [B, T]."""
+    """Whether `hidden` is float32 [B, T, C] of ids [B, T]."""
     shape = hidden.ty.shape.values
-    return len(shape) == 3 and same_shape(shape[:2], ids.ty.shape.values)
+    return len(shape) == 3 and str(hidden.ty.dtype) == "float32" and same_shape(shape[:2], ids.ty.shape.values)

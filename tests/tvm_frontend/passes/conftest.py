@@ -49,7 +49,7 @@ def run(target: CompileTarget) -> Callable[..., np.ndarray]:
     """Compile a graph as it is, TVM's own code for what is no kernel yet, and call it on its inputs."""
 
     def call(graph: Graph, *inputs: np.ndarray) -> np.ndarray:
-        executable = machine_code(lower(bundle_weights(graph), target, 0), target)
+        executable, _ = machine_code(lower(bundle_weights(graph), target, 0), target)
         weights = [tvm.runtime.tensor(array) for array in graph.weights.values()]
         forward = relax.VirtualMachine(executable, tvm.cpu())[ENTRY]
         return forward(*map(tvm.runtime.tensor, inputs), weights).numpy()

@@ -50,7 +50,7 @@ def step(**changes: str) -> Graph:
 @pytest.fixture
 def run(target) -> Callable[..., list[np.ndarray]]:
     def call(graph: Graph, *inputs: np.ndarray) -> list[np.ndarray]:
-        executable = machine_code(lower(bundle_weights(graph), target, 0), target)
+        executable, _ = machine_code(lower(bundle_weights(graph), target, 0), target)
         results = relax.VirtualMachine(executable, tvm.cpu())[ENTRY](*map(tvm.runtime.tensor, inputs), [])
         return [result.numpy() for result in results]
 

@@ -52,7 +52,7 @@ def functions(target):
     """Those of a graph, to be called on arrays."""
 
     def load(graph):
-        executable = machine_code(lower(bundle_weights(graph), target, 0), target)
+        executable, _ = machine_code(lower(bundle_weights(graph), target, 0), target)
         machine = relax.VirtualMachine(executable, tvm.cpu())
         weights = [tvm.runtime.tensor(array) for array in graph.weights.values()]
         return {name: caller(machine[name], weights) for name in graph.entry_points}

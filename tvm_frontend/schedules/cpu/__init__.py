@@ -28,7 +28,9 @@ class CpuKernels:
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
         )
 
-    def linear(self, K: int, N: int, *, activation: str | None, residual: bool) -> tvm.tirx.PrimFunc:
+    def linear(
+        self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False
+    ) -> tvm.tirx.PrimFunc:
         return self._linear(K, N, self.tile, self.arithmetic, activation=activation, residual=residual)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
@@ -40,7 +42,7 @@ class CpuKernels:
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
         return self._attention(nh, hs, self.tile, scale, self.attention_arithmetic)
 
-    def layer_norm(self, C: int, epsilon: float) -> tvm.tirx.PrimFunc:
+    def layer_norm(self, C: int, epsilon: float, *, narrow: bool = False) -> tvm.tirx.PrimFunc:
         return self._layer_norm(C, self.tile.lanes, epsilon)
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc:

@@ -1,0 +1,97 @@
+import re
+from collections import Counter
+
+import pytest
+
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from tvm_frontend import cuda_toolchain
+from tvm_frontend.artifact import LIBRARY
+from tvm_frontend.compile import compile_model
+from tvm_frontend.cuda_toolchain import find_compiler, find_tool
+from tvm_frontend.inspect import KernelCode, inspect_command, read_kernels, table
+
+CONFIG = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
+PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
+MOST_SHARED = 99 << 10  # of an sm_86's block
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    for find in (find_compiler, lambda: find_tool("cuobjdump"), lambda: find_tool("nvdisasm")):
+        try:
+            find()
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def compiled(export, tmp_path_factory):
+    made = {}
+
+    def compile_for_gpu(form, precision):
+        if (form, precision) not in made:
+            _, exported = export(CONFIG, form)
+            folder = tmp_path_factory.mktemp("cuda") / "model"
+            made[form, precision] = compile_model(exported.path, folder, target="cuda", precision=precision)
+        return made[form, precision]
+
+    return compile_for_gpu
+
+
+@pytest.mark.parametrize(
+    ("form", "precision"), [("forward", "bf16"), ("forward", "fp16"), ("forward", "tf32"), ("cached", "bf16")]
+)
+def test_the_machine_code_for_sm_86(compiled, form, precision):
+    model = compiled(form, precision)
+    kernels = read_kernels(model.path / LIBRARY, model.launches)
+    assert {kernel.arch for kernel in kernels} == {"sm_86"}
+    assert {kernel.name for kernel in kernels} == set(model.launches)
+    for kernel in kernels:
+        assert kernel.spills == 0, kernel
+        assert kernel.registers < 255
+        assert kernel.shared_bytes <= MOST_SHARED
+    on_matrices = [kernel for kernel in kernels if kernel.count("HMMA")]
+    for kernel in on_matrices:
+        assert {opcode for opcode in kernel.instructions if opcode.startswith("HMMA")} == {PRODUCTS[precision]}
+        assert kernel.count("LDGSTS")
+        assert kernel.count("LDSM")
+    # Of each linear layer the two tiles, and attention.
+    linear = 2 * len({kernel.name.split("_kernel")[0] for kernel in kernels if kernel.name.startswith("linear")})
+    attention = [kernel for kernel in on_matrices if "attention" in kernel.name]
+    assert len(on_matrices) == linear + len(attention)
+    assert len(attention) == (precision != "tf32")
+
+
+def test_the_table_for_people(compiled, capsys):
+    inspect_command(compiled("forward", "bf16").path)
+    lines = capsys.readouterr().out.splitlines()
+    columns = "kernel instructions HMMA LDGSTS LDSM spills registers threads shared KB occupancy"
+    assert lines[0].split() == columns.split()
+    assert any(re.match(r"causal_attention_kernel +\d+ +[1-9]\d* +[1-9]\d* +[1-9]\d* +0 ", line) for line in lines)
+
+
+def test_what_is_not_for_a_gpu_is_refused(exported, tmp_path):
+    model = compile_model(exported.path, tmp_path / "cpu")
+    with pytest.raises(UserError, match="compiled for llvm; this command reads the code of GPUs"):
+        inspect_command(model.path)
+
+
+def test_without_the_tools_the_user_is_told_what_to_install(compiled, monkeypatch):
+    path = compiled("forward", "bf16").path
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(cuda_toolchain, "_toolkits", lambda: ([], [], []))
+    with pytest.raises(UserError, match=r"cuobjdump was not found.*pip install nvidia-cuda-cuobjdump"):
+        inspect_command(path)
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared_bytes", "expected"),
+    [(32, 128, 0, 1.0), (168, 128, 49152, 2 * 128 / 1536), (255, 128, 0, 2 * 128 / 1536), (16, 32, 0, 16 * 32 / 1536)],
+)
+def test_occupancy_by_what_runs_out_first(registers, threads, shared_bytes, expected):
+    """Threads; shared memory, 2 of 49 KB; registers, 2 of 32 K; blocks."""
+    kernel = KernelCode("k", "sm_86", registers, threads, shared_bytes, Counter())
+    assert kernel.occupancy == pytest.approx(expected)
+    assert KernelCode("k", "sm_103", registers, threads, shared_bytes, Counter()).occupancy is None
+    assert "–" in table([KernelCode("k", "sm_103", 1, 32, 0, Counter())])
