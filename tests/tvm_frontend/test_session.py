@@ -197,8 +197,9 @@ def test_narrow_products_keep_the_likeliest_token(model, eager, precision, large
     ("how", "said"),
     [
         ({"precision": "fp8"}, "precision 'fp8': must be one of fp32, bf16, int8"),
-        ({"precision": "bf16", "opt_level": 0}, "only with --target llvm and --opt-level 3"),
-        ({"precision": "int8", "target": "cuda"}, "only with --target llvm and --opt-level 3"),
+        ({"precision": "bf16", "opt_level": 0}, "'bf16': must be one of fp32 for target llvm and opt level 0"),
+        ({"precision": "int8", "target": "cuda"}, "'int8': must be one of bf16, fp16, tf32, fp32 for target cuda"),
+        ({"precision": "tf32"}, "'tf32': must be one of fp32, bf16, int8, int4 for target llvm"),
     ],
 )
 def test_a_precision_that_has_no_kernels_is_refused(model, how, said):
