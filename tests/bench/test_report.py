@@ -187,3 +187,17 @@ def test_odd_lengths_are_held_to_their_neighbours(results: dict, tmp_path: Path)
     assert '<td class="bad">1.98</td>' in html
     assert "| fast O3 | 1.98 |" in (tmp_path / "report.md").read_text()
     assert "fast O3: T=17 1.98" in table_text(results)
+
+
+def test_an_engine_too_slow_for_some_odd_lengths_does_not_shift_the_others(results: dict, tmp_path: Path) -> None:
+    at_16 = [row for row in results["rows"] if (row["phase"], row["T"]) == ("prefill", 16)]
+    for T, ms in ((1, 0.5), (2, 0.5), (17, 2.0), (32, 1.0)):
+        for row in at_16:
+            slow = row["label"] == "eager" and T > 2
+            change = {"status": "failed", "reason": "too slow"} if slow else {"median_ms": row["median_ms"] and ms}
+            results["rows"].append(row | {"T": T, "work": f"1×{T}"} | change)
+    write_report(results, tmp_path)
+    lines = (tmp_path / "report.md").read_text().split("\n")
+    assert "| engine | T = 1 | T = 17 |" in lines
+    assert "| eager | 1.00 | – |" in lines
+    assert "| fast O3 | 1.00 | 1.98 |" in lines
