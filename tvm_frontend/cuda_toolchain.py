@@ -85,9 +85,7 @@ def find_compiler(compiler: str = "auto") -> CudaCompiler:
 
 def find_tool(name: str) -> Path:
     """A program of NVIDIA's toolkit that reads machine code. Raises UserError if it is nowhere."""
-    on_path = shutil.which(name)
-    named, python, default = _toolkits()
-    for path in [*(root / "bin" / name for root in named + python + default), *([Path(on_path)] if on_path else [])]:
+    for path in _program_candidates(name):
         if path.is_file():
             return path
     raise UserError(f"{name} was not found on this machine: pip install nvidia-cuda-{name}==13.2.86")
@@ -232,12 +230,16 @@ def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, int]]:
 
 
 def _nvcc_candidates() -> list[Path]:
-    on_path = shutil.which("nvcc")
+    return _program_candidates("nvcc")
+
+
+def _program_candidates(name: str) -> list[Path]:
+    on_path = shutil.which(name)
     named, python, default = _toolkits()
     return [
-        *(root / "bin" / "nvcc" for root in named),
+        *(root / "bin" / name for root in named),
         *([Path(on_path)] if on_path else []),
-        *(root / "bin" / "nvcc" for root in python + default),
+        *(root / "bin" / name for root in python + default),
     ]
 
 

@@ -131,9 +131,7 @@ def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
         choose_artifacts(tmp_path, "gpt5")
 
 
-def test_what_making_a_file_leaves_is_given_back(
-    copied: Artifacts, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that holds weights and itself, as those of torch, ONNX and TVM do, is gone when its file is there."""
     left = []
 

@@ -22,6 +22,7 @@ class Rewriting:
         self.inputs = list(self.function.params[: int(self.function.attrs["num_input"])])
         self.weights = dict(graph.weights)
         self._bound: dict[relax.Var, relax.Expr] = {}
+        self._read_by: dict[relax.Var, list[relax.Expr]] = {}
         self.variables = dict(zip(graph.weights, self.function.params[len(self.inputs) :], strict=True))
 
     def weight(self, expr: relax.Expr) -> np.ndarray | None:
@@ -36,16 +37,8 @@ class Rewriting:
         """Whether `expr` is an input of the function that one operation reads, so that it may be written to."""
         if not any(expr.same_as(var) for var in self.inputs):
             return False
-        users = [
-            var
-            for block in self.function.body.blocks
-            for binding in block.bindings
-            for var in relax.analysis.free_vars(binding.value)
-            if var.same_as(expr)
-        ]
-        return len(users) == 1 and not any(
-            var.same_as(expr) for var in relax.analysis.free_vars(self.function.body.body)
-        )
+        readers = self._readers(expr)
+        return len(readers) == 1 and not readers[0].same_as(self.function.body.body)
 
     def change_input(self, var: relax.Var, type_: relax.TensorType) -> relax.Var:
         """What stands in the place of an input from now on; whatever still reads `var` must be rewritten to read it."""
@@ -68,15 +61,8 @@ class Rewriting:
     def is_narrowed(self, call: relax.Expr) -> bool:
         """Whether all that reads the result of a call reads it cast to another type."""
         var = next((var for var, value in self._bound.items() if value.same_as(call)), None)
-        result = self.function.body.body
-        if var is None or any(var.same_as(each) for each in relax.analysis.free_vars(result)):
-            return False
-        users = [
-            value
-            for value in self._bound.values()
-            if any(var.same_as(each) for each in relax.analysis.free_vars(value))
-        ]
-        return bool(users) and all(calls(user, "astype") for user in users)
+        readers = [] if var is None else self._readers(var)
+        return bool(readers) and all(calls(reader, "astype") for reader in readers)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
         """A call of `kernel` in the place of `like`; equal kernels are kept once.
@@ -113,7 +99,16 @@ class Rewriting:
             return call if replacement is None else replacement
 
         self._bound = {binding.var: binding.value for block in self.function.body.blocks for binding in block.bindings}
+        self._read_by = {}
         self.function = rewrite_call(pattern, replace, self.function)
+
+    def _readers(self, var: relax.Var) -> list[relax.Expr]:
+        """The values bound, and the function's result, that a variable is in."""
+        if not self._read_by:  # once for all matches of a pattern
+            for value in [*self._bound.values(), self.function.body.body]:
+                for each in relax.analysis.free_vars(value):
+                    self._read_by.setdefault(each, []).append(value)
+        return self._read_by.get(var, [])
 
     def finish(self) -> Graph:
         """The rewritten graph, without the weights that nothing uses any more."""

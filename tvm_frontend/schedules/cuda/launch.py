@@ -51,6 +51,11 @@ class Launcher:
         return start
 
 
+def stored_as(dtype: str, number: str) -> str:
+    """How a kernel stores results of a dtype, in C++. number: the type of `device/primitives.cuh` if it is narrow."""
+    return "Wide" if dtype == "float32" else f"Narrow<{NAMESPACE}::{number}>"
+
+
 def template(name: str, *arguments: str | int | bool) -> str:
     """The name of a template with its arguments in C++: types by their names in NAMESPACE."""
     words = [f"{NAMESPACE}::{each}" if isinstance(each, str) else str(each).lower() for each in arguments]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cuda.launch import Launcher, template
+from tvm_frontend.schedules.cuda.launch import Launcher, stored_as, template
 
 ACTIVATIONS = {None: "Identity", "gelu_tanh": "GeluTanh", "gelu": "Gelu", "relu": "Relu"}
 FEW = 8  # rows that are read beside one reading of the weights
@@ -61,8 +61,7 @@ def linear(
     asked for, out [B, T, N] of out_dtype. number: a type of `device/primitives.cuh`.
     """
     narrow = dtype != "float32"
-    out_type = "Wide" if out_dtype == "float32" else f"Narrow<gpt_frontend::{number}>"
-    rest = (K, N, ACTIVATIONS[activation], residual, out_type)
+    rest = (K, N, ACTIVATIONS[activation], residual, stored_as(out_dtype, number))
 
     def by_tiles(tile: BlockTile):
         return launcher.launch(template("linear", number, tile.name, *rest), tile.threads, tile.shared_bytes)

@@ -3,20 +3,19 @@
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cuda.launch import Launcher, template
+from tvm_frontend.schedules.cuda.launch import Launcher, stored_as, template
 
 WARPS = 4  # of a block, each with a row
 LARGEST = 4096  # C of which a warp keeps a row in registers
 THREADS = 128
 
 
-def layer_norm(C: int, epsilon: float, number: str | None, out_dtype: str, launcher: Launcher) -> tvm.tirx.PrimFunc:
+def layer_norm(C: int, epsilon: float, number: str, out_dtype: str, launcher: Launcher) -> tvm.tirx.PrimFunc:
     """out = (x - mean) / √(variance + epsilon) · gain + bias, in float32 (https://arxiv.org/abs/1607.06450).
 
     Arguments: x [B, T, C], gain [C], bias [C], all float32, out [B, T, C] of out_dtype.
     """
-    out_type = "Wide" if out_dtype == "float32" else f"Narrow<gpt_frontend::{number}>"
-    normalise = launcher.launch(template("layer_norm", C, WARPS, out_type), 32 * WARPS)
+    normalise = launcher.launch(template("layer_norm", C, WARPS, stored_as(out_dtype, number)), 32 * WARPS)
 
     @T.prim_func(s_tir=True, private=True)
     def fused(

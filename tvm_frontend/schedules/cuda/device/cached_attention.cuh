@@ -55,11 +55,19 @@ __device__ void attend_to_part(const void* qkv, const void* pos, void* keys, voi
   const bool has_chunk = chunk < chunks;
   const uint4* fresh = static_cast<const uint4*>(qkv) + (static_cast<long long>(b) * 3 * C + h * hs) / 8 + chunk;
   const long long cache = (static_cast<long long>(b) * nh + h) * length;
-  uint4* own_keys = static_cast<uint4*>(keys) + cache * chunks + chunk;
-  uint4* own_values = static_cast<uint4*>(values) + cache * chunks + chunk;
   float* scores = static_cast<float*>(shared);
   float* sums = scores + part_keys;
   const uint4 none = make_uint4(0, 0, 0, 0);
+
+  // A chunk of the row at place `at` of this part, of the keys or, `which` being 2, of the values.
+  const auto row_at = [&](void* rows, int which, int at) {
+    if (!has_chunk) return none;
+    uint4* own = static_cast<uint4*>(rows) + cache * chunks + chunk;
+    const int key = first + at < last ? first + at : last;
+    const uint4 row = key == last ? fresh[which * C / 8] : own[static_cast<long long>(key) * chunks];
+    if (first + at == last) own[static_cast<long long>(key) * chunks] = row;
+    return row;
+  };
 
   float query[8];
   widen<Number>(query, has_chunk ? fresh[0] : none);
@@ -67,15 +75,8 @@ __device__ void attend_to_part(const void* qkv, const void* pos, void* keys, voi
   const int begin = warp * 32 + lane / lanes;
 #pragma unroll 4
   for (int at = begin; at < (warp + 1) * 32; at += at_once) {
-    const int key = first + at < last ? first + at : last;
-    uint4 row = none;
-    if (has_chunk) {
-      if (key == last) row = fresh[C / 8];
-      else row = own_keys[static_cast<long long>(key) * chunks];
-      if (first + at == last) own_keys[static_cast<long long>(key) * chunks] = row;
-    }
     float numbers[8], score = 0.0f;
-    widen<Number>(numbers, row);
+    widen<Number>(numbers, row_at(keys, 1, at));
 #pragma unroll
     for (int e = 0; e < 8; ++e) score += query[e] * numbers[e];
 #pragma unroll
@@ -96,15 +97,8 @@ __device__ void attend_to_part(const void* qkv, const void* pos, void* keys, voi
   float mixed[8] = {};
 #pragma unroll 4
   for (int at = begin; at < (warp + 1) * 32; at += at_once) {
-    const int key = first + at < last ? first + at : last;
-    uint4 row = none;
-    if (has_chunk) {
-      if (key == last) row = fresh[2 * C / 8];
-      else row = own_values[static_cast<long long>(key) * chunks];
-      if (first + at == last) own_values[static_cast<long long>(key) * chunks] = row;
-    }
     float numbers[8];
-    widen<Number>(numbers, row);
+    widen<Number>(numbers, row_at(values, 2, at));
     const float weight = power_of_two((scores[at] - largest) * scale);
 #pragma unroll
     for (int e = 0; e < 8; ++e) mixed[e] += weight * numbers[e];
