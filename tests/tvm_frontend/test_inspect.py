@@ -10,7 +10,11 @@ from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import find_compiler, find_tool
 from tvm_frontend.inspect import KernelCode, code_table, inspect_command, read_kernels
 
-CONFIG = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
+SMALL = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
+CHAR = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
+GPT2 = GPTConfig(
+    block_size=1024, vocab_size=50257, n_layer=1, n_head=12, n_embd=768
+)  # its layers have the same kernels
 PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 MOST_SHARED = 99 << 10  # of an sm_86's block
 
@@ -28,21 +32,33 @@ def tools():
 def compiled(export, tmp_path_factory):
     made = {}
 
-    def compile_for_gpu(form, precision):
-        if (form, precision) not in made:
-            _, exported = export(CONFIG, form)
-            folder = tmp_path_factory.mktemp("cuda") / "model"
-            made[form, precision] = compile_model(exported.path, folder, target="cuda", precision=precision)
-        return made[form, precision]
+    def compile_for_gpu(form, precision, config=SMALL):
+        if (form, precision, config) not in made:
+            _, exported = export(config, form)
+            folder = tmp_path_factory.mktemp("cuda")
+            made[form, precision, config] = compile_model(
+                exported.path, folder / "model", target="cuda", precision=precision, dump_ir=folder / "ir"
+            )
+        return made[form, precision, config]
 
     return compile_for_gpu
 
 
 @pytest.mark.parametrize(
-    ("form", "precision"), [("forward", "bf16"), ("forward", "fp16"), ("forward", "tf32"), ("cached", "bf16")]
+    ("form", "precision", "config"),
+    [
+        ("forward", "bf16", SMALL),
+        ("forward", "fp16", SMALL),
+        ("forward", "tf32", SMALL),
+        ("cached", "bf16", SMALL),
+        ("forward", "bf16", CHAR),
+        ("cached", "bf16", CHAR),
+        ("forward", "bf16", GPT2),
+        ("cached", "bf16", GPT2),
+    ],
 )
-def test_the_machine_code_for_sm_86(compiled, form, precision):
-    model = compiled(form, precision)
+def test_the_machine_code_for_sm_86(compiled, form, precision, config):
+    model = compiled(form, precision, config)
     (library,) = model.libraries
     kernels = read_kernels(library, model.launches)
     assert {kernel.arch for kernel in kernels} == {"sm_86"}
@@ -61,6 +77,13 @@ def test_the_machine_code_for_sm_86(compiled, form, precision):
     attention = [kernel for kernel in on_matrices if "attention" in kernel.name]
     assert len(on_matrices) == linear + len(attention)
     assert len(attention) == (precision != "tf32")
+
+
+@pytest.mark.parametrize("config", [CHAR, GPT2])
+def test_a_layer_is_seven_launches(compiled, config):
+    """And the embedding, the last LayerNorm, the head: no cast or copy is between them."""
+    (rewritten,) = (compiled("forward", "bf16", config).path.parent / "ir").glob("*-cancel_casts.py")
+    assert rewritten.read_text().count("R.call_tir(") == 7 * config.n_layer + 3
 
 
 def test_the_table_for_people(compiled, capsys):
