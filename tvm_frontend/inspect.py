@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from gpt.cli import UserError, run_command
-from tvm_frontend.artifact import LIBRARY, load_compiled
+from tvm_frontend.artifact import LIBRARY, RELAY, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
 
 # What a multiprocessor has: threads, registers, bytes of shared memory, blocks (CUDA programming guide, compute
@@ -131,6 +131,8 @@ def inspect_command(model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(m
     compiled = load_compiled(model)
     if compiled.target["kind"] != "cuda":
         raise UserError(f"{model}: compiled for {compiled.target['kind']}; this command reads the code of GPUs")
+    if compiled.frontend == RELAY:
+        raise UserError(f"{model}: compiled by Relay, which does not tell how its kernels are launched")
     print(table(read_kernels(compiled.path / LIBRARY, compiled.launches)))
 
 
