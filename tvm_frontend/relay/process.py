@@ -96,8 +96,9 @@ class RelayProcess:
 
     def _lost(self, what: str) -> UserError:
         if what == "died":
-            code = self._process.wait()
-            what += f" of {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+            with suppress(subprocess.TimeoutExpired):  # it may have hung up and live on
+                code = self._process.wait(timeout=5)
+                what += f" of {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
         self.close()
         last = " | ".join(self._last)[-MOST_CHARACTERS:]
         return UserError(f"Relay's process {what}" + (f"; it last said: {last}" if last else ""))

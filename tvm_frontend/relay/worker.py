@@ -79,10 +79,7 @@ def build(request: dict) -> dict:
 
 
 class Executor:
-    """Relay's graph executor with a library loaded; `ids` and `logits` are the memory that it reads and writes.
-
-    library, graph: files. weights: the arrays by name; they are copied. ids: int64 [B, T]. logits: float32 [B, T, V].
-    """
+    """Relay's graph executor with a library loaded; library and graph are files, weights the arrays by name."""
 
     def __init__(self, library: Path, graph: Path, weights: dict[str, np.ndarray]) -> None:
         import tvm
@@ -91,13 +88,14 @@ class Executor:
         self._module = graph_executor.create(graph.read_text(), tvm.runtime.load_module(str(library)), tvm.cpu())
         for name, array in weights.items():
             self._module.set_input(name, array)
-        # Its own memory: it does not see that what it is given by `set_input_zero_copy` goes through a reshape.
-        self.ids = np.from_dlpack(self._module.get_input("ids"))
+        # A view of its own memory: what `set_output_zero_copy` is given stays empty if a reshape comes last.
         self.logits = np.from_dlpack(self._module.get_output(0))
 
-    def run(self) -> None:
-        """From `ids` to `logits`."""
+    def run(self, ids: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, T, V] of ids int64 [B, T], a view that the next call overwrites."""
+        self._module.set_input("ids", ids)
         self._module.run()
+        return self.logits
 
 
 def start(request: dict) -> dict:
@@ -111,7 +109,7 @@ def start(request: dict) -> dict:
     )
     file = f"/proc/self/fd/{request['memory']}"
     shared = (
-        np.memmap(file, np.int64, "r+", request["ids_at"], executor.ids.shape),
+        np.memmap(file, np.int64, "r", request["ids_at"], executor.logits.shape[:2]),
         np.memmap(file, np.float32, "r+", 0, executor.logits.shape),
     )
     return {}
@@ -120,9 +118,7 @@ def start(request: dict) -> dict:
 def run(request: dict) -> dict:
     """One forward pass of what `start` made ready."""
     ids, logits = shared
-    executor.ids[...] = ids
-    executor.run()
-    logits[...] = executor.logits
+    logits[...] = executor.run(ids)
     return {}
 
 
