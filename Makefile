@@ -3,13 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+RELAY_INSTALLED := .venv-relay/installed
+# Relay's packages are of Python 3.11: PYTHON if it is that, or another that is here.
+RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench relay lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
 	@echo "make test    lint and tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
+	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
 	@echo "make lint    ruff: lint and format"
 	@echo "make clean   remove .venv and artifacts"
 
@@ -17,6 +22,12 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,quantize,tune]"
+	@touch $@
+
+$(RELAY_INSTALLED): tvm_frontend/relay/requirements.txt
+	@test -n "$(RELAY_PYTHON)" || { echo "make relay: no Python 3.11 with venv found; RELAY_PYTHON=path names one"; exit 2; }
+	$(RELAY_PYTHON) -m venv --clear .venv-relay
+	.venv-relay/bin/python -m pip install --disable-pip-version-check --no-deps -r tvm_frontend/relay/requirements.txt
 	@touch $@
 
 demo: $(INSTALLED)
@@ -35,9 +46,12 @@ test: lint
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only
 
+# For --frontend relay alone; nothing else needs it.
+relay: $(RELAY_INSTALLED)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv artifacts
+	rm -rf .venv .venv-relay artifacts

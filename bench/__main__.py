@@ -27,11 +27,12 @@ from bench.agreement import PRECISIONS
 from bench.artifacts import Artifacts
 from bench.backends import Contender, contenders_of, find_contenders, refuse_absent
 from bench.compare import ROUNDS, Plan, compare, works_of
+from bench.compiled import compiled_of
 from bench.limits import Limits, best_of
 from bench.machine import checked_threads, describe_machine
 from bench.prepare import CannotMake, choose_artifacts, config_of, prepare
 from bench.report import table_text, write_report
-from bench.verdict import in_group, statements
+from bench.verdict import GROUPED, in_group, statements
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
@@ -69,7 +70,7 @@ def run_bench(config: BenchConfig) -> dict:
     model, truth = config_of(artifacts), foreign.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
-        precision: those_that_can(contenders, artifacts, plan.phases, onnx_alone=config.onnx is not None)
+        precision: those_that_can(contenders, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
         for precision, contenders in by_precision.items()
     }
     refuse_absent(config.engine, list(chain.from_iterable(by_precision.values())))
@@ -81,10 +82,9 @@ def run_bench(config: BenchConfig) -> dict:
     for precision, contenders in by_precision.items():
         print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
         race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
-        races[precision] = (
-            race,
-            compare(artifacts, model, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows),
-        )
+        result = compare(artifacts, model, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows)
+        result["compiled"] = compiled_of(artifacts, contenders, race.works, precision)
+        races[precision] = race, result
     results = {
         "machine": describe_machine(),
         "model": {
@@ -113,11 +113,17 @@ def run_bench(config: BenchConfig) -> dict:
 
 
 def those_that_can(
-    contenders: Iterable[Contender], artifacts: Artifacts, phases: tuple[str, ...], *, onnx_alone: bool = False
+    contenders: Iterable[Contender],
+    artifacts: Artifacts,
+    phases: tuple[str, ...],
+    prompts: tuple[tuple[int, int], ...] = (),
+    *,
+    onnx_alone: bool = False,
 ) -> list[Contender]:
     """The contenders with a phase of those, all they need made; what cannot be made of this model makes one absent.
 
-    onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
+    prompts: the shapes of prefill. onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that
+    is not of this model.
     """
     found = []
     for each in contenders:
@@ -126,7 +132,7 @@ def those_that_can(
         able = foreign.without_checkpoint(each) if onnx_alone else each
         if not able.absent:
             try:
-                prepare(artifacts, [able], phases)
+                prepare(artifacts, [able], phases, prompts)
             except CannotMake as error:
                 able = replace(able, absent=str(error))
         found.append(able)
@@ -172,7 +178,7 @@ def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
         "precisions": list(races),
         "baselines": {precision: plan.baseline for precision, (plan, _) in races.items()},
         "limits": {precision: asdict(limit) for precision, limit in limits.items()},
-        **{name: list(chain.from_iterable(result[name] for result in found)) for name in ("checks", "rows", "losses")},
+        **{name: list(chain.from_iterable(result[name] for result in found)) for name in GROUPED},
         "versions": dict(chain.from_iterable(result["versions"].items() for result in found)),
         "seconds": sum(result["seconds"] for result in found),
     }

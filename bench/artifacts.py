@@ -12,6 +12,7 @@ COMPILED_O0 = "tvm-llvm-O0"
 COMPILED_O3 = "tvm-llvm-O3"
 COMPILED_CACHED = "tvm-llvm-O3-cache"
 COMPILED_LOW = ("tvm-llvm-O3-{}", "tvm-llvm-O3-{}-cache")  # of a precision
+COMPILED_RELAY = "tvm-llvm-O{}-relay"  # of an opt level: a folder with a compiled model for each shape, as 1x64
 CTRANSLATE2 = "ctranslate2"
 EXPORTED_INT8 = "model-int8.onnx"
 CACHED_INT8 = "model-cache-int8.onnx"

@@ -54,6 +54,11 @@ class Plan:
         """Of the works, each once."""
         return tuple(dict.fromkeys(work.phase for work in self.works))
 
+    @property
+    def prompts(self) -> tuple[tuple[int, int], ...]:
+        """The shapes [B, T] of prefill, for which static engines need files."""
+        return tuple((work.B, work.T) for work in self.works if work.phase == Prefill.phase)
+
     def to_check(self, config: GPTConfig) -> list[Work]:
         """What is checked of the phases whatever is timed, then what is timed."""
         return list(
@@ -104,7 +109,11 @@ def compare(
     started = time.perf_counter()
     with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
         runners = [
-            Runner(contender, stack.enter_context(Worker(contender.factory, plan.threads)))
+            Runner(
+                contender,
+                stack.enter_context(Worker(contender.factory, plan.threads, contender.interpreter)),
+                plan.works,
+            )
             for contender in contenders
             if not contender.absent
         ]

@@ -99,8 +99,9 @@ def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
 
         @cache
         def started(contender: Contender) -> Runner:
-            prepare(setup.artifacts, [contender], setup.plan.phases)
-            runner = Runner(contender, stack.enter_context(Worker(contender.factory, setup.plan.threads)))
+            prepare(setup.artifacts, [contender], setup.plan.phases, setup.plan.prompts)
+            worker = Worker(contender.factory, setup.plan.threads, contender.interpreter)
+            runner = Runner(contender, stack.enter_context(worker), setup.plan.works)
             runner.load(setup.artifacts, setup.config, setup.plan.threads)
             return runner
 

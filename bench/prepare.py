@@ -13,6 +13,7 @@ from bench.artifacts import (
     COMPILED_LOW,
     COMPILED_O0,
     COMPILED_O3,
+    COMPILED_RELAY,
     CTRANSLATE2,
     EXPORTED,
     EXPORTED_INT8,
@@ -50,7 +51,8 @@ class CannotMake(UserError):
 class Making:
     """How a file is made. source: what from. make: given both paths. origin: the SHA-256 of its source that it names.
 
-    done: what was done to the source. command: the same by hand, with the paths' names in braces.
+    done: what was done to the source. command: the same by hand, with the paths' names in braces. static: in a
+    folder of that name, a file for each shape, as `1x64`.
     """
 
     source: str
@@ -58,6 +60,7 @@ class Making:
     origin: Callable[[Path], str]
     done: str
     command: str
+    static: bool = False
 
 
 def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None) -> tuple[Artifacts, str]:
@@ -86,11 +89,17 @@ def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None)
     return Artifacts(folder / f"seeded-{name}"), f"{nothing}the seeded model {name!r} (random weights)"
 
 
-def prepare(artifacts: Artifacts, contenders: Iterable[Contender], phases: Iterable[str] | None = None) -> GPTConfig:
+def prepare(
+    artifacts: Artifacts,
+    contenders: Iterable[Contender],
+    phases: Iterable[str] | None = None,
+    prompts: Iterable[tuple[int, int]] = (),
+) -> GPTConfig:
     """Make or verify all that the contenders present here need for some phases, and return the model's config.
 
-    phases: by default all that the model has. Raises UserError where a file does not come from the one before it,
-    naming both and the command that remakes it, and CannotMake where one cannot be made.
+    phases: by default all that the model has. prompts: the shapes that static engines need files for. Raises UserError
+    where a file does not come from the one before it, naming both and the command that remakes it, and CannotMake where
+    one cannot be made.
     """
     config = config_of(artifacts) if is_foreign(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
@@ -98,7 +107,9 @@ def prepare(artifacts: Artifacts, contenders: Iterable[Contender], phases: Itera
     needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
     for name, making in MAKINGS.items():
         if name in needed and not (making.source == CHECKPOINT and is_foreign(artifacts)):
-            _prepare_made(artifacts.folder / making.source, artifacts.folder / name, making)
+            path = artifacts.folder / name
+            for each in [path / f"{B}x{T}" for B, T in dict.fromkeys(prompts)] if making.static else [path]:
+                _prepare_made(artifacts.folder / making.source, each, making)
     return config
 
 
@@ -135,7 +146,8 @@ def _prepare_made(source: Path, path: Path, making: Making) -> None:
         finally:
             give_memory_back()  # of all the files of a GPT-2 6 GB, which the engines then lack
     elif making.origin(path) != sha256_file(source):
-        command = making.command.format(source=source, path=path)
+        shape = dict(zip("BT", path.name.split("x"), strict=True)) if making.static else {}
+        command = making.command.format(source=source, path=path, **shape)
         raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
 
 
@@ -167,6 +179,23 @@ def _compiled(source: str, level: int, precision: str = "fp32") -> Making:
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} --opt-level {level}"
     command += "" if precision == "fp32" else f" --precision {precision}"
     return Making(source, make, origin, "compiled", command)
+
+
+def _compiled_by_relay(level: int) -> Making:
+    def make(source: Path, path: Path) -> None:
+        from tvm_frontend.compile import compile_model
+
+        B, T = map(int, path.name.split("x"))
+        compile_model(source, path, opt_level=level, frontend="relay", fixed_shape=(B, T))
+
+    def origin(path: Path) -> str:
+        from tvm_frontend.artifact import load_compiled
+
+        return load_compiled(path).exported_sha256
+
+    options = f"--frontend relay --opt-level {level} --batch {{B}} --tokens {{T}}"
+    command = f"python -m tvm_frontend.compile {{source}} -o {{path}} {options}"
+    return Making(EXPORTED, make, origin, "compiled", command, static=True)
 
 
 def _quantized(source: str, tool: str, bits: int) -> Making:
@@ -206,6 +235,7 @@ MAKINGS = {
     COMPILED_O0: _compiled(EXPORTED, 0),
     COMPILED_O3: _compiled(EXPORTED, 3),
     COMPILED_CACHED: _compiled(CACHED, 3),
+    **{COMPILED_RELAY.format(level): _compiled_by_relay(level) for level in (0, 3)},
     **{COMPILED_LOW[0].format(precision): _compiled(EXPORTED, 3, precision) for precision in LOW_PRECISIONS},
     **{COMPILED_LOW[1].format(precision): _compiled(CACHED, 3, precision) for precision in LOW_PRECISIONS},
     CTRANSLATE2: _converted(),

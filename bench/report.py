@@ -133,6 +133,9 @@ CELLS: dict[str, Callable[[dict], str]] = {
 }
 
 
+COMPILED_COLUMNS = ["compiled by", "import", "build", "library", "weights", "kernels", "calls", "median", "error"]
+
+
 def _aligned(line: list[str], widths: list[int]) -> list[str]:
     first, *rest = (
         text.ljust(width) if index == 0 else text.rjust(width)
@@ -165,6 +168,7 @@ def _view(results: dict, with_plots: bool) -> dict:
         "precisions": PRECISIONS,
         "alone": groups[0] if len(groups) == 1 else None,
         "cells_of": cells_of,
+        "compiled_columns": COMPILED_COLUMNS,
         "limit_of": limit_of,
         "limited": limited,
         "name_of": name_of,
@@ -213,6 +217,7 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
         "tables": tables,
         "headline": headline,
         "first": tables[headline][0],
+        "compiled": _compiled(results, phase, headline),
         "pairs": pairs,
         "overview": _overview(tables) if len(tables) > MANY else None,
         "plots": {work: plots.latency(rows, results["baseline"]) for work, rows in tables.items()}
@@ -221,6 +226,25 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
         "pairs_plot": plots.before_after(pairs) if with_plots and pairs else None,
         "shares_plot": plots.shares(rows) if with_plots and len(tables) > MANY and rows else None,
     }
+
+
+def _compiled(results: dict, phase: str, work: str) -> list[list[str]]:
+    """What compilers made of the file, a line an engine: the texts of COMPILED_COLUMNS."""
+    rows = {row["label"]: row for row in rows_at(results, phase, work) if row["status"] == "timed"}
+    return [
+        [
+            each["label"],
+            f"{each['import_s']:.1f} s",
+            f"{each['build_s']:.1f} s",
+            size(each["library_bytes"]),
+            size(each["weights_bytes"]),
+            str(each["kernels"]),
+            str(each["calls"]),
+            *(CELLS[name](rows[each["label"]]) if each["label"] in rows else "–" for name in ("median", "error")),
+        ]
+        for each in results["compiled"]
+        if (each["phase"], each["work"]) == (phase, work)
+    ]
 
 
 def _overview(tables: dict[str, list[dict]]) -> dict:

@@ -1,6 +1,6 @@
 """One contender at work: loaded, checked and timed in its own process, and whatever befell it on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,10 +29,12 @@ class Runner:
     versions: of its packages. checks: its Agreement at each piece of work. errors: what the worker said where it
     failed. left_out: what would have taken too long, in words. failed: why it could not even be loaded. disagreed:
     where, and by how much. loss: on a text, in nats a token; None if it has none, and then no_loss says why.
+    works: what is timed, which is all that a static engine can do.
     """
 
-    def __init__(self, contender: Contender, worker: Worker) -> None:
+    def __init__(self, contender: Contender, worker: Worker, works: Collection[Work] = ()) -> None:
         self.contender = contender
+        self._works = works
         self.versions: dict[str, str] = {}
         self.checks: dict[Work, Agreement] = {}
         self.errors: dict[Work, str] = {}
@@ -47,8 +49,8 @@ class Runner:
         self._samples_s: dict[Work, list[tuple[float, ...]]] = {}
 
     def can(self, work: Work) -> bool:
-        """Whether the engine has such a phase at all."""
-        return work.phase in self.contender.phases
+        """Whether the engine has such a phase at all, and a module for the shape."""
+        return work.phase in self.contender.phases and (not self.contender.static or work in self._works)
 
     def may_run(self, work: Work) -> bool:
         """Whether it has the phase, loaded, has not disagreed anywhere, and has not failed or been left out here."""

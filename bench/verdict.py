@@ -5,6 +5,7 @@ from statistics import median
 from bench.units import duration, percent
 
 Rows = list[dict]
+GROUPED = ("rows", "checks", "losses", "compiled")  # of the results, what is of one precision
 
 
 def timed(results: dict) -> Rows:
@@ -14,9 +15,7 @@ def timed(results: dict) -> Rows:
 
 def in_group(results: dict, precision: str) -> dict:
     """The results of one precision alone, with its `precision` and `baseline`."""
-    parts = {
-        name: [each for each in results[name] if each["group"] == precision] for name in ("rows", "checks", "losses")
-    }
+    parts = {name: [each for each in results[name] if each["group"] == precision] for name in GROUPED}
     return results | parts | {"precision": precision, "baseline": results["baselines"][precision]}
 
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -42,6 +43,17 @@ class WorkerError(RuntimeError):
     """What befell a worker, in words for a row of the results."""
 
 
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python that a worker runs in. variables: of its environment, its own search path of modules among them."""
+
+    program: str = sys.executable
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+OURS = Interpreter()
+
+
 class Worker:
     """The parent's end. `factory` is `module:Class`; the object is made in the worker and asked by method name.
 
@@ -49,14 +61,15 @@ class Worker:
     two the worker is gone and stays so. Use it as a context manager: leaving kills the process and all it started.
     """
 
-    def __init__(self, factory: str, threads: int) -> None:
+    def __init__(self, factory: str, threads: int, interpreter: Interpreter = OURS) -> None:
         self._gone: str | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (`close` closes it)
         self._pipe, theirs = Pipe()
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(paths)}
+        variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | dict(interpreter.variables)
+        paths = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), variables["PYTHONPATH"]]))}
+        environment = variables | paths | dict.fromkeys(THREAD_VARIABLES, str(threads))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", str(theirs.fileno()), factory],
+            [interpreter.program, "-m", "bench.worker", str(theirs.fileno()), factory],
             env=os.environ | environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

@@ -15,6 +15,8 @@ ALLOWED = {
     "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer"),
     "bench": OURS,
 }
+# What runs in Relay's environment, where nothing of ours is known.
+RELAY_WORKER = ROOT / "tvm_frontend/relay/worker.py"
 # The one file of tvm_frontend that reads what torch.export traced.
 TORCH_FRONTEND = ROOT / "tvm_frontend/frontends/torch.py"
 TORCH_FREE = (
@@ -70,6 +72,12 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
 @pytest.mark.parametrize("path", [*sources_without_torch(), *(ROOT / name for name in TORCH_FREE)], ids=str)
 def test_no_torch_where_there_must_be_none(path: Path) -> None:
     assert [name for name in imports_of(path) if is_within(name, ("torch",))] == []
+
+
+def test_what_runs_in_relays_environment_imports_nothing_of_ours() -> None:
+    found = list(imports_of(RELAY_WORKER))
+    assert "tvm" in found
+    assert [name for name in found if is_within(name, OURS)] == []
 
 
 def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:

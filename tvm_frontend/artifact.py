@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,19 @@ import numpy as np
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
+from gpt.tokenizer import check_ids
 from tvm_frontend.target import check_runs_here
 from tvm_frontend.threads import chosen_threads
 
 if TYPE_CHECKING:
+    from tvm_frontend.relay.session import RelaySession
     from tvm_frontend.session import CachedSession, Session
 
 FORMAT = 6
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
+GRAPH = "graph.json"  # of Relay's graph executor; other models have their order of calls in the library
 ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for
+RELAY = "relay"  # the frontend whose models run in an environment of their own
 REMAKE = "make it again with: python -m tvm_frontend.compile"
 
 
@@ -31,13 +34,13 @@ class CompiledModel:
 
     path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: who
     read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
-    `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
-    took, for all archs together. launches: of each kernel on a GPU the `function` that it calls, None if TVM wrote it,
-    and the `threads` and `shared_bytes` of a block. exported_sha256, checkpoint_sha256: of the file that was compiled
-    and the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and the shape
-    behind B of each KV cache. weights: the dtype, shape and place in the file of each. files_crc32: of the libraries
-    and the weights. versions: of the compiler. search: the trials, seconds and folder of the search that found its
-    schedules, None if there was none.
+    `CompileTarget` as JSON. opt_level: 0 or 3, of Relay 0 to 3. pipeline: the phases that made it, in order. phases_s:
+    the seconds each took, for all archs together. kernels: how often a forward pass calls each. launches: of each
+    kernel on a GPU the `function` that it calls, None if TVM wrote it, and the `threads` and `shared_bytes` of a block.
+    exported_sha256, checkpoint_sha256: of the file that was compiled and the checkpoint that it came from.
+    entry_points: the functions of a library. caches: the dtype and the shape behind B of each KV cache. weights: the
+    name, dtype, shape and place in the file of each. files_crc32: of the other files. versions: of the compiler.
+    search: the trials, seconds and folder of the search that found its schedules, None if there was none.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class CompiledModel:
     opt_level: int
     pipeline: list[str]
     phases_s: dict[str, float]
+    kernels: dict[str, int]
     launches: dict[str, dict[str, Any]]
     exported_sha256: str
     checkpoint_sha256: str
@@ -62,18 +66,23 @@ class CompiledModel:
     versions: dict[str, str]
     search: dict[str, Any] | None = None
 
-    def start(self, threads: int | None = None) -> "Session | CachedSession":
+    def start(self, threads: int | None = None) -> "Session | CachedSession | RelaySession":
         """Load the library and map the weights, ready to run on `threads` CPU threads.
 
         By default as many as TVM_NUM_THREADS or else OMP_NUM_THREADS says, or else one a physical core that this
         process may use. Between steps they sleep, unless TVM_THREAD_POOL_SPIN_COUNT makes them look for work longer.
-        A model with a cache gives a `CachedSession`, with this project's kernels for a GPU a `DeviceSession`. Raises
-        UserError if this machine cannot run the code.
+        A model with a cache gives a `CachedSession`, with this project's kernels for a GPU a `DeviceSession`; one that
+        Relay compiled a `RelaySession`, in a process of Relay's environment. Raises UserError if this machine cannot
+        run the code.
         """
+        arch = check_runs_here(self.target)
+        if self.frontend == RELAY:
+            from tvm_frontend.relay.session import RelaySession
+
+            return RelaySession(self, chosen_threads(threads))
         from tvm_frontend.device_session import DeviceSession
         from tvm_frontend.session import CachedSession, Session
 
-        arch = check_runs_here(self.target)
         kind = Session
         if self.form == "cached":
             kind = DeviceSession if "add_choice" in self.pipeline else CachedSession
@@ -93,24 +102,32 @@ class CompiledModel:
         file = np.memmap(self.path / WEIGHTS, np.uint8, "c")  # writable, in memory, as DLPack wants it
         return [np.ndarray(each["shape"], each["dtype"], file, each["offset"]) for each in self.weights]
 
+    def check_ids(self, ids: Any, filled: int = 0) -> np.ndarray:
+        """The ids as an array.
+
+        Raises UserError unless they are [B, T], in the vocabulary, fit behind `filled` tokens in a cache, and are of
+        the one shape, if the model has one.
+        """
+        ids = np.asarray(ids)
+        room = self.config.block_size - filled
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
+            after = f" after {filled} in the cache" if filled else ""
+            raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 to {room}")
+        if self.fixed_shape and list(ids.shape) != self.fixed_shape:
+            raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {self.fixed_shape} alone")
+        check_ids(ids, self.config)
+        return ids
+
 
 def library_name(arch: str | None) -> str:
     """The name of the library for a GPU's arch, or None for the CPU."""
     return f"library-{arch}.so" if arch else "library.so"
 
 
-def save_compiled(
-    folder: Path, executables: dict[str | None, Any], weights: dict[str, np.ndarray], description: dict[str, Any]
-) -> None:
-    """Write libraries, weights and description into an existing folder.
-
-    executables: by arch. description: CompiledModel's fields.
-    """
-    libraries = {library_name(arch): executable for arch, executable in executables.items()}
-    for name, executable in libraries.items():
-        executable.export_library(str(folder / name))
-    table = _save_weights(folder / WEIGHTS, weights.values())
-    files = {name: _crc32(folder / name) for name in (*libraries, WEIGHTS)}
+def save_compiled(folder: Path, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Write weights and description beside the libraries in a folder; `description` holds CompiledModel's fields."""
+    table = _save_weights(folder / WEIGHTS, weights)
+    files = {file.name: _crc32(file) for file in sorted(folder.iterdir())}
     content = {"format": FORMAT, **description, "weights": table, "files_crc32": files}
     (folder / DESCRIPTION).write_text(json.dumps(content | {"sha256": _sha256(content)}, indent=1))
 
@@ -118,7 +135,7 @@ def save_compiled(
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but a compiled model, whole or damaged, so that a new one may replace it."""
     return folder.is_dir() and all(
-        file.name in (WEIGHTS, DESCRIPTION) or re.fullmatch(r"library(-sm_\d+)?\.so", file.name)
+        file.name in (GRAPH, WEIGHTS, DESCRIPTION) or re.fullmatch(r"library(-sm_\d+)?\.so", file.name)
         for file in folder.iterdir()
     )
 
@@ -147,13 +164,14 @@ def load_compiled(path: Path | str) -> CompiledModel:
     return model
 
 
-def _save_weights(path: Path, weights: Iterable[np.ndarray]) -> list[dict[str, Any]]:
+def _save_weights(path: Path, weights: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Write the arrays one after the other, each at a multiple of ALIGNMENT; gives back what is where."""
     table = []
     with open(path, "wb") as file:
-        for array in weights:
+        for name, array in weights.items():
             file.write(bytes(-file.tell() % ALIGNMENT))
-            table.append({"dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()})
+            about = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()}
+            table.append(about)
             file.write(np.ascontiguousarray(array).data)
     return table
 

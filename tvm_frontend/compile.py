@@ -4,6 +4,7 @@ python -m tvm_frontend.compile                                   # artifacts/mod
 python -m tvm_frontend.compile --opt-level 0                     # TVM's own untuned pipeline, to compare with
 python -m tvm_frontend.compile --target cuda --arch sm_86        # cross-compiles: no GPU needed
 python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
+python -m tvm_frontend.compile --frontend relay --batch 1 --tokens 64    # by TVM's former importer, after `make relay`
 """
 
 from collections import Counter
@@ -20,10 +21,12 @@ from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
 from gpt.files import atomic_output
-from tvm_frontend.artifact import CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
+from tvm_frontend.relay.compile import OPT_LEVELS as RELAY_OPT_LEVELS
+from tvm_frontend.relay.compile import compile_relay
 from tvm_frontend.schedules import PRECISIONS
 from tvm_frontend.target import resolve_target
 
@@ -40,6 +43,7 @@ CpuArgument = Annotated[
 ]
 FolderArgument = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")]
 FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
+FRONTEND_NAMES = (*FRONTENDS, RELAY)
 
 
 def compile_model(
@@ -59,7 +63,7 @@ def compile_model(
     search: "Search | None" = None,
     without: Collection[str] = (),
 ) -> CompiledModel:
-    """Compile a file that one of the FRONTENDS reads, by default one written by `export.onnx`.
+    """Compile a file that one of the FRONTENDS or Relay reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T], and every
     arch that is named, with commas between them: `sm_80,sm_86`. The
@@ -67,8 +71,17 @@ def compile_model(
     the default) beside the model unless `output` names another, and it is there whole or not at all. A `search` is what
     `tvm_frontend.tune` adds; `without` names phases to leave out. Raises UserError for a bad file, target or output.
     """
+    if frontend == RELAY:
+        _refuse_with_relay(
+            precision=precision not in (None, "fp32"), compiler=cuda_compiler == "nvrtc", without=without
+        )
+        how = {"target": target, "mcpu": mcpu, "arch": arch, "opt_level": opt_level, "dump_ir": dump_ir}
+        return compile_relay(model, output, shape=fixed_shape, **how)
     if opt_level not in OPT_LEVELS:
-        raise UserError(f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]})")
+        raise UserError(
+            f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]}); --opt-level 1 and 2 are of "
+            "--frontend relay"
+        )
     compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
     known = tuple(PRECISIONS[target]) if opt_level > 0 else ("fp32",)
     precision = precision or known[0]
@@ -95,7 +108,7 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
-        executables, phases_s = {}, Counter()
+        phases_s = Counter()
         for one in compile_for.each():
             compiled = compile_graph(
                 source.import_graph,
@@ -108,11 +121,10 @@ def compile_model(
                 search=search,
                 without=without,
             )
-            executables[one.arch] = compiled.executable
+            compiled.executable.export_library(str(folder / library_name(one.arch)))
             phases_s.update(compiled.phases_s)
         save_compiled(
             folder,
-            executables,
             compiled.graph.weights,
             {
                 "config": asdict(source.config),
@@ -128,6 +140,7 @@ def compile_model(
                 "caches": compiled.graph.caches,
                 "pipeline": list(phases_s),
                 "phases_s": dict(phases_s),
+                "kernels": compiled.graph.kernels,
                 "launches": compiled.launches,
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
@@ -138,6 +151,14 @@ def compile_model(
         for arch in compile_for.archs:
             verify_cuda_library(folder / library_name(arch), arch)
     return load_compiled(output)
+
+
+def _refuse_with_relay(**given: object) -> None:
+    """Raise UserError for the first argument that is given, and that Relay has no use for."""
+    if wrong := next((name for name, value in given.items() if value), None):
+        raise UserError(
+            f"--{wrong}: not with --frontend relay, which has fp32, nvcc and Relay's own phases; leave it out"
+        )
 
 
 def default_model(frontend: str) -> Path:
@@ -158,12 +179,12 @@ def compile_command(
     target: str = "llvm",
     mcpu: CpuArgument = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM,…", help_behavior_hint="(default for cuda: sm_86)")] = None,
-    opt_level: Literal[0, 3] = 3,
+    opt_level: Literal[RELAY_OPT_LEVELS] = 3,
     precision: Annotated[
         Literal[tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))] | None,
         tyro.conf.arg(help_behavior_hint="(default: fp32, for cuda bf16)"),
     ] = None,
-    frontend: Literal[tuple(FRONTENDS)] = DEFAULT,
+    frontend: Literal[FRONTEND_NAMES] = DEFAULT,
     batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
@@ -182,11 +203,12 @@ def compile_command(
         target: llvm (the CPU) or cuda
         mcpu: the CPU to compile for, by LLVM's name
         arch: the GPU to compile for, or several, as sm_80,sm_86; none needs to be present
-        opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules
+        opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules; relay has its own, 0 to 3
         precision: of the products of linear layers; below fp32 their weights and inputs are rounded, sums are wide
             (llvm has fp32, bf16, int8, int4, cuda has bf16, fp16, tf32, fp32)
-        frontend: who reads the model: this project's importer, TVM's own importer of ONNX, or TVM's of torch.export
-        batch: compile for this B alone, with --tokens; relax-onnx needs it
+        frontend: who reads the model: this project's importer, TVM's own importer of ONNX, TVM's of torch.export, or
+            Relay, TVM's former one, in the environment that make relay sets up
+        batch: compile for this B alone, with --tokens; relay and relax-onnx need it
         tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
         fast_math: let it use fast division, roots and functions, and drop numbers below float32's normal ones

@@ -72,7 +72,7 @@ class DeviceSession(CachedSession):
         those as likely as the last of them) by the softmax of their logits / temperature; with 1, or at temperature 0,
         it is the likeliest. The same seed gives the same tokens. Raises UserError for what does not fit.
         """
-        ids = self._check(ids)
+        ids = self.model.check_ids(ids)
         B, T = ids.shape
         rows = np.full(B, T - 1) if lengths is None else last_rows(ids, lengths)
         room, V = self.model.config.block_size - int(rows.max()), self.model.config.vocab_size

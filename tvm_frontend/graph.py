@@ -1,5 +1,6 @@
 """What flows from the importer through the passes: a Relax module and its weights."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import tvm
 
 ENTRY = "forward"  # the name of the Relax function, ONNX to library
+SHAPES = "shape_func"  # how TVM names the virtual machine's own functions among the kernels
 BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
 CHOOSE = "choose"  # of the kernel that `add_choice` puts beside them
 
@@ -26,6 +28,20 @@ class Graph:
         """The names of the Relax functions."""
         functions = self.module.functions_items()
         return sorted(name.name_hint for name, function in functions if isinstance(function, tvm.relax.Function))
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """How often forward calls each kernel, of a graph that is lowered to such calls."""
+        known = {name for name, function in self.module.functions_items() if isinstance(function, tvm.tirx.PrimFunc)}
+        calls: Counter[str] = Counter()
+
+        def count(node: tvm.relax.Expr) -> None:
+            if isinstance(node, tvm.relax.Call):  # as itself, or through `vm.call_tir_dyn` where it has sizes to pass
+                called = [each for each in (node.op, *node.args) if isinstance(each, tvm.ir.GlobalVar)]
+                calls.update(each.name_hint for each in called if each in known)
+
+        tvm.relax.analysis.post_order_visit(self.module[ENTRY], count)
+        return {name: count for name, count in calls.items() if not name.startswith(SHAPES)}
 
     @property
     def caches(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from gpt.cli import UserError, run_command
-from tvm_frontend.artifact import CompiledModel, load_compiled
+from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
 from tvm_frontend.schedules.cuda.launch import NAMESPACE
 from tvm_frontend.schedules.cuda.work import Shape, work_of
@@ -212,6 +212,8 @@ def inspect_command(
     compiled = load_compiled(model)
     if compiled.target["kind"] != "cuda":
         raise UserError(f"{model}: compiled for {compiled.target['kind']}; this command reads the code of GPUs")
+    if compiled.frontend == RELAY:
+        raise UserError(f"{model}: compiled by Relay, which does not tell how its kernels are launched")
     shape = _shape(compiled, batch, tokens, context)
     for library in compiled.libraries:
         kernels = read_kernels(library, compiled.launches)

@@ -10,7 +10,6 @@ import tvm_ffi
 from tvm import relax
 
 from gpt.cli import UserError
-from gpt.tokenizer import check_ids
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.cuda_toolchain import load_cuda_runtime
 from tvm_frontend.graph import BODY, ENTRY, HEAD
@@ -88,19 +87,6 @@ class _Loaded:
         # On the CPU a view: logits of 128 positions and GPT-2's vocabulary are 26 MB, and a copy takes 5 ms.
         return np.from_dlpack(logits) if self._on_cpu else logits.numpy()
 
-    def _check(self, ids: Any, filled: int = 0) -> np.ndarray:
-        """The ids as an array. Raises UserError unless they are [B, T], in the vocabulary, and fit behind `filled`."""
-        ids = np.asarray(ids)
-        config = self.model.config
-        room = config.block_size - filled
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
-            after = f" after {filled} in the cache" if filled else ""
-            raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 to {room}")
-        if (fixed := self.model.fixed_shape) and list(ids.shape) != fixed:
-            raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {fixed} alone")
-        check_ids(ids, config)
-        return ids
-
 
 class Session(_Loaded):
     """A compiled forward pass."""
@@ -110,7 +96,7 @@ class Session(_Loaded):
 
         Raises UserError if T is too large or an id is not in the vocabulary.
         """
-        return self._run(self._check(ids))[0]
+        return self._run(self.model.check_ids(ids))[0]
 
     def last(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """The logits behind each sequence alone: ids int64 [B, T] → float32 [B, V], in less time than all of them.
@@ -118,7 +104,7 @@ class Session(_Loaded):
         lengths: int64 [B], where each sequence ends, if not at T. Raises UserError as `prefill`, and for lengths that
         are not 1 to T.
         """
-        ids = self._check(ids)
+        ids = self.model.check_ids(ids)
         return self._run(ids, rows=last_rows(ids, lengths))[0][:, 0]
 
 
@@ -152,14 +138,14 @@ class CachedSession(_Loaded):
             raise UserError(f"pos of shape {list(pos.shape)}: {self._whose_cache()}")
         if pos.dtype.kind not in "iu" or pos.min() < 0:
             raise UserError(f"pos={pos.tolist()}: must be whole numbers of at least 0")
-        return self._step(self._check(ids, int(pos.max())), pos)
+        return self._step(self.model.check_ids(ids, int(pos.max())), pos)
 
     def fill(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """Begin anew with a prompt, ids int64 [B, T]: logits float32 [B, V] of its last position.
 
         lengths: int64 [B], where the prompt of each sequence ends, if not at T. Raises UserError.
         """
-        ids = self._check(ids)
+        ids = self.model.check_ids(ids)
         rows = last_rows(ids, lengths)
         if not self._cache or self._cache[0].shape[0] != len(ids):
             self.begin(len(ids))
@@ -174,7 +160,7 @@ class CachedSession(_Loaded):
             return self.step(ids, context)[:, -1]
         if context < 0:
             raise UserError(f"context={context}: must be at least 0")
-        return self._step(self._check(ids, context), context, LAST)[:, 0]
+        return self._step(self.model.check_ids(ids, context), context, LAST)[:, 0]
 
     def _step(self, ids: np.ndarray, pos: np.ndarray | int, rows: np.ndarray | int | None = None) -> np.ndarray:
         """`step` of checked ids and positions, one number being that of all sequences; rows as in `_run`."""

@@ -27,6 +27,10 @@ _ONLY_BY_NAME = frozenset(
 )
 
 
+# CPUs that LLVM 10 knows, which Relay has: one for each set of instructions that changes its kernels, best first.
+RELAY_CPUS = ("skylake-avx512", "haswell", "x86-64")
+
+
 @dataclass(frozen=True)
 class CompileTarget:
     """One thing to compile for; `resolve_target` makes it.
@@ -72,6 +76,16 @@ class CompileTarget:
         limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
         return Target({"kind": "cuda", "arch": self.arch, "host": host, **limits})
 
+    @property
+    def relay_name(self) -> str:
+        """As Relay spells it."""
+        return f"cuda -arch={self.arch}" if self.kind == "cuda" else self.relay_host
+
+    @property
+    def relay_host(self) -> str:
+        """The CPU as Relay spells it."""
+        return f"llvm -mcpu={self.mcpu}"
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; `from_json` reads it back."""
         return {"kind": self.kind, "mcpu": self.mcpu, "archs": list(self.archs), "features": sorted(self.features)}
@@ -102,6 +116,20 @@ def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | N
     else:
         features = _known_cpu_features(mcpu)
     return CompileTarget(kind, mcpu, archs, features)
+
+
+def resolve_relay_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:
+    """As `resolve_target` for Relay, whose LLVM knows no CPU since 2020: by default the best that this machine runs.
+
+    It compiles for one arch: several are an error.
+    """
+    if mcpu is None:
+        here = _host_features()
+        mcpu = next(name for name in RELAY_CPUS if _features_of_cpu(name) <= here)
+    target = resolve_target(kind, mcpu=mcpu, arch=arch)
+    if len(target.archs) > 1:
+        raise UserError(f"arch {arch!r}: Relay compiles for one at a time")
+    return target
 
 
 def check_runs_here(target: dict[str, Any]) -> str | None:

@@ -45,10 +45,18 @@ from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
-from tvm_frontend.artifact import CompiledModel
-from tvm_frontend.compile import CpuArgument, FolderArgument, ModelArgument, compile_model, default_model
-from tvm_frontend.frontends import DEFAULT, FRONTENDS, Source
+from tvm_frontend.artifact import RELAY, CompiledModel
+from tvm_frontend.compile import (
+    FRONTEND_NAMES,
+    CpuArgument,
+    FolderArgument,
+    ModelArgument,
+    compile_model,
+    default_model,
+)
+from tvm_frontend.frontends import DEFAULT, Source
 from tvm_frontend.graph import Graph
+from tvm_frontend.relay.compile import compile_relay
 from tvm_frontend.target import CompileTarget, check_runs_here
 from tvm_frontend.threads import chosen_threads, use_threads
 
@@ -364,8 +372,14 @@ def tune_model(
     """Search for schedules at one [B, T] and compile with the best, as `compile_model` does.
 
     What was found is kept in the folder `<output>-search`, also if the search is stopped, and taken up by the next run.
-    Raises UserError as `compile_model` and `Search` do, and if there is nothing to search for.
+    Raises UserError as `compile_model` and `Search` do, and if there is nothing to search for. With the frontend
+    `relay` it is Relay's MetaSchedule that searches, for all kernels.
     """
+    if frontend == RELAY:
+        if ops:
+            raise UserError("--op: not with --frontend relay, which searches for all kernels; leave it out")
+        how = {"mcpu": mcpu, "opt_level": opt_level, "dump_ir": dump_ir}
+        return compile_relay(model, output, shape=shape, trials=trials, **how)
     return compile_model(
         model,
         output,
@@ -395,7 +409,7 @@ def tune_command(
     op: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     opt_level: Literal[0, 3] = 3,
     mcpu: CpuArgument = None,
-    frontend: Literal[tuple(FRONTENDS)] = DEFAULT,
+    frontend: Literal[FRONTEND_NAMES] = DEFAULT,
     dump_ir: FolderArgument = None,
 ) -> None:
     """Search for the schedules of an exported model's kernels at one shape, on this machine, and compile with them.

@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.artifacts import Artifacts
 from bench.loss import nats_of
+from bench.worker import Interpreter
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
@@ -38,7 +39,8 @@ class Backend(ABC):
     """One engine. Its file imports the packages in `requires` only inside methods, so that it can always be read.
 
     requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by
-    itself (`""` is its plainest). summary: what it is, in a few words.
+    itself (`""` is its plainest). summary: what it is, in a few words. static: whether its files are of one shape each,
+    and made for those alone that are timed.
 
     An engine writes the methods that begin with an underscore: `_load` and `_prefill`, and for a KV cache `_fill` and
     `_decode`, or `_generate` and `_stream` if it has a loop of its own. Those are only called with what fits the
@@ -48,6 +50,17 @@ class Backend(ABC):
     requires: ClassVar[dict[str, str]]
     summary: ClassVar[str]
     variants: ClassVar[dict[str, Variant]]
+    static: ClassVar[bool] = False
+
+    @classmethod
+    def why_absent(cls) -> str | None:
+        """Why it cannot run here though the packages in `requires` are there; None if it can."""
+        return None
+
+    @classmethod
+    def interpreter(cls) -> Interpreter:
+        """The Python that it runs in, of an engine that can run here."""
+        return Interpreter()
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
         """Make ready to run on exactly `threads` threads. Called once, in a process of the engine's own."""
@@ -170,7 +183,7 @@ class Contender:
     """One engine in one variant: what a row of the results is about.
 
     precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
-    that it needs for it. absent: why it cannot run here, or None.
+    that it needs for it. absent: why it cannot run here, or None. static: as `Backend` has it.
     """
 
     engine: str
@@ -179,6 +192,7 @@ class Contender:
     files: tuple[tuple[str, str], ...]
     summary: str
     absent: str | None = None
+    static: bool = False
 
     @property
     def label(self) -> str:
@@ -189,6 +203,11 @@ class Contender:
     def factory(self) -> str:
         """Where a worker finds the engine's class."""
         return f"{__name__}.{self.engine}:Engine"
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """The Python that a worker of it runs in."""
+        return _engine(self.engine).interpreter()
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -233,12 +252,17 @@ def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> No
 
 def contenders_of(name: str) -> list[Contender]:
     """All variants of one engine."""
-    engine: type[Backend] = importlib.import_module(f"{__name__}.{name}").Engine
+    engine = _engine(name)
     found = []
     for label, variant in engine.variants.items():
         needed = engine.requires | variant.requires
         missing = [package for module, package in needed.items() if find_spec(module) is None]
-        absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable
+        absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable or engine.why_absent()
         summary = "; ".join(filter(None, [engine.summary, variant.about]))
-        found.append(Contender(name, label, variant.precision, tuple(variant.files.items()), summary, absent))
+        files = tuple(variant.files.items())
+        found.append(Contender(name, label, variant.precision, files, summary, absent, engine.static))
     return found
+
+
+def _engine(name: str) -> type[Backend]:
+    return importlib.import_module(f"{__name__}.{name}").Engine

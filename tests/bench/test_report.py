@@ -50,6 +50,13 @@ def test_the_page_fetches_nothing(html: str) -> None:
     assert [target for target in targets if not target.startswith(("#", "data:"))] == []
 
 
+def test_what_compilers_made_of_the_file_stands_side_by_side(html: str, results: dict, tmp_path: Path) -> None:
+    line = ["fast O3", "1.5 s", "2.2 s", "0.310 MB", "2.10 MB", "9", "17", "4.04 ms", "2.0e-07"]
+    write_report(results, tmp_path)
+    assert f"| {' | '.join(line)} |" in (tmp_path / "report.md").read_text()
+    assert "".join(f"<td>{cell}</td>" for cell in line) in html
+
+
 def test_what_an_engine_says_is_escaped(html: str) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
 

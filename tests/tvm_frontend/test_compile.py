@@ -62,7 +62,9 @@ def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_
     assert (code, err) == (0, "")
     assert names(model.parent) == ["ir", "model.onnx", "tvm-llvm-O3"]
     assert names(model.parent / "tvm-llvm-O3") == ["library.so", "model.json", "weights.bin"]
-    phases = load_compiled(model.parent / "tvm-llvm-O3").pipeline
+    compiled = load_compiled(model.parent / "tvm-llvm-O3")
+    assert (sum(compiled.kernels.values()), compiled.kernels["causal_attention"]) == (17, 2)  # 7 a layer, and 3
+    phases = compiled.pipeline
     dumped = names(model.parent / "ir")
     assert [name[3:].split(".")[0] for name in dumped] == phases
     assert [name[:2] for name in dumped] == [f"{number:02d}" for number in range(1, len(phases) + 1)]

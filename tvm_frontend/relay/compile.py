@@ -1,0 +1,198 @@
+"""An ONNX file to a compiled model by Relay: what `python -m tvm_frontend.compile --frontend relay` does."""
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import inliner
+
+from export.artifact import ExportedModel, exported_from, read_proto
+from gpt.cli import UserError
+from gpt.files import atomic_output, check_output
+from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
+from tvm_frontend.frontends.relax_onnx import fold_shapes
+from tvm_frontend.relay.process import RelayProcess
+from tvm_frontend.relay.worker import DATABASE, weights_of
+from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
+from tvm_frontend.threads import chosen_threads
+
+OPT_LEVELS = (0, 1, 2, 3)
+NEWEST_OPSET = 18  # that Relay's importer was written for
+BUILD_DEADLINE_S = 3600.0
+TRIAL_DEADLINE_S = 60.0  # more for each trial of a search, which takes a second or two
+SUMMARY = "search.json"
+
+
+def compile_relay(
+    model: Path,
+    output: Path | None = None,
+    *,
+    shape: tuple[int, int] | None,
+    target: str = "llvm",
+    mcpu: str | None = None,
+    arch: str | None = None,
+    opt_level: int = 3,
+    dump_ir: Path | None = None,
+    trials: int | None = None,
+) -> CompiledModel:
+    """Compile a file of `export.onnx` for one [B, T] by Relay, in a process of its environment.
+
+    The result is a folder, `tvm-<llvm or arch>-O<level>-relay-<B>x<T>` beside the model unless `output` names another,
+    and it is there whole or not at all. dump_ir: a folder for Relay's text before and after it is optimised. trials:
+    schedules that MetaSchedule tries first, with those of earlier runs, which are kept in `<output>-search`. Raises
+    UserError for a bad file, shape, target or output, without Relay's environment or, for cuda, nvcc, and if Relay
+    fails.
+    """
+    if opt_level not in OPT_LEVELS:
+        raise UserError(f"opt level {opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay")
+    compile_for = resolve_relay_target(target, mcpu=mcpu, arch=arch)
+    variables = _with_nvcc(compile_for.arch) if compile_for.kind == "cuda" else {}
+    exported, proto = _read(model, shape)
+    tuned = "tuned-" if trials is not None else ""
+    name = f"tvm-{compile_for.name}-O{opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
+    output = output or model.with_name(name)
+    if output.exists() and not is_ours(output):
+        raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
+    if dump_ir is not None:
+        check_output(dump_ir / "01-import.relay")
+    with (
+        RelayProcess(variables, show_log=True) as relay,
+        atomic_output(output, directory=True) as folder,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        start = time.perf_counter()
+        prepared, library = Path(scratch, "model.onnx"), folder / library_name(compile_for.arch)
+        onnx.save(_prepared(proto, shape), prepared, save_as_external_data=exported.weights is not None)
+        prepare_s = time.perf_counter() - start
+        request = {
+            "model": str(prepared),
+            "shape": shape,
+            "target": compile_for.relay_name,
+            "host": None if compile_for.kind == "llvm" else compile_for.relay_host,
+            "opt_level": opt_level,
+            "library": str(library),
+            "graph": str(folder / GRAPH),
+            "scratch": scratch,
+            "dump": dump_ir is not None,
+        }
+        if trials is None:
+            built = relay.ask("build", BUILD_DEADLINE_S, tuning=None, **request)
+            search = None
+        else:
+            built, search = _tune(relay, output, trials, compile_for, request)
+        if dump_ir is not None:
+            for file in sorted(Path(scratch).glob("*.relay")):
+                with atomic_output(dump_ir / file.name) as part:
+                    part.write_bytes(file.read_bytes())
+        phases_s = {"prepare": prepare_s, **built["phases_s"]}
+        save_compiled(
+            folder,
+            weights_of(Path(scratch, "weights"), built["weights"]),
+            {
+                "config": asdict(exported.config),
+                "tokenizer": exported.tokenizer,
+                "dtype": exported.dtype,
+                "form": exported.form,
+                "frontend": RELAY,
+                "fixed_shape": shape,
+                "precision": "fp32",
+                "target": compile_for.to_json(),
+                "opt_level": opt_level,
+                "entry_points": ["forward"],
+                "caches": [],
+                "pipeline": list(phases_s),
+                "phases_s": phases_s,
+                "kernels": built["kernels"],
+                "launches": {},
+                "exported_sha256": exported.sha256,
+                "checkpoint_sha256": exported.checkpoint_sha256,
+                "search": search,
+                "versions": built["versions"],
+            },
+        )
+        if compile_for.kind == "cuda":
+            verify_cuda_library(library, compile_for.arch)
+    return load_compiled(output)
+
+
+def _read(model: Path, shape: tuple[int, int] | None) -> tuple[ExportedModel, onnx.ModelProto]:
+    """An ONNX file of ours with its weights. Raises UserError for one, or a shape, that Relay does not take."""
+    proto = read_proto(model)
+    exported = exported_from(proto, model)
+    if exported.form != "forward":
+        raise UserError(f"{model}: its form is {exported.form}, and --frontend relay takes the plain forward pass")
+    if exported.dtype != "float32":
+        raise UserError(f"{model}: of {exported.precision}, and --frontend relay takes fp32")
+    block_size = exported.config.block_size
+    if shape is None:
+        raise UserError(
+            "--frontend relay compiles for one B and one T, as Relay's shapes are numbers: give --batch and --tokens, "
+            f"--tokens of at most {block_size}"
+        )
+    if shape[0] < 1 or not 1 <= shape[1] <= block_size:
+        raise UserError(f"--batch {shape[0]} --tokens {shape[1]}: B must be at least 1, and T in 1 … {block_size}")
+    if exported.weights is not None:
+        onnx.load_external_data_for_model(proto, str(exported.weights.parent))
+    return exported, proto
+
+
+def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto:
+    """The same graph for one [B, T], in operators that Relay knows.
+
+    Those that came after NEWEST_OPSET are spelled out as ONNX itself defines them. Relay's importer looks at a name
+    alone: it takes Attention and Gelu for those of ONNX Runtime, whose Gelu is always the exact one.
+    """
+    first: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            first[schema.name] = min(schema.since_version, first.get(schema.name, schema.since_version))
+    newer = sorted({node.op_type for node in proto.graph.node if first.get(node.op_type, 0) > NEWEST_OPSET})
+    spelled_out = inliner.inline_selected_functions(proto, [("", name) for name in newer], inline_schema_functions=True)
+    return fold_shapes(spelled_out, shape)
+
+
+def _with_nvcc(arch: str) -> dict[str, str]:
+    """A search path on which TVM finds nvcc. Raises UserError if there is none that compiles for the arch."""
+    try:
+        nvcc = find_compiler("nvcc")
+    except UserError:
+        raise UserError(
+            "--frontend relay --target cuda needs nvcc, and there is none on this machine: install NVIDIA's CUDA "
+            "toolkit, and set CUDA_HOME to its folder"
+        ) from None
+    if arch not in (known := nvcc.archs()):
+        raise UserError(f"{nvcc.path} does not compile for {arch}; it knows {', '.join(known)}")
+    return {"PATH": os.pathsep.join([str(nvcc.path.parent), os.environ.get("PATH", os.defpath)])}
+
+
+def _tune(
+    relay: RelayProcess, output: Path, trials: int, target: CompileTarget, request: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Build with a search before it: what Relay answers, and what the model says of the search. Raises UserError."""
+    if trials < 1:
+        raise UserError(f"trials={trials}: must be at least 1")
+    if target.kind != "llvm":
+        raise UserError(f"target {target.name}: a search times its candidates on this machine, and takes llvm alone")
+    check_runs_here(target.to_json())
+    folder = output.with_name(f"{output.name}-search")
+    if folder.exists() and not {file.name for file in folder.iterdir()} <= {*DATABASE, SUMMARY, "logs"}:
+        raise UserError(f"{folder}: exists and is of no search of Relay's, so it is left alone; choose another with -o")
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = 0.0
+    if (folder / SUMMARY).exists():
+        before = json.loads((folder / SUMMARY).read_text())
+        seconds = before["seconds"]
+        if before["target"] != target.to_json():
+            raise UserError(f"{folder}: a search for the CPU {before['target']['mcpu']}; choose another place with -o")
+    tuning = {"folder": str(folder.resolve()), "trials": trials, "threads": chosen_threads()}
+    built = relay.ask("build", BUILD_DEADLINE_S + trials * TRIAL_DEADLINE_S, tuning=tuning, **request)
+    seconds += built["phases_s"]["search"]
+    with atomic_output(folder / SUMMARY) as part:
+        part.write_text(json.dumps({"target": target.to_json(), "seconds": seconds}))
+    return built, {"trials": built["trials"], "seconds": round(seconds, 1), "database": str(folder)}

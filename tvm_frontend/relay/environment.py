@@ -1,0 +1,81 @@
+"""Where Relay lives: a folder of its own made by `make relay`, and what a process needs to run in it."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.cli import UserError
+from gpt.files import atomic_output
+
+FOLDER = Path(__file__).resolve().parents[2] / ".venv-relay"
+WHEEL = "bitblas-0.1.0.post1"  # the one that `make relay` installs; others of bitblas have another TVM
+TVM = "bitblas/3rdparty/tvm"
+STUB = Path(__file__).with_name("libcuda.c")
+DRIVER = "libcuda.so.1"
+REMAKE = "remove it and run: make relay"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Relay's environment. python: its program. variables: that a process of it needs, besides those of this one."""
+
+    python: Path
+    variables: dict[str, str]
+
+
+def why_absent() -> str | None:
+    """Why Relay cannot run here, or None if it can."""
+    if not FOLDER.exists():
+        return f"no {FOLDER.name}, in which Relay runs: make relay"
+    packages = _packages()
+    if packages is None or not (FOLDER / "bin" / "python").exists():
+        return f"{FOLDER} is incomplete: {REMAKE}"
+    if not (packages / f"{WHEEL}.dist-info").is_dir() or not (packages / TVM / "python/tvm/relay").is_dir():
+        found = ", ".join(sorted(path.name.removesuffix(".dist-info") for path in packages.glob("bitblas-*.dist-info")))
+        return f"{FOLDER} has {found or 'no bitblas'}, and Relay is in {WHEEL}: {REMAKE}"
+    return None
+
+
+def find_environment() -> Environment:
+    """The environment, with a stand-in for NVIDIA's driver made if there is none. Raises UserError if it is absent."""
+    if reason := why_absent():
+        raise UserError(f"--frontend relay: {reason}")
+    packages = _packages()
+    libraries = [packages / "nvidia" / name / "lib" for name in ("cuda_nvrtc", "cuda_runtime")]
+    if not _has_driver():
+        libraries.append(_stand_in())
+    variables = {
+        "PYTHONPATH": str(packages / TVM / "python"),
+        "TVM_LIBRARY_PATH": str(packages / TVM / "build"),
+        "LD_LIBRARY_PATH": os.pathsep.join([*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
+        "TOPHUB_LOCATION": "NONE",  # else it downloads schedules that others tuned
+        "TVM_BIND_THREADS": "0",  # as `tvm_frontend.threads` has it for Relax
+    }
+    return Environment(FOLDER / "bin" / "python", variables)
+
+
+def _packages() -> Path | None:
+    return next(FOLDER.glob("lib/python3*/site-packages"), None)
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        return False
+    return True
+
+
+def _stand_in() -> Path:
+    """The folder of the library that stands in for NVIDIA's driver, compiled once."""
+    library = FOLDER / "stand-in" / DRIVER
+    if not library.exists():
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if compiler is None:
+            raise UserError("no C compiler on PATH, and without NVIDIA's driver Relay needs one once: install gcc")
+        with atomic_output(library) as part:
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", str(part), str(STUB)], check=True)
+    return library.parent

@@ -1,0 +1,59 @@
+"""A model compiled by Relay, loaded in a process of its environment; ids and logits pass through shared memory."""
+
+import mmap
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+
+from gpt.cli import UserError
+from tvm_frontend.artifact import GRAPH, WEIGHTS, CompiledModel
+from tvm_frontend.relay.process import RelayProcess
+
+START_DEADLINE_S, RUN_DEADLINE_S = 120.0, 600.0
+
+
+class RelaySession:
+    """A forward pass by Relay's graph executor, for the one [B, T] that it was compiled for."""
+
+    def __init__(self, model: CompiledModel, threads: int) -> None:
+        if model.target["kind"] != "llvm":
+            raise UserError(
+                f"{model.path}: compiled by Relay for {model.target['archs'][0]}, and only Relay's code for the CPU is run "
+                "here: load its library with TVM 0.17 on a machine with that GPU"
+            )
+        self.model = model
+        shape = tuple(model.fixed_shape)
+        logits_bytes = 4 * shape[0] * shape[1] * model.config.vocab_size
+        ids_at = -(-logits_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        file = os.memfd_create("relay")
+        try:
+            os.ftruncate(file, ids_at + 8 * shape[0] * shape[1])
+            memory = mmap.mmap(file, 0)
+            self._logits = np.ndarray((*shape, model.config.vocab_size), np.float32, memory)
+            self._ids = np.ndarray(shape, np.int64, memory, ids_at)
+            variables = {"TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+            self._process = RelayProcess(variables, files=(file,))
+            weakref.finalize(self, self._process.close)
+            self._process.ask(
+                "start",
+                START_DEADLINE_S,
+                library=str(model.library(None)),
+                graph=str(model.path / GRAPH),
+                weights=str(model.path / WEIGHTS),
+                table=model.weights,
+                memory=file,
+                ids_at=ids_at,
+            )
+        finally:
+            os.close(file)
+
+    def prefill(self, ids: Any) -> np.ndarray:
+        """The logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V].
+
+        A view of memory that the next call overwrites. Raises UserError for other ids, and if the process is lost.
+        """
+        self._ids[...] = self.model.check_ids(ids)
+        self._process.ask("run", RUN_DEADLINE_S)
+        return self._logits

@@ -1,0 +1,240 @@
+"""The end that runs in Relay's environment, and imports nothing of this project.
+
+It is started with the number of a socket, and answers each line of JSON there with another. What it prints, and TVM
+prints much, goes to its stdout and stderr, where it is a log and no answer.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+NO_KERNEL = "__nop"  # the graph executor's name for a reshape, which it does not call
+DATABASE = ("database_workload.json", "database_tuning_record.json")  # MetaSchedule's names
+
+
+class Refused(Exception):
+    """What the user can mend, in one line."""
+
+
+def build(request: dict) -> dict:
+    """Import an ONNX file for one shape, build it, and write library, graph and weights.
+
+    request: `model` (the file), `shape` [B, T], `target` and `host` (as TVM spells them; host None for the CPU),
+    `opt_level`, `library` and `graph` (files to write), `scratch` (a folder for the file `weights` and, if `dump` is
+    true, Relay's text before and after it is optimised), `tuning` (None, or `folder`, `trials` and `threads`). Answers
+    `phases_s`, `weights` (name, dtype, shape and offset of each), `kernels` (how often a forward pass calls each),
+    `trials` and `versions`.
+    """
+    import onnx
+    import tvm
+    from tvm import relay
+
+    target = _target_of(request)
+    phases_s = {}
+    proto = onnx.load(request["model"])
+    start = time.perf_counter()
+    module, params = relay.frontend.from_onnx(proto, {"ids": tuple(request["shape"])}, freeze_params=True)
+    phases_s["import"] = time.perf_counter() - start
+    print(f"imported in {phases_s['import']:.1f} s", flush=True)
+    level, scratch, tuning = request["opt_level"], Path(request["scratch"]), request["tuning"]
+    if request["dump"]:
+        (scratch / "01-import.relay").write_text(module.astext(show_meta_data=False))
+        with tvm.transform.PassContext(opt_level=level):
+            optimized, _ = relay.optimize(module, target=target, params=params)
+        (scratch / "02-optimize.relay").write_text(optimized.astext(show_meta_data=False))
+    trials = 0
+    start = time.perf_counter()
+    if tuning is None:
+        with tvm.transform.PassContext(opt_level=level):
+            factory = relay.build(module, target=target, params=params)
+    else:
+        database, trials = _tune(module, params, target, level, tuning)
+        phases_s["search"] = time.perf_counter() - start
+        start = time.perf_counter()
+        factory = tvm.meta_schedule.relay_integration.compile_relay(database, module, target, params, opt_level=level)
+    phases_s["build"] = time.perf_counter() - start
+    print(f"built in {phases_s['build']:.1f} s", flush=True)
+    start = time.perf_counter()
+    factory.get_lib().export_library(request["library"])
+    graph = factory.get_graph_json()
+    Path(request["graph"]).write_text(graph)
+    weights = _save_weights(scratch / "weights", factory.get_params())
+    phases_s["export"] = time.perf_counter() - start
+    return {
+        "phases_s": phases_s,
+        "weights": weights,
+        "kernels": _kernels_of(graph),
+        "trials": trials,
+        "versions": {"tvm": tvm.__version__, "bitblas": importlib.metadata.version("bitblas")},
+    }
+
+
+class Executor:
+    """Relay's graph executor with a library loaded; library and graph are files, weights the arrays by name."""
+
+    def __init__(self, library: Path, graph: Path, weights: dict[str, np.ndarray]) -> None:
+        import tvm
+        from tvm.contrib import graph_executor
+
+        self._module = graph_executor.create(graph.read_text(), tvm.runtime.load_module(str(library)), tvm.cpu())
+        for name, array in weights.items():
+            self._module.set_input(name, array)
+        # A view of its own memory: what `set_output_zero_copy` is given stays empty if a reshape comes last.
+        self.logits = np.from_dlpack(self._module.get_output(0))
+
+    def run(self, ids: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, T, V] of ids int64 [B, T], a view that the next call overwrites."""
+        self._module.set_input("ids", ids)
+        self._module.run()
+        return self.logits
+
+
+def start(request: dict) -> dict:
+    """Make an executor ready: `library`, `graph`, `weights` (a file), `table` (as `build` answers it), `memory`.
+
+    memory: the number of an open file that holds logits float32 [B, T, V] at 0 and ids int64 [B, T] at `ids_at`.
+    """
+    global executor, shared
+    executor = Executor(
+        Path(request["library"]), Path(request["graph"]), weights_of(Path(request["weights"]), request["table"])
+    )
+    file = f"/proc/self/fd/{request['memory']}"
+    shared = (
+        np.memmap(file, np.int64, "r", request["ids_at"], executor.logits.shape[:2]),
+        np.memmap(file, np.float32, "r+", 0, executor.logits.shape),
+    )
+    return {}
+
+
+def run(request: dict) -> dict:
+    """One forward pass of what `start` made ready."""
+    ids, logits = shared
+    logits[...] = executor.run(ids)
+    return {}
+
+
+def weights_of(file: Path, table: list[dict]) -> dict[str, np.ndarray]:
+    """The arrays in a file of weights, as views of it."""
+    memory = np.memmap(file, np.uint8, "r")
+    return {each["name"]: np.ndarray(each["shape"], each["dtype"], memory, each["offset"]) for each in table}
+
+
+def _target_of(request: dict):
+    """TVM's Target, after checking that its LLVM knows the CPU."""
+    import tvm
+
+    host = tvm.target.Target(request["host"] or request["target"])
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(host)]
+    if host.mcpu not in known:
+        raise Refused(
+            f"mcpu {str(host.mcpu)!r}: not known to LLVM {tvm.target.codegen.llvm_version_major()}, which compiles for "
+            "Relay; leave --mcpu out for one that it knows"
+        )
+    if request["host"] is None:
+        return host
+    _compile_cuda_to_cubins()
+    return tvm.target.Target(request["target"], host=host)
+
+
+def _compile_cuda_to_cubins() -> None:
+    """Have nvcc make machine code for the target's arch, where TVM asks for a fat binary, which hides it."""
+    import tvm
+    from tvm.contrib import nvcc
+
+    def compile_cuda(code, target):
+        return nvcc.compile_cuda(code, target_format="cubin")
+
+    tvm.register_func("tvm_callback_cuda_compile", compile_cuda, override=True)
+
+
+def _tune(module, params, target, level: int, tuning: dict):
+    """The database of a search by MetaSchedule, continued up to `trials` in all, and how many it holds."""
+    import tvm
+    from tvm import meta_schedule
+
+    folder = Path(tuning["folder"])
+    database = meta_schedule.database.JSONDatabase(*(str(folder / name) for name in DATABASE))
+    before = len(database)
+    if before < tuning["trials"]:
+        tuned_for = tvm.target.Target({**target.export(), "num-cores": tuning["threads"]})
+        meta_schedule.relay_integration.tune_relay(
+            module,
+            params,
+            tuned_for,
+            work_dir=str(folder),
+            max_trials_global=tuning["trials"] - before,
+            database=database,
+            seed=1,
+            num_tuning_cores=tuning["threads"],
+            opt_level=level,
+        )
+        shutil.rmtree(folder / "logs", ignore_errors=True)
+    return database, len(database)
+
+
+def _kernels_of(graph: str) -> dict[str, int]:
+    """How often a forward pass calls each kernel."""
+    calls: dict[str, int] = {}
+    for node in json.loads(graph)["nodes"]:
+        if node["op"] == "tvm_op" and (name := node["attrs"]["func_name"]) != NO_KERNEL:
+            calls[name] = calls.get(name, 0) + 1
+    return calls
+
+
+def _save_weights(path: Path, params: dict) -> list[dict]:
+    """Write the arrays one after the other, and give back what is where."""
+    table = []
+    with open(path, "wb") as file:
+        for name, value in params.items():
+            array = value.numpy()
+            table.append({"name": name, "dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()})
+            file.write(np.ascontiguousarray(array).data)
+    return table
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process if its parent dies without a word."""
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _reason_of(error: Exception) -> str:
+    """An error in one line. TVM's begin with a stack of C++, and say what it was last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+executor: Executor
+shared: tuple[np.ndarray, np.ndarray]
+ANSWERS = {"build": build, "start": start, "run": run}
+
+
+def main() -> None:
+    """Answer until the parent hangs up."""
+    _die_with_parent()
+    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rw") as pipe:
+        for line in pipe:
+            request = json.loads(line)
+            try:
+                answer = {"answer": ANSWERS[request.pop("ask")](request)}
+            except Refused as error:
+                answer = {"refused": str(error)}
+            except Exception as error:
+                traceback.print_exc()
+                answer = {"failed": _reason_of(error)}
+            sys.stdout.flush()
+            pipe.write(json.dumps(answer) + "\n")
+            pipe.flush()
+
+
+if __name__ == "__main__":
+    main()
