@@ -170,7 +170,7 @@ class Contender:
     """One engine in one variant: what a row of the results is about.
 
     precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
-    that it needs for it. absent: why it cannot run here, or None.
+    that it needs for it. absent: why it cannot run here, or None. package: the registry that has it.
     """
 
     engine: str
@@ -179,6 +179,7 @@ class Contender:
     files: tuple[tuple[str, str], ...]
     summary: str
     absent: str | None = None
+    package: str = __name__
 
     @property
     def label(self) -> str:
@@ -188,7 +189,7 @@ class Contender:
     @property
     def factory(self) -> str:
         """Where a worker finds the engine's class."""
-        return f"{__name__}.{self.engine}:Engine"
+        return f"{self.package}.{self.engine}:Engine"
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -196,24 +197,26 @@ class Contender:
         return tuple(phase for phase, _ in self.files)
 
 
-def engine_names() -> list[str]:
-    """The names of all engines, present or absent: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+def engine_names(package: str = __name__) -> list[str]:
+    """The names of all engines, present or absent: the files of this folder, or of another that is such a registry."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-def find_contenders(asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",)) -> list[Contender]:
-    """Every variant of some precisions of every engine, or of the engines asked for.
+def find_contenders(
+    asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",), package: str = __name__
+) -> list[Contender]:
+    """Every variant of some precisions of every engine of a registry, or of the engines asked for.
 
     Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
     here.
     """
-    known = engine_names()
+    known = engine_names(package)
     for name in asked:
         if name not in known:
             raise UserError(f"engine {name!r}: not known; known are {', '.join(known)}")
     found = []
     for name in asked or known:
-        contenders = contenders_of(name)
+        contenders = contenders_of(name, package)
         able = [contender for contender in contenders if contender.precision in precisions]
         if asked and not able:
             has = dict.fromkeys(contender.precision for contender in contenders)
@@ -231,14 +234,15 @@ def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> No
             raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
-def contenders_of(name: str) -> list[Contender]:
+def contenders_of(name: str, package: str = __name__) -> list[Contender]:
     """All variants of one engine."""
-    engine: type[Backend] = importlib.import_module(f"{__name__}.{name}").Engine
+    engine: type[Backend] = importlib.import_module(f"{package}.{name}").Engine
     found = []
     for label, variant in engine.variants.items():
         needed = engine.requires | variant.requires
         missing = [package for module, package in needed.items() if find_spec(module) is None]
         absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable
         summary = "; ".join(filter(None, [engine.summary, variant.about]))
-        found.append(Contender(name, label, variant.precision, tuple(variant.files.items()), summary, absent))
+        files = tuple(variant.files.items())
+        found.append(Contender(name, label, variant.precision, files, summary, absent, package))
     return found
