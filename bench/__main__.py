@@ -141,7 +141,8 @@ def those_that_can(
 
 def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
     """The contenders of each precision asked for; in fewer bits than float32 ours in float32 beside them."""
-    precisions = tuple(PRECISIONS) if "all" in config.precision else tuple(dict.fromkeys(config.precision))
+    every = (name for name in PRECISIONS if find_contenders((), [name]))  # that an engine computes in on a CPU
+    precisions = tuple(every if "all" in config.precision else dict.fromkeys(config.precision))
     found = find_contenders(config.engine, precisions)
     ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
     if config.engine and OURS[0] not in config.engine:

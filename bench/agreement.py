@@ -42,6 +42,12 @@ PRECISIONS = {
         "it, on a trained model",
         lambda u, M, K: 3 * u * math.sqrt(M),
     ),
+    "fp16": Precision(
+        "float16",
+        2.0**-11,
+        "as bfloat16, with 11 bits in place of 8",
+        lambda u, M, K: 3 * u * math.sqrt(M),
+    ),
     "int8": Precision(
         "int8",
         1 / 254,

@@ -18,6 +18,8 @@ EXPORTED_INT8 = "model-int8.onnx"
 CACHED_INT8 = "model-cache-int8.onnx"
 OPENVINO = "model-openvino-int{}"
 OPENVINO_PAST = "model-past-openvino-int{}"
+DEVICE_CACHED = "model-cache-unproven{}.onnx"  # as `export.onnx` writes it with proof=False; of a precision, if -bf16
+DEVICE_COMPILED = ("tvm-{}-O0-unproven-cache", "tvm-{}-O3-bf16-unproven-cache")  # of a target's name, from that
 
 
 @dataclass(frozen=True)

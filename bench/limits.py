@@ -9,8 +9,14 @@ from gpt.config import GPTConfig
 from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token
 
 FLOAT32_BYTES = 4
-WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "int4": 0.5}
-CACHE_BYTES = {"fp32": (4, 0), "bf16": (2, 0), "int8": (1, 4), "int4": (1, 4)}  # of a number; of a head besides
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
+CACHE_BYTES = {
+    "fp32": (4, 0),
+    "bf16": (2, 0),
+    "fp16": (2, 0),
+    "int8": (1, 4),
+    "int4": (1, 4),
+}  # of a number; of a head besides
 GROUP = 32  # weights that share a scale in 4 bits; in 8 bits those of a column do
 # Widths in float32 and accumulators to try: the fastest pair says what the machine can do, whatever its instructions.
 # Two FMA units of four cycles' latency keep eight accumulators busy; more than the registers hold would be spilled.
@@ -170,11 +176,16 @@ def decode_bound(limits: Limits, config: GPTConfig, B: int, context: int) -> Bou
     return _bound_of(limits, flops, decode_bytes(config, B, context, limits.precision))
 
 
+def first_token_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
+    """Of the logits behind a prompt alone: of the head, one row a sequence. What is read are the weights, once."""
+    head_flops = 2 * config.n_embd * config.vocab_size
+    flops = prefill_flops(config, B, T) - B * (T - 1) * head_flops
+    return _bound_of(limits, flops, weight_bytes(config, limits.precision))
+
+
 def generation_bound(limits: Limits, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
     """Of one of some tokens after a prompt of `context`: the prompt, whose last logits alone count, and the decodes."""
-    head_flops = 2 * config.n_embd * config.vocab_size
-    fill_flops = prefill_flops(config, B, context) - B * (context - 1) * head_flops
-    fill = _bound_of(limits, fill_flops, weight_bytes(config, limits.precision))
+    fill = first_token_bound(limits, config, B, context)
     steps = [decode_bound(limits, config, B, context + done) for done in range(tokens - 1)]
     binds = (steps or [fill])[-1].binds
     return Bound((fill.seconds + sum(step.seconds for step in steps)) / tokens, binds)

@@ -15,6 +15,8 @@ from bench.artifacts import (
     COMPILED_O3,
     COMPILED_RELAY,
     CTRANSLATE2,
+    DEVICE_CACHED,
+    DEVICE_COMPILED,
     EXPORTED,
     EXPORTED_INT8,
     OPENVINO,
@@ -29,14 +31,18 @@ from bench.phases import phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
+from tvm_frontend.target import CUDA_ARCHS
 
 # Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
-# GPT-2 124M's shape, `char` that of the preset of this name, `tiny` is for tests, `bigram` has no arithmetic at all.
+# GPT-2 124M's shape, `gpt2-medium` and `gpt2-large` those of 355 and 774 million parameters, `char`
+# that of the preset of this name, `tiny` is for tests, `bigram` has no arithmetic at all.
 SEEDED = {
     "bigram": GPTConfig.bigram(vocab_size=98, block_size=64),
     "char": GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False, activation="gelu"),
     "demo": GPTConfig(block_size=64, vocab_size=98, n_layer=4, n_head=4, n_embd=128, bias=False),
     "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
 
@@ -151,11 +157,11 @@ def _prepare_made(source: Path, path: Path, making: Making) -> None:
         raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
 
 
-def _exported(form: str, options: str = "") -> Making:
+def _exported(form: str, options: str = "", **how: object) -> Making:
     def make(source: Path, path: Path) -> None:
         from export.onnx import export_onnx
 
-        export_onnx(source, path, form=form)
+        export_onnx(source, path, form=form, **how)
 
     def origin(path: Path) -> str:
         from export.artifact import load_exported
@@ -165,11 +171,12 @@ def _exported(form: str, options: str = "") -> Making:
     return Making(CHECKPOINT, make, origin, "exported", f"python -m export.onnx {{source}} -o {{path}}{options}")
 
 
-def _compiled(source: str, level: int, precision: str = "fp32") -> Making:
+def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None = None) -> Making:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
 
-        compile_model(source, path, opt_level=level, precision=precision)
+        target = "cuda" if arch else "llvm"
+        compile_model(source, path, target=target, arch=arch, opt_level=level, precision=precision)
 
     def origin(path: Path) -> str:
         from tvm_frontend.artifact import load_compiled
@@ -177,6 +184,7 @@ def _compiled(source: str, level: int, precision: str = "fp32") -> Making:
         return load_compiled(path).exported_sha256
 
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} --opt-level {level}"
+    command += f" --target cuda --arch {arch}" if arch else ""
     command += "" if precision == "fp32" else f" --precision {precision}"
     return Making(source, make, origin, "compiled", command)
 
@@ -243,6 +251,18 @@ MAKINGS = {
     CACHED_INT8: _quantized(CACHED, "onnxruntime", 8),
     **{OPENVINO.format(bits): _quantized(EXPORTED, "openvino", bits) for bits in (8, 4)},
     **{OPENVINO_PAST.format(bits): _quantized(PAST, "openvino", bits) for bits in (8, 4)},
+    DEVICE_CACHED.format(""): _exported("cached", " --cache static", proof=False),
+    **{
+        DEVICE_CACHED.format(f"-{precision}"): _exported(
+            "cached", f" --cache static --last --precision {precision}", precision=precision, last=True, proof=False
+        )
+        for precision in ("bf16", "fp16")
+    },
+    **{
+        name.format(arch or "llvm"): _compiled(DEVICE_CACHED.format(""), level, precision, arch)
+        for arch in (None, *CUDA_ARCHS)
+        for name, level, precision in zip(DEVICE_COMPILED, (0, 3), ("fp32", "bf16"), strict=True)
+    },
 }
 
 

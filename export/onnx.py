@@ -88,34 +88,39 @@ def export_onnx(
     exporter: str = "dynamo",
     precision: str = "fp32",
     last: bool = False,
+    proof: bool = True,
 ) -> ExportedModel:
     """Write one form of a checkpoint (see `export.forms`), proven to compute what eager PyTorch does.
 
-    Before the file gets its name it is checked by onnx and run in ONNX Runtime against eager. Raises UserError for a
+    Before the file gets its name it is checked by onnx and run in ONNX Runtime against eager. proof: whether so; for
+    who compares what reads the file with eager himself, without it there is none, nor float32 islands where the CPU
+    has no kernels of the precision, and the largest models take seconds instead of minutes. Raises UserError for a
     bad checkpoint, output or request (see `Request`), RuntimeError if the file does not compute what eager does.
     """
-    return _export(checkpoint_path, output, Request(form, opset, exporter, precision, last))[0]
+    return _export(checkpoint_path, output, Request(form, opset, exporter, precision, last), proof)[0]
 
 
-def _export(checkpoint_path: Path, output: Path, request: Request) -> tuple[ExportedModel, Lacking, list[Proof]]:
+def _export(
+    checkpoint_path: Path, output: Path, request: Request, proof: bool = True
+) -> tuple[ExportedModel, Lacking, list[Proof]]:
     check_output(output)
     checkpoint = load_checkpoint(checkpoint_path)
     entry_point_of(FORMS[request.form], checkpoint.config, "float32", request.last)  # refuses before the work
     with tqdm(total=2, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:
-        weights, lacking = _write(checkpoint, request, part)
+        weights, lacking = _write(checkpoint, request, part, islands=proof)
         bar.update()
-        proofs = prove(checkpoint, part)
+        proofs = prove(checkpoint, part) if proof else []
         bar.update()
         place_weights(weights, output)
     remove_other_weights(weights, output)
     return load_exported(output), lacking, proofs
 
 
-def _write(checkpoint: Checkpoint, request: Request, part: Path) -> tuple[Path | None, Lacking]:
-    """Trace, cast where need be, settle the weights and write the graph to `part`; the second file, if there is one."""
+def _write(checkpoint: Checkpoint, request: Request, part: Path, *, islands: bool) -> tuple[Path | None, Lacking]:
+    """Trace, cast if need be and `islands`, settle the weights, write the graph to `part`; the second file, if any."""
     form, dtype = FORMS[request.form], PRECISIONS[request.precision]
     proto = trace(checkpoint, form, request.opset, request.exporter, dtype, request.last, part.parent)
-    lacking = add_islands(proto, dtype)
+    lacking = add_islands(proto, dtype) if islands else Lacking()
     weights = settle_weights(proto, part.with_name(WEIGHTS), part)
     metadata = metadata_of(
         config=checkpoint.config,

@@ -183,7 +183,8 @@ class Contender:
     """One engine in one variant: what a row of the results is about.
 
     precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
-    that it needs for it. absent: why it cannot run here, or None. static: as `Backend` has it.
+    that it needs for it. absent: why it cannot run here, or None. static: as `Backend` has it. package: the registry
+    that has it.
     """
 
     engine: str
@@ -193,6 +194,7 @@ class Contender:
     summary: str
     absent: str | None = None
     static: bool = False
+    package: str = __name__
 
     @property
     def label(self) -> str:
@@ -202,12 +204,12 @@ class Contender:
     @property
     def factory(self) -> str:
         """Where a worker finds the engine's class."""
-        return f"{__name__}.{self.engine}:Engine"
+        return f"{self.package}.{self.engine}:Engine"
 
     @property
     def interpreter(self) -> Interpreter:
         """The Python that a worker of it runs in."""
-        return _engine(self.engine).interpreter()
+        return _engine(self.engine, self.package).interpreter()
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -215,24 +217,26 @@ class Contender:
         return tuple(phase for phase, _ in self.files)
 
 
-def engine_names() -> list[str]:
-    """The names of all engines, present or absent: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+def engine_names(package: str = __name__) -> list[str]:
+    """The names of all engines, present or absent: the files of this folder, or of another that is such a registry."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-def find_contenders(asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",)) -> list[Contender]:
-    """Every variant of some precisions of every engine, or of the engines asked for.
+def find_contenders(
+    asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",), package: str = __name__
+) -> list[Contender]:
+    """Every variant of some precisions of every engine of a registry, or of the engines asked for.
 
     Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
     here.
     """
-    known = engine_names()
+    known = engine_names(package)
     for name in asked:
         if name not in known:
             raise UserError(f"engine {name!r}: not known; known are {', '.join(known)}")
     found = []
     for name in asked or known:
-        contenders = contenders_of(name)
+        contenders = contenders_of(name, package)
         able = [contender for contender in contenders if contender.precision in precisions]
         if asked and not able:
             has = dict.fromkeys(contender.precision for contender in contenders)
@@ -250,9 +254,9 @@ def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> No
             raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
-def contenders_of(name: str) -> list[Contender]:
+def contenders_of(name: str, package: str = __name__) -> list[Contender]:
     """All variants of one engine."""
-    engine = _engine(name)
+    engine = _engine(name, package)
     found = []
     for label, variant in engine.variants.items():
         needed = engine.requires | variant.requires
@@ -260,9 +264,9 @@ def contenders_of(name: str) -> list[Contender]:
         absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable or engine.why_absent()
         summary = "; ".join(filter(None, [engine.summary, variant.about]))
         files = tuple(variant.files.items())
-        found.append(Contender(name, label, variant.precision, files, summary, absent, engine.static))
+        found.append(Contender(name, label, variant.precision, files, summary, absent, engine.static, package))
     return found
 
 
-def _engine(name: str) -> type[Backend]:
-    return importlib.import_module(f"{__name__}.{name}").Engine
+def _engine(name: str, package: str) -> type[Backend]:
+    return importlib.import_module(f"{package}.{name}").Engine

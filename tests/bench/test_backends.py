@@ -66,7 +66,7 @@ def test_the_folder_is_the_registry() -> None:
 
 
 def test_engines_meet_at_one_precision() -> None:
-    for precision in PRECISIONS:
+    for precision in PRECISIONS.keys() - {"fp16"}:  # in which no engine computes on a CPU
         assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
     assert {contender.precision for contender in find_contenders()} == {"fp32"}
     both = find_contenders(["openvino"], ["fp32", "int4"])

@@ -20,7 +20,7 @@ class RelaySession:
     def __init__(self, model: CompiledModel, threads: int) -> None:
         if model.target["kind"] != "llvm":
             raise UserError(
-                f"{model.path}: compiled by Relay for {model.target['archs'][0]}, and only Relay's code for the CPU is run "
+                f"{model.path}: compiled by Relay for {model.target['archs'][0]}, and only its code for the CPU is run "
                 "here: load its library with TVM 0.17 on a machine with that GPU"
             )
         self.model = model

@@ -1,0 +1,149 @@
+"""python -m bench.gpu                                      # all, on the GPU that is here → docs/gpu
+python -m bench.gpu --models gpt2 --phases decode --minutes 4
+python -m bench.gpu --engine tvm --engine inductor --no-kernels
+python -m bench.gpu --device cpu --models tiny --minutes 3   # try the command where no GPU is
+
+Measure a GPU and every engine on it: its limits, each kernel and each engine against float64, then the first token and
+decode of GPT-2's sizes in bfloat16. A JSON file a model and phase and a table of all of them are written as they grow,
+so what was done is there if the run is stopped.
+"""
+
+import datetime
+import json
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from bench.backends import Contender, refuse_absent
+from bench.compare import ROUNDS, Plan
+from bench.gpu.device import DeviceArtifacts, target_of
+from bench.gpu.engines import BASELINE, find_contenders
+from bench.gpu.kernels import check_kernels
+from bench.gpu.phases import PHASES
+from bench.gpu.race import run_race
+from bench.gpu.table import KERNELS, write_table
+from bench.machine import checked_threads
+from bench.memory import give_memory_back
+from bench.prepare import SEEDED, prepare
+from bench.worker import MOST_CHARACTERS
+from gpt.cli import UserError, run_command
+from gpt.costs import matmul_parameters
+from gpt.files import atomic_output
+
+MODELS = ("gpt2", "gpt2-medium", "gpt2-large")
+KERNELS_SHARE = 0.3  # of the time, at most
+
+
+@dataclass(frozen=True)
+class GpuConfig:
+    """Measure a GPU and every engine on it."""
+
+    models: tuple[str, ...] = MODELS  # shapes of bench.prepare, with random weights
+    phases: tuple[str, ...] = tuple(PHASES)  # of first-token, decode
+    engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
+    minutes: float = 8.0  # for all of it: what is not begun by then is left out, and named
+    seconds: float = 1.0  # of timing, a row
+    kernels: bool = True  # compare each kernel with float64 first
+    device: str = "cuda"  # or cpu, to try the command where no GPU is
+    output: Path = Path("docs/gpu")  # the folder to write
+    artifacts: Path = Path("artifacts")  # where the models are made
+    threads: int | None = None  # of the host; by default the physical cores that this process may use
+    seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))  # of the random ids
+
+    def __post_init__(self) -> None:
+        for name, known in (("models", SEEDED), ("phases", PHASES)):
+            if unknown := [each for each in getattr(self, name) if each not in known]:
+                raise UserError(f"{name} {unknown[0]!r}: must be of {', '.join(known)}")
+        if "bigram" in self.models:
+            raise UserError("models 'bigram': it has no cache and no attention; take another")
+        for name in ("minutes", "seconds"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be more than 0")
+
+
+def run_gpu(config: GpuConfig) -> bool:
+    """Measure, and write the files as results come; whether all that was compared agrees.
+
+    Raises UserError without the device, and for an engine asked for that is absent.
+    """
+    until = time.monotonic() + 60 * config.minutes
+    target, threads = target_of(config.device), checked_threads(config.threads)
+    contenders = find_contenders(config.engine, target)
+    right = _check_kernels(config, until) if config.kernels else True
+    races = [(model, phase) for model in config.models for phase in config.phases]
+    for number, (model, phase) in enumerate(races):
+        left_s = until - time.monotonic()
+        share = time.monotonic() + left_s / (len(races) - number)
+        artifacts = DeviceArtifacts(config.artifacts / f"seeded-{model}", config.device, target)
+        able = those_that_can(contenders, artifacts, phase)
+        refuse_absent(config.engine, able)
+        shape = SEEDED[model]
+        plan = Plan(PHASES[phase].timed(shape), threads, seed=config.seed, precision="bf16", baseline=BASELINE)
+        about = {
+            "model": model,
+            "parameters": matmul_parameters(shape),
+            "config": asdict(shape),
+            "phase": phase,
+            "rounds": ROUNDS,
+            "seed": config.seed,
+            "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "command": shlex.join(["python", "-m", "bench.gpu", *sys.argv[1:]]),
+        }
+        keep = partial(_keep, config.output, f"{model}-{phase}.json", about)
+        print(f"{phase} of {model}, {len(able)} engines on {config.device}", file=sys.stderr, flush=True)
+        found = run_race(artifacts, shape, able, plan, row_s=config.seconds, until=share, keep=keep)
+        right = right and not any(each["agrees"] is False for each in (*found["rows"], *found["checks"]))
+    print(f"wrote {write_table(config.output)}")
+    return right
+
+
+def those_that_can(contenders: Iterable[Contender], artifacts: DeviceArtifacts, phase: str) -> list[Contender]:
+    """The contenders with the phase, all they need made; one whose files cannot be made here is absent and says why."""
+    found = []
+    for each in contenders:
+        if not each.absent:
+            try:
+                prepare(artifacts, [each], [phase])
+            except UserError as error:
+                each = replace(each, absent=str(error))
+            except Exception as error:  # an exporter's or compiler's own: the other engines can be timed without it
+                traceback.print_exc()
+                words = " ".join(f"{type(error).__name__}: {error}".split())
+                each = replace(each, absent=f"its files could not be made: {words[:MOST_CHARACTERS]}")
+            give_memory_back()
+        found.append(each)
+    return found
+
+
+def _check_kernels(config: GpuConfig, until: float) -> bool:
+    print(f"each kernel against float64 on {config.device}", file=sys.stderr, flush=True)
+    found = check_kernels(config.device, KERNELS_SHARE * (until - time.monotonic()))
+    found["where"] = "on the GPU" if config.device == "cuda" else "in the model of a GPU's threads, without a GPU"
+    _keep(config.output, KERNELS, {}, found)
+    return not found["reason"] and all(case["status"] == "agrees" for case in found["cases"])
+
+
+def _keep(folder: Path, name: str, about: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write some results and the table of all that is there."""
+    with atomic_output(folder / name) as part:
+        part.write_text(json.dumps(about | found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_table(folder)
+
+
+def main() -> None:
+    """The command line. Exits with 1 if something disagrees with float64."""
+    if not run_gpu(tyro.cli(GpuConfig, prog="python -m bench.gpu")):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_command(main)

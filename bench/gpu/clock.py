@@ -1,0 +1,55 @@
+"""Seconds of work on a device by the device's own clock. It also runs on a CPU, by the CPU's."""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+from bench.worker import FEWEST_SAMPLES, WARM_UP, sample
+
+MOST_SAMPLES = 200  # a turn
+LATE_S = 1e-3  # what the host may notice the end of the work later
+
+
+def sample_on(device: str, call: Callable[[], object], budget_s: float) -> list[float]:
+    """Seconds of each of some calls, more while the budget lasts, after a warm-up that is not counted.
+
+    device: `cuda`, where the calls are queued one behind the other on torch's current stream, an event between each
+    two, and are waited for together; or `cpu`. Raises RuntimeError if the work ran on another stream than the events.
+    """
+    if device == "cpu":
+        return sample(call, budget_s)
+    warm, once = 0.0, max(_queue(call, 1))
+    while warm < WARM_UP * budget_s:
+        samples = _queue(call, _count(WARM_UP * budget_s, once))
+        warm, once = warm + sum(samples), min(samples)
+    return _queue(call, _count(budget_s, once))
+
+
+def _count(budget_s: float, once_s: float) -> int:
+    return int(min(max(budget_s / max(once_s, 1e-6), FEWEST_SAMPLES), MOST_SAMPLES))
+
+
+def _queue(call: Callable[[], object], count: int) -> list[float]:
+    import torch
+
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()  # of all streams
+    host_s = time.perf_counter() - start
+    seconds = [first.elapsed_time(second) / 1e3 for first, second in pairwise(events)]
+    check_all_was_seen(sum(seconds), host_s)
+    return seconds
+
+
+def check_all_was_seen(events_s: float, host_s: float) -> None:
+    """Raise RuntimeError if the events saw less than half of what the host waited for: then they do not time it."""
+    if host_s > 2 * events_s + LATE_S:
+        raise RuntimeError(
+            f"the events saw {events_s * 1e3:.3f} ms of work, and the host waited {host_s * 1e3:.3f} ms for it: it "
+            "runs on another stream than torch's current one"
+        )

@@ -1,0 +1,24 @@
+"""Every engine that can run the model on a GPU, one a file; see `bench.backends`, whose kind of registry this is."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bench.agreement import PRECISIONS
+from bench.backends import Contender
+from bench.backends import find_contenders as find_in
+
+OURS, BASELINE = "tvm O3", "eager"  # labels
+
+
+def find_contenders(asked: Sequence[str], target: str) -> list[Contender]:
+    """Every variant of the engines asked for, or of all, with the files for a target. Raises UserError as there."""
+    return [
+        replace(each, files=tuple((phase, file.format(target=target)) for phase, file in each.files))
+        for each in find_in(asked, PRECISIONS, __name__)
+    ]
+
+
+def takes_any_shape(contender: Contender) -> bool:
+    """Whether a new shape costs the engine nothing; see `bench.gpu.engine`."""
+    return importlib.import_module(f"{contender.package}.{contender.engine}").Engine.any_shape

@@ -1,0 +1,54 @@
+"""PyTorch as the model is written, in bfloat16: one operator after the other, attention spelled out."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.artifacts import CHECKPOINT
+from bench.backends import Variant
+from bench.gpu.device import DeviceArtifacts
+from bench.gpu.engine import DeviceEngine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILES = dict.fromkeys(("first-token", "decode"), CHECKPOINT)
+
+
+class Engine(DeviceEngine):
+    """The reference implementation, to which ratios are taken: weights, cache and what is between in bfloat16."""
+
+    requires: ClassVar[dict[str, str]] = {"torch": "torch"}
+    summary = "PyTorch, one operator after the other, attention spelled out; a KV cache in place"
+    variants: ClassVar[dict[str, Variant]] = {"": Variant(FILES, "bf16")}
+    attention: ClassVar[str] = "explicit"
+
+    def _load(self, artifacts: DeviceArtifacts, threads: int) -> None:
+        import torch
+
+        from gpt.checkpoint import load_checkpoint
+
+        torch.set_num_threads(threads)
+        self._model = load_checkpoint(artifacts.checkpoint).build(attention=self.attention)
+        self._model.to(self.device, torch.bfloat16)
+        self._cache = None
+
+    def _first(self, ids: "Tensor") -> "Tensor":
+        import torch
+
+        from gpt.cache import KVCache
+
+        if self._cache is None or self._cache.keys.shape[1] != len(ids):
+            self._cache = None  # before there are two
+            self._cache = KVCache(self.config, len(ids), torch.device(self.device), torch.bfloat16)
+        return self._next(ids, 0)
+
+    def _next(self, ids: "Tensor", context: int) -> "Tensor":
+        import torch
+
+        self._cache.length = context
+        with torch.inference_mode():
+            return self._model(ids, last_only=True, cache=self._cache)[:, 0]
+
+    def versions(self) -> dict[str, str]:
+        import torch
+
+        return {"torch": torch.__version__}

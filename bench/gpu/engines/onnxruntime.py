@@ -1,0 +1,165 @@
+"""ONNX Runtime's CUDA and TensorRT providers on the exported file with a cache, all bound on the device."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.artifacts import DEVICE_CACHED
+from bench.backends import Variant
+from bench.gpu.device import DeviceArtifacts
+from bench.gpu.engine import DeviceEngine
+from gpt.cli import UserError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, IOBinding
+    from torch import Tensor
+
+PACKAGE = "onnxruntime-gpu"
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+ELEMENTS = {"bfloat16": 16, "float16": 10, "float32": 1, "int64": 7}  # ONNX's TensorProto.DataType
+KEPT = 2  # sessions, each with the weights: of a prompt and of a step
+
+
+def _files(precision: str) -> dict[str, str]:
+    return dict.fromkeys(("first-token", "decode"), DEVICE_CACHED.format(f"-{precision}"))
+
+
+class Engine(DeviceEngine):
+    """A session a shape, so that no arithmetic on shapes is left, which ONNX Runtime would do on the CPU.
+
+    Nothing may run on the CPU: asked for another provider, ONNX Runtime falls back to it without a word. float16
+    costs what bfloat16 does, and more of the providers' kernels have it.
+    """
+
+    requires: ClassVar[dict[str, str]] = {"onnxruntime": PACKAGE, "torch": "torch"}
+    summary = "ONNX Runtime on the exported file, inputs, results and the KV cache bound on the device"
+    variants: ClassVar[dict[str, Variant]] = {
+        "CUDA bf16": Variant(_files("bf16"), "bf16", about="CUDA provider"),
+        "CUDA fp16": Variant(_files("fp16"), "fp16", about="CUDA provider"),
+        "TensorRT fp16": Variant(
+            _files("fp16"), "fp16", {"tensorrt": "tensorrt-cu13"}, about="TensorRT provider, and CUDA's for the rest"
+        ),
+    }
+    any_shape = False
+
+    def _load(self, artifacts: DeviceArtifacts, threads: int) -> None:
+        import torch
+
+        self._path, self._threads = artifacts.folder / self.variant.files["decode"], threads
+        self._dtype = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[self.variant.precision])
+        self._sessions: dict[tuple[int, int], InferenceSession] = {}
+        self._bindings: dict[tuple, IOBinding] = {}
+        self._cache: dict[str, Tensor] = {}
+        if self.device == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream())  # the providers take any stream but the default one from others
+        self._wanted()
+
+    def notes(self) -> dict[str, str]:
+        return {"providers": ", ".join(dict.fromkeys(name for each in self._sessions.values() for name in _own(each)))}
+
+    def _first(self, ids: "Tensor") -> "Tensor":
+        import torch
+
+        if not self._cache or len(next(iter(self._cache.values()))) != len(ids):
+            shape = (len(ids), self.config.n_head, self.config.block_size, self.config.head_size)
+            self._bindings.clear()
+            self._cache = {
+                f".{layer}.{part}": torch.zeros(shape, dtype=self._dtype, device=self.device)
+                for layer in range(self.config.n_layer)
+                for part in ("key", "value")
+            }
+        return self._next(ids, 0)
+
+    def _next(self, ids: "Tensor", context: int) -> "Tensor":
+        session, binding, logits = self._bound(ids, context)
+        options = None
+        if self.device == "cuda":
+            import onnxruntime
+
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        session.run_with_iobinding(binding, options)
+        return logits[:, 0]
+
+    def _bound(self, ids: "Tensor", context: int) -> "tuple[InferenceSession, IOBinding, Tensor]":
+        """The session of a shape, with everything bound; each tensor of the cache is input and output at once."""
+        import torch
+
+        key = (ids.data_ptr(), tuple(ids.shape), context)
+        if key not in self._bindings:
+            B, T = ids.shape
+            pos = self._pos(B, context)
+            logits = torch.empty((B, 1, self.config.vocab_size), dtype=torch.float32, device=self.device)
+            session = self._session(B, T)
+            binding = session.io_binding()
+            caches = self._cache.items()
+            inputs = {"ids": ids, "pos": pos} | {f"cache{name}": tensor for name, tensor in caches}
+            outputs = {"logits": logits, "pos_out": torch.empty_like(pos)}
+            outputs |= {f"cache_out{name}": tensor for name, tensor in caches}
+            for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+                for name, tensor in tensors.items():
+                    element = ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
+                    bind(name, self.device, 0, element, list(tensor.shape), tensor.data_ptr())
+            while len(self._bindings) >= KEPT:  # of ids that are gone
+                del self._bindings[next(iter(self._bindings))]
+            self._bindings[key] = session, binding, logits, ids, outputs["pos_out"]
+        return self._bindings[key][:3]
+
+    def _session(self, B: int, T: int) -> "InferenceSession":
+        if (B, T) not in self._sessions:
+            while len(self._sessions) >= KEPT:
+                self._bindings.clear()
+                del self._sessions[next(iter(self._sessions))]
+            self._sessions[B, T] = self._open(B, T)
+        return self._sessions[B, T]
+
+    def _open(self, B: int, T: int) -> "InferenceSession":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        for name, size in (("B", B), ("T", T)):
+            options.add_free_dimension_override_by_name(name, size)
+        providers = self._wanted()
+        if self.device == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
+        refuse_fallback([name for name, _ in providers], session.get_providers())
+        return session
+
+    def _wanted(self) -> list[tuple[str, dict[str, str]]]:
+        """The providers to ask for, with their options. Raises UserError where ONNX Runtime was built without them."""
+        import onnxruntime
+        import torch
+
+        if self.device == "cpu":
+            return [(CPU, {})]
+        onnxruntime.preload_dlls()
+        names = [CUDA]
+        if "TensorRT" in self.variant_name:
+            import tensorrt  # noqa: F401 (loads the libraries that the provider links)
+
+            names = [TENSORRT, CUDA]
+        for name in names:
+            if name not in onnxruntime.get_available_providers():
+                raise UserError(f"onnxruntime {onnxruntime.__version__} has no {name}: pip install {PACKAGE}")
+        stream = {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+        return [(name, stream | ({"trt_fp16_enable": "1"} if name == TENSORRT else {})) for name in names]
+
+    def versions(self) -> dict[str, str]:
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__}
+
+
+def refuse_fallback(wanted: list[str], got: list[str]) -> None:
+    """Raise RuntimeError unless a session has the providers that were asked for, in front of the CPU's.
+
+    ONNX Runtime falls back to others without raising, and adds the CPU's behind all.
+    """
+    if got[: len(wanted)] != wanted:
+        raise RuntimeError(f"asked for {', '.join(wanted)}, got {', '.join(got)}")
+
+
+def _own(session: "InferenceSession") -> list[str]:
+    """A session's providers without the CPU's that is added to all, which here may run nothing."""
+    names = session.get_providers()
+    return names if names == [CPU] else [name for name in names if name != CPU]

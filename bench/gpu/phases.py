@@ -1,0 +1,81 @@
+"""What engines on a GPU are asked to do: the first token behind a prompt, and the next one over a cache."""
+
+import numpy as np
+
+from bench.agreement import Agreement, compare_steps
+from bench.limits import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
+from bench.phases import Ask, Decode, Reference, Request, Work
+from bench.units import shape_name
+from gpt.config import GPTConfig
+
+BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # that are timed, as they fit the model
+CHECKED_BATCHES, CHECKED_PROMPT = (1, 3), 17
+
+
+class FirstToken(Work):
+    """A prompt into the emptied cache, and the logits of its last position alone, as the first token needs them."""
+
+    phase = "first-token"
+    unit = "prompt"
+    title = "First token: a prompt into the cache"
+    about = "Arithmetic is the limit as soon as some hundred tokens share each weight."
+    columns = ()
+
+    @classmethod
+    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
+        """Prompts of a few sizes, one and several at a time; a model too short for them has its own longest."""
+        prompts = dict.fromkeys(min(T, config.block_size) for T in PROMPTS)
+        return tuple(cls(B, T) for B in BATCHES for T in prompts)
+
+    @classmethod
+    def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
+        """One token, no round number, the longest; alone and three at a time."""
+        prompts = dict.fromkeys((1, min(CHECKED_PROMPT, config.block_size), config.block_size))
+        return tuple(cls(B, T) for B in CHECKED_BATCHES for T in prompts)
+
+    @property
+    def name(self) -> str:
+        return shape_name((self.B, self.T))
+
+    def call(self, ids: np.ndarray) -> Request:
+        return "fill", (ids,)
+
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
+        return compare_steps(reference(ids, [self.T - 1]), [ask("fill", ids)], tolerance)
+
+    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+        return first_token_bound(limits, config, self.B, self.T)
+
+    def moved_bytes(self, config: GPTConfig, precision: str) -> int:
+        """Weights read, keys and values written."""
+        of_number, _ = CACHE_BYTES[precision]
+        return weight_bytes(config, precision) + 2 * config.n_layer * self.B * self.T * config.n_embd * of_number
+
+
+class Step(Decode):
+    """One token of each sequence over a cache. The reference gives the logits that are compared, and no others."""
+
+    columns = ()
+
+    @classmethod
+    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
+        """Behind few tokens and many, one sequence and several; a model too short for them has its own longest."""
+        contexts = dict.fromkeys(min(context, config.block_size - 1) for context in CONTEXTS)
+        return tuple(cls(B, 1, context) for B in BATCHES for context in contexts)
+
+    @classmethod
+    def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
+        """Behind one token, no round number, all that fit; alone and three at a time."""
+        longest = config.block_size - 1
+        contexts = dict.fromkeys((1, min(CHECKED_PROMPT, longest), longest))
+        return tuple(cls(B, 1, context) for B in CHECKED_BATCHES for context in contexts)
+
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
+        """The prompt's last logits, those of some steps behind it, and the first step's over again."""
+        at = [*range(self.context, ids.shape[1]), self.context]
+        steps = [ask("fill", ids[:, : self.context])]
+        steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
+        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
+
+
+PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step)}
