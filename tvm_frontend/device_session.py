@@ -55,6 +55,8 @@ class DeviceSession(CachedSession):
     def synchronize(self) -> None:
         """Wait until the device has done all that it was asked for."""
         self._device.sync()
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def generate(
         self,
