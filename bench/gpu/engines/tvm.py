@@ -37,13 +37,13 @@ class Engine(DeviceEngine):
     def _first(self, ids: "Tensor") -> "Tensor":
         if self.device == "cpu":
             return self._from_numpy(self._session.fill(ids.numpy()))
-        return self._to_torch(self._session.fill_on_device(self._from_torch(ids)))
+        return self._to_torch(self._session.fill_on_device(self._from_torch(ids)))[:, 0]
 
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
         if self.device == "cpu":
             return self._from_numpy(self._session.decode(ids.numpy(), context))
         pos = self._from_torch(self._pos(len(ids), context))
-        return self._to_torch(self._session.decode_on_device(self._from_torch(ids), pos))
+        return self._to_torch(self._session.decode_on_device(self._from_torch(ids), pos))[:, 0]
 
     def _from_torch(self, tensor: "Tensor"):
         import tvm
