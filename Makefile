@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench docker-test lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
 	@echo "make test    lint and tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
+	@echo "make docker-test  the CUDA image, built and run (as root; no docker engine, no GPU)"
 	@echo "make lint    ruff: lint and format"
 	@echo "make clean   remove .venv and artifacts"
 
@@ -34,6 +35,10 @@ test: lint
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only
+
+# Some minutes and GB: see docker/README.md.
+docker-test: $(INSTALLED)
+	$(BIN)/python -m pytest docker/test_image.py -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
