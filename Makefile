@@ -8,13 +8,14 @@ RELAY_INSTALLED := .venv-relay/installed
 RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo test bench relay lint clean
+.PHONY: help demo test bench relay docker-test lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
 	@echo "make test    lint and tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
+	@echo "make docker-test  the CUDA image, built and run (as root; no docker engine, no GPU)"
 	@echo "make lint    ruff: lint and format"
 	@echo "make clean   remove .venv and artifacts"
 
@@ -48,6 +49,10 @@ bench: $(INSTALLED)
 
 # For --frontend relay alone; nothing else needs it.
 relay: $(RELAY_INSTALLED)
+
+# Some minutes and GB: see docker/README.md.
+docker-test: $(INSTALLED)
+	$(BIN)/python -m pytest docker/test_image.py -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
