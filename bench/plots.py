@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bench.units import duration, percent
+from bench.units import duration, factor, percent
 from bench.verdict import limited, name_of, rounds_ms
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def shares(rows: list[dict]) -> str:
 
 
 def before_after(pairs: list[dict]) -> str:
-    """An engine's first variant and its last at each piece of work, and how many times faster. Log axis, ms."""
+    """One engine's first variant and its last at each piece of work, and how many times faster. Log axis, ms."""
     with _drawing(len(pairs), "Before and after optimisation", row_in=0.62) as (axes, done):
         for y, pair in enumerate(pairs):
             before, after = pair["before"], pair["after"]
@@ -129,7 +129,7 @@ def before_after(pairs: list[dict]) -> str:
             style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
             axes.annotate(duration(before["median_ms"]), (before["median_ms"], y), **style)
             axes.annotate(duration(after["median_ms"]), (after["median_ms"], y), **style)
-            _right(axes, y, f"{pair['ratio']:,.0f}× faster", 1.47, bold=True)
+            _right(axes, y, f"{factor(pair['ratio'])}× faster", 1.47, bold=True)
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")
         axes.set_xlim(min(times) / 2, max(times) * 2)

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench import odd, plots
 from bench.agreement import PRECISIONS
 from bench.phases import PHASES
-from bench.units import duration, milliseconds, percent, size, times
+from bench.units import duration, factor, milliseconds, percent, size, times
 from bench.verdict import (
     glance,
     headline_of,
@@ -154,7 +154,7 @@ def _render(template: str, results: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "percent": percent}
+    environment.filters |= {"duration": duration, "factor": factor, "percent": percent}
     return environment.get_template(template).render(_view(results, with_plots=template.startswith("report.html")))
 
 
@@ -223,9 +223,17 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
         "plots": {work: plots.latency(rows, results["baseline"]) for work, rows in tables.items()}
         if with_plots
         else {},
-        "pairs_plot": plots.before_after(pairs) if with_plots and pairs else None,
+        "pairs_plots": _pairs_plots(pairs) if with_plots else {},
         "shares_plot": plots.shares(rows) if with_plots and len(tables) > MANY and rows else None,
     }
+
+
+def _pairs_plots(pairs: list[dict]) -> dict[str, str]:
+    """A plot for each engine that has a before and an after, by its title."""
+    by_title: dict[str, list[dict]] = {}
+    for pair in pairs:
+        by_title.setdefault(f"{pair['before']['label']} → {pair['after']['label']}", []).append(pair)
+    return {title: plots.before_after(of_engine) for title, of_engine in by_title.items()}
 
 
 def _compiled(results: dict, phase: str, work: str) -> list[list[str]]:

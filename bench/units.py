@@ -30,6 +30,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
+def factor(ratio: float) -> str:
+    """How many times: whole from 10 on, with one decimal below."""
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
 def shape_name(shape: tuple[int, int]) -> str:
     """(B, T) as `B×T`."""
     return f"{shape[0]}×{shape[1]}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.units import duration, percent, shape_name
+from bench.units import duration, factor, percent, shape_name
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,10 @@ def test_a_time_has_three_digits_or_so(value_ms: float, text: str) -> None:
 
 def test_a_small_percentage_keeps_a_decimal() -> None:
     assert [percent(54.6), percent(0.24)] == ["55 %", "0.2 %"]
+
+
+def test_a_small_factor_keeps_a_decimal() -> None:
+    assert [factor(1500.4), factor(16.2), factor(1.46)] == ["1,500", "16", "1.5"]
 
 
 def test_a_shape_reads_as_a_product() -> None:

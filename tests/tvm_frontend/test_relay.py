@@ -134,7 +134,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
         np.testing.assert_array_equal(session.prefill(ids), table[ids])
     with pytest.raises(UserError, match=r"\[2, 4\]: this model was compiled for \[2, 5\] alone"):
         session.prefill(random_ids(2, 4))
-    os.killpg(session._process.pid, signal.SIGKILL)
+    os.kill(session._process.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"^Relay's process died of SIGKILL"):
         session.prefill(ids)
 
@@ -226,6 +226,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         (folder / "bin").mkdir()
         (folder / "bin/python").write_text(f"#!/bin/bash\n{script}\n")
         (folder / "bin/python").chmod(0o755)
+        (folder / "installed").touch()
         monkeypatch.setattr("tvm_frontend.relay.environment.FOLDER", folder)
         return folder
 
@@ -259,6 +260,13 @@ def test_another_wheel_is_named(bigram, environment):
     folder = environment("", wheel="bitblas-0.1.0")
     said = f"{folder} has bitblas-0.1.0, and Relay is in bitblas-0.1.0.post1: remove it and run: make relay"
     with pytest.raises(UserError, match=re.escape(said)):
+        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+
+
+def test_an_unfinished_environment_is_named(bigram, environment):
+    folder = environment("")
+    (folder / "installed").unlink()
+    with pytest.raises(UserError, match=re.escape(f"{folder} is incomplete: remove it and run: make relay")):
         compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
 
 

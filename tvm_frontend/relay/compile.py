@@ -52,7 +52,9 @@ def compile_relay(
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt level {opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay")
     compile_for = resolve_relay_target(target, mcpu=mcpu, arch=arch)
-    variables = _with_nvcc(compile_for.arch) if compile_for.kind == "cuda" else {}
+    variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # on which a search times its candidates
+    if compile_for.kind == "cuda":
+        variables |= _with_nvcc(compile_for.arch)
     exported, proto = _read(model, shape)
     tuned = "tuned-" if trials is not None else ""
     name = f"tvm-{compile_for.name}-O{opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"

@@ -31,7 +31,7 @@ def why_absent() -> str | None:
     if not FOLDER.exists():
         return f"no {FOLDER.name}, in which Relay runs: make relay"
     packages = _packages()
-    if packages is None or not (FOLDER / "bin" / "python").exists():
+    if packages is None or not all((FOLDER / name).exists() for name in ("bin/python", "installed")):
         return f"{FOLDER} is incomplete: {REMAKE}"
     if not (packages / f"{WHEEL}.dist-info").is_dir() or not (packages / TVM / "python/tvm/relay").is_dir():
         found = ", ".join(sorted(path.name.removesuffix(".dist-info") for path in packages.glob("bitblas-*.dist-info")))

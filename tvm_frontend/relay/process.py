@@ -43,7 +43,6 @@ class RelayProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is the parent's alone, and what it starts ends with it
             )
         self._answers = self._socket.makefile("rb")
         self._log = threading.Thread(target=self._follow_log, daemon=True)
@@ -57,7 +56,7 @@ class RelayProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process, which leads a process group of that number."""
+        """Of the process, which is in the process group of its parent, to be stopped and continued with it."""
         return self._process.pid
 
     def ask(self, question: str, deadline_s: float, **details: Any) -> dict[str, Any]:
@@ -85,11 +84,9 @@ class RelayProcess:
         return answer
 
     def close(self) -> None:
-        """End the process with everything that it started."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
         self._log.join(timeout=5)
         self._answers.close()
         self._socket.close()

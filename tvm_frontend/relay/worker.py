@@ -57,10 +57,12 @@ def build(request: dict) -> dict:
         with tvm.transform.PassContext(opt_level=level):
             factory = relay.build(module, target=target, params=params)
     else:
+        from tvm.meta_schedule.relay_integration import compile_relay
+
         database, trials = _tune(module, params, target, level, tuning)
         phases_s["search"] = time.perf_counter() - start
         start = time.perf_counter()
-        factory = tvm.meta_schedule.relay_integration.compile_relay(database, module, target, params, opt_level=level)
+        factory = compile_relay(database, module, target, params, opt_level=level)
     phases_s["build"] = time.perf_counter() - start
     print(f"built in {phases_s['build']:.1f} s", flush=True)
     start = time.perf_counter()
@@ -159,14 +161,15 @@ def _compile_cuda_to_cubins() -> None:
 def _tune(module, params, target, level: int, tuning: dict):
     """The database of a search by MetaSchedule, continued up to `trials` in all, and how many it holds."""
     import tvm
-    from tvm import meta_schedule
+    from tvm.meta_schedule.database import JSONDatabase
+    from tvm.meta_schedule.relay_integration import tune_relay
 
     folder = Path(tuning["folder"])
-    database = meta_schedule.database.JSONDatabase(*(str(folder / name) for name in DATABASE))
+    database = JSONDatabase(*(str(folder / name) for name in DATABASE))
     before = len(database)
     if before < tuning["trials"]:
         tuned_for = tvm.target.Target({**target.export(), "num-cores": tuning["threads"]})
-        meta_schedule.relay_integration.tune_relay(
+        tune_relay(
             module,
             params,
             tuned_for,
@@ -220,6 +223,7 @@ ANSWERS = {"build": build, "start": start, "run": run}
 
 def main() -> None:
     """Answer until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     _die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rw") as pipe:
         for line in pipe:
