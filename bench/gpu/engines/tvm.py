@@ -2,17 +2,21 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from bench.artifacts import DEVICE_COMPILED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
+from bench.gpu.engines import PHASES
 
 if TYPE_CHECKING:
+    import tvm
     from torch import Tensor
 
 
 def _files(level: int) -> dict[str, str]:
-    return dict.fromkeys(("first-token", "decode"), DEVICE_COMPILED[level].format("{target}"))
+    return dict.fromkeys(PHASES, DEVICE_COMPILED[level].format("{target}"))
 
 
 class Engine(DeviceEngine):
@@ -45,20 +49,26 @@ class Engine(DeviceEngine):
         pos = self._from_torch(self._pos(len(ids), context))
         return self._to_torch(self._session.decode_on_device(self._from_torch(ids), pos))
 
-    def _from_torch(self, tensor: "Tensor"):
+    def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
+        """By the session's own loop where there is a GPU, which chooses on the device too."""
+        if self.device == "cpu":
+            return super()._tokens(ids, tokens)
+        return self._from_numpy(self._session.generate(ids.cpu().numpy(), tokens, top_k=1))
+
+    def _from_torch(self, tensor: "Tensor") -> "tvm.runtime.Tensor":
         import tvm
 
         return tvm.runtime.from_dlpack(tensor)
 
-    def _to_torch(self, tensor) -> "Tensor":
+    def _to_torch(self, tensor: "tvm.runtime.Tensor") -> "Tensor":
         import torch
 
         return torch.from_dlpack(tensor)
 
-    def _from_numpy(self, logits) -> "Tensor":
+    def _from_numpy(self, array: np.ndarray) -> "Tensor":
         import torch
 
-        return torch.from_numpy(logits)
+        return torch.from_numpy(array)
 
     def versions(self) -> dict[str, str]:
         import tvm
