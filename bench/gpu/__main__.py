@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def run_gpu(config: GpuConfig) -> bool:
         able = those_that_can(contenders, artifacts)
         refuse_absent(config.engine, able)
         shape = SEEDED[model]
-        works = tuple(work for phase in config.phases for work in PHASES[phase].timed(shape))
+        in_turn = zip_longest(*(PHASES[phase].timed(shape) for phase in config.phases))
+        works = tuple(work for each in in_turn for work in each if work)  # if time runs out, each phase has some
         plan = Plan(works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
         about = {
             "model": model,

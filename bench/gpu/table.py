@@ -64,7 +64,8 @@ def race_lines(race: dict[str, Any]) -> list[str]:
     lines = ["", f"## {race['model']}, {size}", ""]
     lines.append(f"On {race['device']['name']}, {race['created']}: `{race['command']}`, seed {race['seed']}.")
     before = None
-    for phase, work in dict.fromkeys((row["phase"], row["work"]) for row in race["rows"]):
+    works = dict.fromkeys((row["phase"], row["work"]) for row in race["rows"])
+    for phase, work in sorted(works, key=lambda each: [*TITLES].index(each[0])):
         lines += ["", f"### {TITLES[phase]}"] * (phase != before)
         before = phase
         rows = [row for row in race["rows"] if (row["phase"], row["work"]) == (phase, work)]
