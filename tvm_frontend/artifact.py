@@ -1,7 +1,8 @@
-"""The compiled model: a folder with a library, its weights and a description. Runs without ONNX and without torch."""
+"""The compiled model: a folder with libraries, weights and a description. Runs without ONNX and without torch."""
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from tvm_frontend.threads import chosen_threads
 if TYPE_CHECKING:
     from tvm_frontend.session import CachedSession, Session
 
-FORMAT = 5
-LIBRARY, WEIGHTS, DESCRIPTION = "library.so", "weights.bin", "model.json"
+FORMAT = 6
+WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
 ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for
 REMAKE = "make it again with: python -m tvm_frontend.compile"
 
@@ -31,11 +32,12 @@ class CompiledModel:
     path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: who
     read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
     `CompileTarget` as JSON. opt_level: 0 or 3. pipeline: the phases that made it, in order. phases_s: the seconds each
-    took. launches: the threads and the bytes of shared memory of a block of each kernel on a GPU. exported_sha256,
-    checkpoint_sha256: of the file that was compiled and the checkpoint that it came from. entry_points: the functions
-    of the library. caches: the dtype and the shape behind B of each KV cache. weights: the dtype, shape and place in
-    the file of each. files_crc32: of the library and the weights. versions: of the compiler. search: the trials,
-    seconds and folder of the search that found its schedules, None if there was none.
+    took, for all archs together. launches: of each kernel on a GPU the `function` that it calls, None if TVM wrote it,
+    and the `threads` and `shared_bytes` of a block. exported_sha256, checkpoint_sha256: of the file that was compiled
+    and the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and the shape
+    behind B of each KV cache. weights: the dtype, shape and place in the file of each. files_crc32: of the libraries
+    and the weights. versions: of the compiler. search: the trials, seconds and folder of the search that found its
+    schedules, None if there was none.
     """
 
     path: Path
@@ -50,7 +52,7 @@ class CompiledModel:
     opt_level: int
     pipeline: list[str]
     phases_s: dict[str, float]
-    launches: dict[str, dict[str, int]]
+    launches: dict[str, dict[str, Any]]
     exported_sha256: str
     checkpoint_sha256: str
     entry_points: list[str]
@@ -65,13 +67,26 @@ class CompiledModel:
 
         By default as many as TVM_NUM_THREADS or else OMP_NUM_THREADS says, or else one a physical core that this
         process may use. Between steps they sleep, unless TVM_THREAD_POOL_SPIN_COUNT makes them look for work longer.
-        A model with a cache gives a `CachedSession`. Raises UserError if this machine cannot run the code.
+        A model with a cache gives a `CachedSession`, with this project's kernels for a GPU a `DeviceSession`. Raises
+        UserError if this machine cannot run the code.
         """
+        from tvm_frontend.device_session import DeviceSession
         from tvm_frontend.session import CachedSession, Session
 
-        check_runs_here(self.target)
-        kind = CachedSession if self.form == "cached" else Session
-        return kind(self, chosen_threads(threads))
+        arch = check_runs_here(self.target)
+        kind = Session
+        if self.form == "cached":
+            kind = DeviceSession if "add_choice" in self.pipeline else CachedSession
+        return kind(self, chosen_threads(threads), self.library(arch))
+
+    @property
+    def libraries(self) -> list[Path]:
+        """The library for each arch of the target, in its order."""
+        return [self.library(arch) for arch in self.target["archs"] or [None]]
+
+    def library(self, arch: str | None) -> Path:
+        """The library for a GPU's arch, or None for the CPU."""
+        return self.path / library_name(arch)
 
     def map_weights(self) -> list[np.ndarray]:
         """The weights in the order of the arguments, as views of the file: only what is read takes memory."""
@@ -79,18 +94,33 @@ class CompiledModel:
         return [np.ndarray(each["shape"], each["dtype"], file, each["offset"]) for each in self.weights]
 
 
-def save_compiled(folder: Path, executable: Any, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-    """Write library, weights and description into an existing folder; `description` holds CompiledModel's fields."""
-    executable.export_library(str(folder / LIBRARY))
+def library_name(arch: str | None) -> str:
+    """The name of the library for a GPU's arch, or None for the CPU."""
+    return f"library-{arch}.so" if arch else "library.so"
+
+
+def save_compiled(
+    folder: Path, executables: dict[str | None, Any], weights: dict[str, np.ndarray], description: dict[str, Any]
+) -> None:
+    """Write libraries, weights and description into an existing folder.
+
+    executables: by arch. description: CompiledModel's fields.
+    """
+    libraries = {library_name(arch): executable for arch, executable in executables.items()}
+    for name, executable in libraries.items():
+        executable.export_library(str(folder / name))
     table = _save_weights(folder / WEIGHTS, weights.values())
-    files = {name: _crc32(folder / name) for name in (LIBRARY, WEIGHTS)}
+    files = {name: _crc32(folder / name) for name in (*libraries, WEIGHTS)}
     content = {"format": FORMAT, **description, "weights": table, "files_crc32": files}
     (folder / DESCRIPTION).write_text(json.dumps(content | {"sha256": _sha256(content)}, indent=1))
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but a compiled model, whole or damaged, so that a new one may replace it."""
-    return folder.is_dir() and {file.name for file in folder.iterdir()} <= {LIBRARY, WEIGHTS, DESCRIPTION}
+    return folder.is_dir() and all(
+        file.name in (WEIGHTS, DESCRIPTION) or re.fullmatch(r"library(-sm_\d+)?\.so", file.name)
+        for file in folder.iterdir()
+    )
 
 
 def load_compiled(path: Path | str) -> CompiledModel:

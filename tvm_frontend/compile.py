@@ -6,6 +6,7 @@ python -m tvm_frontend.compile --target cuda --arch sm_86        # cross-compile
 python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict
 from itertools import chain
@@ -19,7 +20,7 @@ from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
 from gpt.files import atomic_output
-from tvm_frontend.artifact import LIBRARY, CompiledModel, is_ours, load_compiled, save_compiled
+from tvm_frontend.artifact import CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
@@ -53,13 +54,15 @@ def compile_model(
     frontend: str = DEFAULT,
     fixed_shape: tuple[int, int] | None = None,
     cuda_compiler: str = "auto",
+    fast_math: bool = False,
     dump_ir: Path | None = None,
     search: "Search | None" = None,
     without: Collection[str] = (),
 ) -> CompiledModel:
     """Compile a file that one of the FRONTENDS reads, by default one written by `export.onnx`.
 
-    One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T]. The
+    One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T], and every
+    arch that is named, with commas between them: `sm_80,sm_86`. The
     result is a folder, `tvm-<llvm or arch>-O<level>` (and the precision, `cache` and the frontend where they are not
     the default) beside the model unless `output` names another, and it is there whole or not at all. A `search` is what
     `tvm_frontend.tune` adds; `without` names phases to leave out. Raises UserError for a bad file, target or output.
@@ -78,9 +81,11 @@ def compile_model(
         raise UserError("no C++ compiler on PATH, and one must link the library: install g++ or clang++")
     if compile_for.kind == "cuda":
         find_compiler(cuda_compiler)  # say at once what is missing, not after the import
+    elif fast_math:
+        raise UserError("--fast-math is for --target cuda: leave it out")
     source = read_source(frontend, model, fixed_shape)
     words = [precision * (precision != known[0]), FORMS[source.form], frontend * (frontend != DEFAULT)]
-    words += ["-".join(["without", *without])] if without else []
+    words += ["fast-math" * fast_math, *(["-".join(["without", *without])] if without else [])]
     if search is not None:
         search.check(source, compile_for)
         words.append(search.name)
@@ -90,19 +95,24 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
-        compiled = compile_graph(
-            source.import_graph,
-            compile_for,
-            opt_level,
-            precision=precision,
-            cuda_compiler=cuda_compiler,
-            dump_ir=dump_ir,
-            search=search,
-            without=without,
-        )
+        executables, phases_s = {}, Counter()
+        for one in compile_for.each():
+            compiled = compile_graph(
+                source.import_graph,
+                one,
+                opt_level,
+                precision=precision,
+                cuda_compiler=cuda_compiler,
+                fast_math=fast_math,
+                dump_ir=dump_ir / one.name if dump_ir and len(compile_for.archs) > 1 else dump_ir,
+                search=search,
+                without=without,
+            )
+            executables[one.arch] = compiled.executable
+            phases_s.update(compiled.phases_s)
         save_compiled(
             folder,
-            compiled.executable,
+            executables,
             compiled.graph.weights,
             {
                 "config": asdict(source.config),
@@ -116,8 +126,8 @@ def compile_model(
                 "opt_level": opt_level,
                 "entry_points": compiled.graph.entry_points,
                 "caches": compiled.graph.caches,
-                "pipeline": list(compiled.phases_s),
-                "phases_s": compiled.phases_s,
+                "pipeline": list(phases_s),
+                "phases_s": dict(phases_s),
                 "launches": compiled.launches,
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
@@ -125,8 +135,8 @@ def compile_model(
                 "versions": {"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
             },
         )
-        if compile_for.kind == "cuda":
-            verify_cuda_library(folder / LIBRARY, compile_for.arch)
+        for arch in compile_for.archs:
+            verify_cuda_library(folder / library_name(arch), arch)
     return load_compiled(output)
 
 
@@ -147,7 +157,7 @@ def compile_command(
     ] = None,
     target: str = "llvm",
     mcpu: CpuArgument = None,
-    arch: Annotated[str | None, tyro.conf.arg(metavar="SM", help_behavior_hint="(default for cuda: sm_86)")] = None,
+    arch: Annotated[str | None, tyro.conf.arg(metavar="SM,…", help_behavior_hint="(default for cuda: sm_86)")] = None,
     opt_level: Literal[0, 3] = 3,
     precision: Annotated[
         Literal[tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))] | None,
@@ -157,6 +167,7 @@ def compile_command(
     batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
+    fast_math: tyro.conf.FlagCreatePairsOff[bool] = False,
     without: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PHASE", help_behavior_hint="(default: none)")
     ] = (),
@@ -170,7 +181,7 @@ def compile_command(
         output: the folder to write
         target: llvm (the CPU) or cuda
         mcpu: the CPU to compile for, by LLVM's name
-        arch: the GPU to compile for; none needs to be present
+        arch: the GPU to compile for, or several, as sm_80,sm_86; none needs to be present
         opt_level: 0 is TVM's own untuned pipeline, 3 this project's rewrites and schedules
         precision: of the products of linear layers; below fp32 their weights and inputs are rounded, sums are wide
             (llvm has fp32, bf16, int8, int4, cuda has bf16, fp16, tf32, fp32)
@@ -178,6 +189,7 @@ def compile_command(
         batch: compile for this B alone, with --tokens; relax-onnx needs it
         tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
+        fast_math: let it use fast division, roots and functions, and drop numbers below float32's normal ones
         without: leave out a phase, to see what it adds, as fuse_attention; may be given again
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
@@ -198,6 +210,7 @@ def compile_command(
             frontend=frontend,
             fixed_shape=None if batch is None else (batch, tokens),
             cuda_compiler=compiler,
+            fast_math=fast_math,
             dump_ir=dump_ir,
             without=without,
         )
@@ -207,7 +220,7 @@ def compile_command(
             for name, seconds in compiled.phases_s.items():
                 print(f"  {seconds:8.3f} s  {name}")
     size_mb = sum(file.stat().st_size for file in compiled.path.iterdir()) / 1e6
-    for_what = compiled.target["arch"] or compiled.target["mcpu"]
+    for_what = ", ".join(compiled.target["archs"]) or compiled.target["mcpu"]
     print(
         f"wrote {compiled.path} ({size_mb:.1f} MB, {target} {for_what}, opt level {opt_level}, "
         f"{sum(compiled.phases_s.values()):.1f} s)"

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,12 +94,12 @@ def find_tool(name: str) -> Path:
 @contextmanager
 def cuda_machine_code(
     arch: str, compiler: str = "auto", *, fast_math: bool = False, before: str = ""
-) -> Iterator[dict[str, dict[str, int]]]:
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Within the block every CUDA kernel that TVM builds becomes machine code for exactly `arch`, never source or PTX.
 
     Works in any process, before or after TVM is imported, with or without a GPU; outside the block TVM is as it was.
     before: CUDA C++ that the kernels call, to be compiled in front of them. Gives a dict, which is filled on the way:
-    the `threads` and `shared_bytes` of a block of each kernel.
+    the `function` of that source that each kernel calls, if any, and the `threads` and `shared_bytes` of its blocks.
     Raises UserError at once if no compiler is found, or if it does not compile for `arch`.
     """
     found = find_compiler(compiler)
@@ -109,7 +109,7 @@ def cuda_machine_code(
     import tvm_ffi
 
     _load_module_class()
-    launches: dict[str, dict[str, int]] = {}
+    launches: dict[str, dict[str, Any]] = {}
     machine_code_of = tvm_ffi.get_global_func("gpt_frontend.cuda_machine_code")
     build_source = tvm_ffi.get_global_func("target.build.cuda")
 
@@ -203,15 +203,16 @@ def load_cuda_runtime() -> None:
         ) from error
 
 
-def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, int]]:
-    """The threads and the bytes of shared memory of a block of each kernel."""
+def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, Any]]:
+    """What `cuda_machine_code` gives."""
     import tvm
     import tvm_ffi
 
-    found = {}
+    found, call_extern = {}, tvm.ir.Op.get("tirx.call_extern")
     for _, function in module.functions_items():
         threads: dict[str, int] = {}
         shared: list[int] = []
+        called: list[str] = []
 
         def note_threads(node: "tvm.tirx.AttrStmt", threads: dict[str, int] = threads) -> None:
             if node.attr_key == "thread_extent" and (tag := str(node.node.thread_tag)).startswith("threadIdx"):
@@ -222,10 +223,22 @@ def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, int]]:
                 size = math.prod(int(extent) for extent in node.buffer.shape)
                 shared.append(size * np.dtype(str(node.buffer.dtype)).itemsize)
 
-        visits = [(tvm.tirx.AttrStmt, note_threads), (tvm.tirx.AllocBuffer, note_shared)]
+        def note_called(node: "tvm.ir.Call", called: list[str] = called) -> None:
+            if node.op.same_as(call_extern):
+                called.append(str(node.args[0].value))
+
+        visits = [
+            (tvm.tirx.AttrStmt, note_threads),
+            (tvm.tirx.AllocBuffer, note_shared),
+            (tvm.ir.Call, note_called),
+        ]
         tvm_ffi.structural_walk(function.body, visits)
         name = str(function.attrs["global_symbol"])
-        found[name] = {"threads": math.prod(threads.values()), "shared_bytes": sum(shared)}
+        found[name] = {
+            "function": called[0] if called else None,
+            "threads": math.prod(threads.values()),
+            "shared_bytes": sum(shared),
+        }
     return found
 
 

@@ -8,6 +8,7 @@ import tvm
 
 ENTRY = "forward"  # the name of the Relax function, ONNX to library
 BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
+CHOOSE = "choose"  # of the kernel that `add_choice` puts beside them
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from gpt.cli import UserError
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
@@ -26,6 +27,7 @@ from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.schedules import kernels_for
+from tvm_frontend.schedules.cuda import CudaKernels
 from tvm_frontend.schedules.cuda.default import schedule_cuda
 from tvm_frontend.schedules.cuda.launch import source
 from tvm_frontend.target import CompileTarget
@@ -46,13 +48,13 @@ Phase = tuple[str, Callable[[Graph], Graph]]
 class Compiled:
     """What the phases made of a model: the executable, the graph with its weights, and the seconds each took.
 
-    launches: of each kernel on a GPU, the `threads` and `shared_bytes` of a block.
+    launches: as in `CompiledModel`.
     """
 
     executable: relax.VMExecutable
     graph: Graph
     phases_s: dict[str, float]
-    launches: dict[str, dict[str, int]]
+    launches: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -76,6 +78,7 @@ def compile_graph(
     *,
     precision: str = "fp32",
     cuda_compiler: str = "auto",
+    fast_math: bool = False,
     dump_ir: Path | None = None,
     search: "Search | None" = None,
     without: Collection[str] = (),
@@ -102,7 +105,7 @@ def compile_graph(
             bar.update()
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
-        executable, launches = machine_code(graph, target, cuda_compiler)
+        executable, launches = machine_code(graph, target, cuda_compiler, fast_math)
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()
@@ -131,11 +134,13 @@ def graph_phases(
             ("cancel_casts", cancel_casts),
             ("split_head", split_head),
         ]
+    if isinstance(kernels, CudaKernels):
+        rewrites.append(("add_choice", lambda graph: add_choice(graph, kernels)))
     if search is not None:
         # A head of one shape could not take fewer rows, which is what it is split for.
         return [
             ("fix_shape", lambda graph: fix_shape(graph, search.shape)),
-            *(rewrite for rewrite in rewrites if rewrite[0] != "split_head"),
+            *(rewrite for rewrite in rewrites if rewrite[0] not in ("split_head", "add_choice")),
             ("fold_weights", lambda graph: fold_weights(graph, target)),
             ("legalize", lambda graph: legalize(graph, target, opt_level)),
             ("search", lambda graph: search(graph, target)),
@@ -222,12 +227,15 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
 
 
 def machine_code(
-    graph: Graph, target: CompileTarget, cuda_compiler: str = "auto"
-) -> tuple[relax.VMExecutable, dict[str, dict[str, int]]]:
+    graph: Graph, target: CompileTarget, cuda_compiler: str = "auto", fast_math: bool = False
+) -> tuple[relax.VMExecutable, dict[str, dict[str, Any]]]:
     """Kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC, and the launches of `Compiled`."""
     tvm_target = target.to_tvm()
     if target.kind == "cuda":
-        with cuda_machine_code(target.arch, cuda_compiler, before=source()) as launches, tvm_target:
+        with (
+            cuda_machine_code(target.arch, cuda_compiler, fast_math=fast_math, before=source()) as launches,
+            tvm_target,
+        ):
             return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None), launches
     return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None), {}
 

@@ -11,7 +11,7 @@ from tvm import relax
 
 from gpt.cli import UserError
 from gpt.tokenizer import check_ids
-from tvm_frontend.artifact import LIBRARY, CompiledModel
+from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.cuda_toolchain import load_cuda_runtime
 from tvm_frontend.graph import BODY, ENTRY, HEAD
 from tvm_frontend.target import CompileTarget
@@ -23,7 +23,7 @@ LAST = -1  # the row of the last position
 class _Loaded:
     """The library and its weights on the device."""
 
-    def __init__(self, model: CompiledModel, threads: int) -> None:
+    def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
         use_threads(threads)  # refuses too many now, not in the middle of a step
         self.model = model
         self.threads = threads
@@ -31,10 +31,12 @@ class _Loaded:
         if not self._on_cpu:
             load_cuda_runtime()
         self._inputs: dict[str, tuple[tvm.runtime.Tensor, np.ndarray]] = {}  # each with its memory as numpy sees it
+        self._uploaded: dict[tuple[str, tuple[int, ...]], tuple[tvm.runtime.Tensor, Any]] = {}  # and what was copied
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
         weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
-        functions = relax.VirtualMachine(_load_library(model.path / LIBRARY), self._device)
+        self._library = _load_library(library)
+        functions = relax.VirtualMachine(self._library, self._device)
         self._forward = functions[ENTRY]
         self._parts = (functions[BODY], functions[HEAD]) if HEAD in model.entry_points else None
 
@@ -47,26 +49,39 @@ class _Loaded:
         inputs = self._on_device("ids", ids, ids.shape), *inputs, self._weights
         if rows is None or ids.shape[1] == 1 or self._parts is None:
             results = self._forward(*inputs)
-            logits = self._to_numpy(_first(results))
+            logits = self._to_numpy(first_of(results))
             if isinstance(rows, np.ndarray) and logits.shape[1] < ids.shape[1]:
                 raise UserError("lengths: this model was exported for the last position alone")
             return (logits if rows is None else _rows_of(logits, rows)), results
         body, head = self._parts
         results = body(*inputs)
-        hidden = _rows_of(self._to_numpy(_first(results)), rows)  # [B, 1, C]
-        return self._to_numpy(head(self._on_device("hidden", hidden, hidden.shape), self._weights)), results
+        B, T = ids.shape
+        row = self._on_device("rows", T - 1 if isinstance(rows, int) else rows, (B,))
+        return self._to_numpy(head(first_of(results), row, self._weights)), results
 
     def _on_device(self, name: str, value: np.ndarray | int, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
-        """An input as a tensor of that shape, one number for all of it if so given; int64 unless it is float32."""
-        dtype = "float32" if getattr(value, "dtype", None) == np.float32 else "int64"
+        """An input as a tensor of that shape, one number for all of it if so given; int64 unless it is float64.
+
+        It is the one that the same name and shape had before, where there is one.
+        """
+        dtype = "float64" if getattr(value, "dtype", None) == np.float64 else "int64"
         if not self._on_cpu:
-            return tvm.runtime.tensor(np.full(shape, value, dtype), self._device)
+            return self._upload(name, value, shape, dtype)
         tensor, view = self._inputs.get(name, (None, None))
         if view is None or view.shape != shape:  # a new tensor takes as long as several kernels of a small model
             tensor = tvm.runtime.empty(shape, dtype, self._device)
             view = np.from_dlpack(tensor)
             self._inputs[name] = tensor, view
         view[...] = value
+        return tensor
+
+    def _upload(self, name: str, value: np.ndarray | int, shape: tuple[int, ...], dtype: str) -> tvm.runtime.Tensor:
+        tensor, there = self._uploaded.get((name, shape), (None, None))
+        if tensor is None:
+            tensor = tvm.runtime.empty(shape, dtype, self._device)
+        if not (isinstance(value, int) and value == there):  # a copy waits for all that is under way
+            tensor.copyfrom(np.full(shape, value, dtype))
+            self._uploaded[name, shape] = tensor, value if isinstance(value, int) else None
         return tensor
 
     def _to_numpy(self, logits: tvm.runtime.Tensor) -> np.ndarray:
@@ -104,7 +119,7 @@ class Session(_Loaded):
         are not 1 to T.
         """
         ids = self._check(ids)
-        return self._run(ids, rows=_last_rows(ids, lengths))[0][:, 0]
+        return self._run(ids, rows=last_rows(ids, lengths))[0][:, 0]
 
 
 class CachedSession(_Loaded):
@@ -113,8 +128,8 @@ class CachedSession(_Loaded):
     Of a model in fewer bits than fp32 so are they: `schedules.cpu.cache_rows` says how.
     """
 
-    def __init__(self, model: CompiledModel, threads: int) -> None:
-        super().__init__(model, threads)
+    def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
+        super().__init__(model, threads, library)
         self._cache: list[tvm.runtime.Tensor] = []
 
     def begin(self, B: int) -> None:
@@ -145,7 +160,7 @@ class CachedSession(_Loaded):
         lengths: int64 [B], where the prompt of each sequence ends, if not at T. Raises UserError.
         """
         ids = self._check(ids)
-        rows = _last_rows(ids, lengths)
+        rows = last_rows(ids, lengths)
         if not self._cache or self._cache[0].shape[0] != len(ids):
             self.begin(len(ids))
         return self._step(ids, 0, rows)[:, 0]
@@ -189,11 +204,12 @@ def _load_library(path: Path) -> tvm_ffi.Module:
         return tvm_ffi.load_module(link)  # tvm.runtime's goes back to where the link leads
 
 
-def _first(results: Any) -> tvm.runtime.Tensor:
+def first_of(results: Any) -> tvm.runtime.Tensor:
+    """Of what a function gave back, the first tensor."""
     return results if isinstance(results, tvm.runtime.Tensor) else results[0]
 
 
-def _last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
+def last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
     """The last position of each sequence of ids [B, T]. Raises UserError for lengths that are no [B] of 1 to T."""
     if lengths is None:
         return LAST

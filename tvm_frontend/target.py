@@ -1,7 +1,8 @@
 """What code is compiled for: kinds, CPU and arch names, and what each can do. The only file that knows them."""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli import UserError
@@ -30,14 +31,23 @@ _ONLY_BY_NAME = frozenset(
 class CompileTarget:
     """One thing to compile for; `resolve_target` makes it.
 
-    kind: `llvm` or `cuda`. mcpu: the host CPU by LLVM's name, for both kinds. arch: the GPU's, as `sm_86`; None for
+    kind: `llvm` or `cuda`. mcpu: the host CPU by LLVM's name, for both kinds. archs: the GPUs', as `sm_86`; none for
     llvm. features: the CPU's instruction sets that the code may use, by LLVM's names (`avx2`, `fma`, `avx512f`, …).
     """
 
     kind: str
     mcpu: str
-    arch: str | None
+    archs: tuple[str, ...]
     features: frozenset[str]
+
+    def each(self) -> "list[CompileTarget]":
+        """A target for each arch; the same alone if it has none."""
+        return [replace(self, archs=(arch,)) for arch in self.archs] or [self]
+
+    @property
+    def arch(self) -> str | None:
+        """Of a target that `each` gave, its arch; None for llvm."""
+        return self.archs[0] if self.archs else None
 
     @property
     def vector_bits(self) -> int:
@@ -46,8 +56,8 @@ class CompileTarget:
 
     @property
     def name(self) -> str:
-        """`llvm`, or for a GPU its arch: short enough for a folder's name."""
-        return self.arch or self.kind
+        """`llvm`, or for GPUs their archs: short enough for a folder's name."""
+        return "-".join(self.archs) or self.kind
 
     def to_tvm(self) -> "tvm.target.Target":
         """The same as TVM's Target, always with an explicit CPU, and for cuda an explicit arch and host."""
@@ -64,41 +74,41 @@ class CompileTarget:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON; `from_json` reads it back."""
-        return {"kind": self.kind, "mcpu": self.mcpu, "arch": self.arch, "features": sorted(self.features)}
+        return {"kind": self.kind, "mcpu": self.mcpu, "archs": list(self.archs), "features": sorted(self.features)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "CompileTarget":
         """Read what `to_json` wrote."""
-        return cls(data["kind"], data["mcpu"], data["arch"], frozenset(data["features"]))
+        return cls(data["kind"], data["mcpu"], tuple(data["archs"]), frozenset(data["features"]))
 
 
 def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:
     """The target that a user's words mean: mcpu defaults to this machine's CPU, arch (cuda only) to sm_86.
 
-    The arch is never taken from a GPU that happens to be here. Raises UserError for an unknown kind, mcpu or arch,
-    and for an arch given with llvm.
+    arch: one or, with commas between them, several. It is never taken from a GPU that happens to be here. Raises
+    UserError for an unknown kind, mcpu or arch, and for an arch given with llvm.
     """
     if kind not in KINDS:
         raise UserError(f"target {kind!r}: not known{_near(kind, KINDS)}; known are {', '.join(KINDS)}")
     if kind == "llvm" and arch is not None:
         raise UserError(f"arch {arch!r} is a GPU's and target llvm is the CPU: leave --arch out, or say --target cuda")
-    if kind == "cuda" and arch is None:
-        arch = DEFAULT_ARCH
-    if arch is not None and arch not in CUDA_ARCHS:
-        raise UserError(f"arch {arch!r}: not known{_near(arch, CUDA_ARCHS)}; known are {', '.join(CUDA_ARCHS)}")
+    archs = tuple(dict.fromkeys((arch or DEFAULT_ARCH).split(","))) if kind == "cuda" else ()
+    for each in archs:
+        if each not in CUDA_ARCHS:
+            raise UserError(f"arch {each!r}: not known{_near(each, CUDA_ARCHS)}; known are {', '.join(CUDA_ARCHS)}")
     if mcpu is None:
         mcpu = _host_cpu()
         features = _features_of_cpu(mcpu) & _host_features()
     else:
         features = _known_cpu_features(mcpu)
-    return CompileTarget(kind, mcpu, arch, features)
+    return CompileTarget(kind, mcpu, archs, features)
 
 
-def check_runs_here(target: dict[str, Any]) -> None:
+def check_runs_here(target: dict[str, Any]) -> str | None:
     """Check that code for `target` (as `CompileTarget.to_json` wrote it) runs on this machine.
 
-    Raises UserError that names what the code needs and what this machine has; without it a lesser CPU would end in
-    SIGILL.
+    Gives which of its archs this machine's GPU runs, None for llvm. Raises UserError that names what the code needs and
+    what this machine has; without it a lesser CPU would end in SIGILL.
     """
     needed = CompileTarget.from_json(target)
     if missing := needed.features - _host_features():
@@ -107,26 +117,27 @@ def check_runs_here(target: dict[str, Any]) -> None:
             f"{', '.join(sorted(missing))}: compile it here with python -m tvm_frontend.compile, or elsewhere with "
             f"--mcpu {_host_cpu()}"
         )
-    if needed.kind == "cuda":
-        _check_gpu(needed.arch)
+    return _arch_for_this_gpu(needed.archs) if needed.kind == "cuda" else None
 
 
-def _check_gpu(arch: str) -> None:
+def _arch_for_this_gpu(archs: Sequence[str]) -> str:
     from tvm_frontend.cuda_toolchain import gpu_arch
 
-    here = gpu_arch()
+    here, held = gpu_arch(), " or ".join(archs)
     if here is None:
         raise UserError(
-            f"this artifact needs a GPU that runs {arch}, and this machine shows none: run it on one that has it"
+            f"this artifact needs a GPU that runs {held}, and this machine shows none: run it on one that has it"
         )
     # Machine code runs on its own arch and later minor ones of the same major (CUDA programming guide, binary
     # compatibility).
-    number, present = int(arch.removeprefix("sm_")), int(here.removeprefix("sm_"))
-    if number // 10 != present // 10 or number > present:
+    number = {arch: int(arch.removeprefix("sm_")) for arch in (*archs, here)}
+    fitting = [arch for arch in archs if number[arch] // 10 == number[here] // 10 and number[arch] <= number[here]]
+    if not fitting:
         raise UserError(
-            f"this artifact was compiled for {arch}, and this machine's GPU is {here}: compile it again with "
+            f"this artifact was compiled for {held}, and this machine's GPU is {here}: compile it again with "
             f"--target cuda --arch {here}"
         )
+    return max(fitting, key=number.get)
 
 
 def _known_cpu_features(mcpu: str) -> frozenset[str]:

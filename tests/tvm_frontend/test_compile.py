@@ -228,10 +228,24 @@ def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(compiler, mo
     assert (code, err) == (0, "")
     assert re.search(r"^wrote \S+tvm-sm_86-O3 \(\d+\.\d MB, cuda sm_86, opt level 3, ", out, re.MULTILINE)
     output = model.parent / "tvm-sm_86-O3"
-    assert cubin_archs((output / "library.so").read_bytes()) == {"sm_86"}
     compiled = load_compiled(output)
-    assert compiled.target["arch"] == "sm_86"
+    assert cubin_archs(compiled.library("sm_86").read_bytes()) == {"sm_86"}
+    assert compiled.target["archs"] == ["sm_86"]
     assert json.loads((output / "model.json").read_text())["target"]["kind"] == "cuda"
+
+
+def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, command):
+    code, out, err = command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")
+    assert (code, err) == (0, "")
+    assert re.search(r"^wrote \S+tvm-sm_80-sm_86-O0-fast-math \(\d+\.\d MB, cuda sm_80, sm_86, ", out, re.MULTILINE)
+    compiled = load_compiled(model.parent / "tvm-sm_80-sm_86-O0-fast-math")
+    assert [cubin_archs(library.read_bytes()) for library in compiled.libraries] == [{"sm_80"}, {"sm_86"}]
+    assert command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")[0] == 0
+
+
+def test_fast_math_is_for_gpus(model, command):
+    code, _, err = command(model, "--fast-math")
+    assert (code, err) == (2, "error: --fast-math is for --target cuda: leave it out\n")
 
 
 def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):

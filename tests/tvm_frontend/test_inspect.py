@@ -6,12 +6,15 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import cuda_toolchain
-from tvm_frontend.artifact import LIBRARY
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import find_compiler, find_tool
-from tvm_frontend.inspect import KernelCode, inspect_command, read_kernels, table
+from tvm_frontend.inspect import KernelCode, code_table, inspect_command, read_kernels
 
-CONFIG = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
+SMALL = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
+CHAR = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
+GPT2 = GPTConfig(
+    block_size=1024, vocab_size=50257, n_layer=1, n_head=12, n_embd=768
+)  # its layers have the same kernels
 PRODUCTS = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 MOST_SHARED = 99 << 10  # of an sm_86's block
 
@@ -29,22 +32,35 @@ def tools():
 def compiled(export, tmp_path_factory):
     made = {}
 
-    def compile_for_gpu(form, precision):
-        if (form, precision) not in made:
-            _, exported = export(CONFIG, form)
-            folder = tmp_path_factory.mktemp("cuda") / "model"
-            made[form, precision] = compile_model(exported.path, folder, target="cuda", precision=precision)
-        return made[form, precision]
+    def compile_for_gpu(form, precision, config=SMALL):
+        if (form, precision, config) not in made:
+            _, exported = export(config, form)
+            folder = tmp_path_factory.mktemp("cuda")
+            made[form, precision, config] = compile_model(
+                exported.path, folder / "model", target="cuda", precision=precision, dump_ir=folder / "ir"
+            )
+        return made[form, precision, config]
 
     return compile_for_gpu
 
 
 @pytest.mark.parametrize(
-    ("form", "precision"), [("forward", "bf16"), ("forward", "fp16"), ("forward", "tf32"), ("cached", "bf16")]
+    ("form", "precision", "config"),
+    [
+        ("forward", "bf16", SMALL),
+        ("forward", "fp16", SMALL),
+        ("forward", "tf32", SMALL),
+        ("cached", "bf16", SMALL),
+        ("forward", "bf16", CHAR),
+        ("cached", "bf16", CHAR),
+        ("forward", "bf16", GPT2),
+        ("cached", "bf16", GPT2),
+    ],
 )
-def test_the_machine_code_for_sm_86(compiled, form, precision):
-    model = compiled(form, precision)
-    kernels = read_kernels(model.path / LIBRARY, model.launches)
+def test_the_machine_code_for_sm_86(compiled, form, precision, config):
+    model = compiled(form, precision, config)
+    (library,) = model.libraries
+    kernels = read_kernels(library, model.launches)
     assert {kernel.arch for kernel in kernels} == {"sm_86"}
     assert {kernel.name for kernel in kernels} == set(model.launches)
     for kernel in kernels:
@@ -63,12 +79,27 @@ def test_the_machine_code_for_sm_86(compiled, form, precision):
     assert len(attention) == (precision != "tf32")
 
 
+@pytest.mark.parametrize("config", [CHAR, GPT2])
+def test_a_layer_is_seven_launches(compiled, config):
+    """And the embedding, the last LayerNorm, the head: no cast or copy is between them."""
+    (rewritten,) = (compiled("forward", "bf16", config).path.parent / "ir").glob("*-cancel_casts.py")
+    assert rewritten.read_text().count("R.call_tir(") == 7 * config.n_layer + 3
+
+
 def test_the_table_for_people(compiled, capsys):
     inspect_command(compiled("forward", "bf16").path)
     lines = capsys.readouterr().out.splitlines()
     columns = "kernel instructions HMMA LDGSTS LDSM spills registers threads shared KB occupancy"
-    assert lines[0].split() == columns.split()
+    assert lines[0].startswith("sm_86, ")
+    assert lines[1].split() == columns.split()
     assert any(re.match(r"causal_attention_kernel +\d+ +[1-9]\d* +[1-9]\d* +[1-9]\d* +0 ", line) for line in lines)
+    (floor,) = (line for line in lines if line.endswith("causal_attention<Bf16, 2, 64>"))
+    # 64 tokens of 2 heads of 64: 64 · 65 / 2 pairs, of 4 · 128 FLOPs, and 64 rows of 4 · 128 numbers of 2 bytes.
+    flops, read = 64 * 65 // 2 * 4 * 128, 64 * 4 * 128 * 2
+    words = floor.split()[1:5]
+    assert [float(word) for word in words] == pytest.approx(
+        [flops / 1e9, read / 1e6, read / 936e9 * 1e6, read / 696e9 * 1e6], rel=0.1, abs=0.005
+    )
 
 
 def test_what_is_not_for_a_gpu_is_refused(exported, tmp_path):
@@ -91,7 +122,7 @@ def test_without_the_tools_the_user_is_told_what_to_install(compiled, monkeypatc
 )
 def test_occupancy_by_what_runs_out_first(registers, threads, shared_bytes, expected):
     """Threads; shared memory, 2 of 49 KB; registers, 2 of 32 K; blocks."""
-    kernel = KernelCode("k", "sm_86", registers, threads, shared_bytes, Counter())
+    kernel = KernelCode("k", None, "sm_86", registers, threads, shared_bytes, Counter())
     assert kernel.occupancy == pytest.approx(expected)
-    assert KernelCode("k", "sm_103", registers, threads, shared_bytes, Counter()).occupancy is None
-    assert "–" in table([KernelCode("k", "sm_103", 1, 32, 0, Counter())])
+    assert KernelCode("k", None, "sm_103", registers, threads, shared_bytes, Counter()).occupancy is None
+    assert "–" in code_table([KernelCode("k", None, "sm_103", 1, 32, 0, Counter())])

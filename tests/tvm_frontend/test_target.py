@@ -46,6 +46,7 @@ def test_a_named_cpu_brings_its_own_features(mcpu, vector_bits, has, lacks):
     [
         ({"kind": "cudda"}, "near: cuda"),
         ({"kind": "cuda", "arch": "sm_50"}, "known are sm_75"),
+        ({"kind": "cuda", "arch": "sm_86,"}, "arch '': not known"),
         ({"kind": "cuda", "arch": "sm_8"}, "near: sm_8"),
         ({"kind": "llvm", "arch": "sm_86"}, "--target cuda"),
         ({"mcpu": "skylake-avx51"}, "near: skylake-avx512"),
@@ -86,7 +87,9 @@ def test_a_lesser_cpu_is_told_what_it_lacks(monkeypatch):
 @pytest.mark.parametrize(
     ("compiled", "here", "said"),
     [
-        ("sm_86", None, "shows none"),
+        ("sm_86", None, "runs sm_86, and this machine shows none"),
+        ("sm_80,sm_86", None, "runs sm_80 or sm_86, and"),
+        ("sm_80,sm_86", "sm_90", "compiled for sm_80 or sm_86, and this machine's GPU is sm_90"),
         ("sm_86", "sm_80", "this machine's GPU is sm_80"),
         ("sm_86", "sm_90", "--arch sm_90"),
         ("sm_103", "sm_100", "--arch sm_100"),
@@ -98,10 +101,25 @@ def test_a_missing_or_other_gpu_is_an_error(monkeypatch, compiled, here, said):
         check_runs_here(resolve_target("cuda", arch=compiled).to_json())
 
 
-@pytest.mark.parametrize("here", ["sm_86", "sm_89"])
-def test_machine_code_runs_on_its_arch_and_later_minor_ones(monkeypatch, here):
+@pytest.mark.parametrize(
+    ("compiled", "here", "runs"),
+    [
+        ("sm_86", "sm_86", "sm_86"),
+        ("sm_86", "sm_89", "sm_86"),
+        ("sm_80,sm_86,sm_90", "sm_86", "sm_86"),
+        ("sm_86,sm_80,sm_90", "sm_89", "sm_86"),
+        ("sm_80,sm_86,sm_90", "sm_90", "sm_90"),
+    ],
+)
+def test_machine_code_runs_on_its_arch_and_later_minor_ones(monkeypatch, compiled, here, runs):
     monkeypatch.setattr("tvm_frontend.cuda_toolchain.gpu_arch", lambda: here)
-    check_runs_here(resolve_target("cuda", arch="sm_86").to_json())
+    assert check_runs_here(resolve_target("cuda", arch=compiled).to_json()) == runs
+
+
+def test_several_archs_are_named_together_and_compiled_for_one_by_one():
+    target = resolve_target("cuda", arch="sm_80,sm_86,sm_80")
+    assert target.name == "sm_80-sm_86"
+    assert [each.to_tvm().attrs["arch"] for each in target.each()] == ["sm_80", "sm_86"]
 
 
 def test_what_a_schedule_asks_the_cpu_for_is_recorded_in_the_artifact():

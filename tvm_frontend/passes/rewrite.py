@@ -70,7 +70,7 @@ class Rewriting:
         Where the kernel takes or gives numbers of another type, they are cast.
         """
         *taken, given = _dtypes(kernel)
-        function = self.builder.add_func(_with_root(kernel), name)
+        function = self.builder.add_func(with_root(kernel), name)
         type_ = relax.TensorType(like.ty.shape, given)
         return _cast(relax.call_tir(function, _cast_all(arguments, taken), out_ty=type_), given, str(like.ty.dtype))
 
@@ -86,7 +86,7 @@ class Rewriting:
         *taken, given = _dtypes(kernel)
         places = [-1, *range(len(arguments), len(arguments) + len(written))]
         types = [relax.TensorType(like.ty.shape, given), *(tensor.ty for tensor in written)]
-        function = self.builder.add_func(_with_root(kernel), name)
+        function = self.builder.add_func(with_root(kernel), name)
         arguments = _cast_all(arguments, taken[: len(arguments)])
         results = relax.op.call_tir_inplace(function, [*arguments, *written], places, types)
         return _cast(relax.TupleGetItem(results, 0), given, str(like.ty.dtype))
@@ -160,7 +160,8 @@ def _cast_all(values: Sequence[relax.Expr], wanted: Sequence[str]) -> list[relax
     return [_cast(value, str(value.ty.dtype), dtype) for value, dtype in zip(values, wanted, strict=True)]
 
 
-def _with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+def with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """A kernel as the graph passes want it: opaque and scheduled."""
     # TVM's graph passes look into every kernel and expect its body to be a block, as scheduled ones have.
     block = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
     scheduled = kernel.with_body(tvm.s_tir.SBlockRealize([], True, block)).with_attr("tirx.is_scheduled", True)

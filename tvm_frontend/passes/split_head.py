@@ -15,8 +15,9 @@ from tvm_frontend.passes.rewrite import calls, same_shape
 def split_head(graph: Graph) -> Graph:
     """Beside forward, body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
 
-    They call the same kernels and take all weights. The graph stays as it is if its logits are not one kernel's, from a
-    hidden state of every position, in float32, and weights.
+    head takes, int64 [B], which row of each sequence it is for, and gives [B, 1, V]. Both call the same kernels as
+    forward and take all weights. The graph stays as it is if its logits are not one kernel's, from a hidden state of
+    every position and weights.
     """
     function = graph.module[ENTRY]
     inputs = int(function.attrs["num_input"])
@@ -35,14 +36,30 @@ def split_head(graph: Graph) -> Graph:
         return graph
     out = relax.Var("hidden", hidden.ty)
     body = _function(function.params, [*before, relax.VarBinding(out, hidden)], [out, *rest])
-    given = relax.Var("hidden", hidden.ty)
-    kernel, _ = last.value.args
-    call = relax.call_tir(kernel, [given, *others], out_ty=logits.ty)
-    head = _function([given, *weights], [relax.VarBinding(logits, call)], [logits])
+    head = _head(last, hidden, others, weights)
     module = graph.module.clone()
-    for name, split, number in ((BODY, body, inputs), (HEAD, head, 1)):
+    for name, split, number in ((BODY, body, inputs), (HEAD, head, 2)):
         module[name] = split.with_attrs({"num_input": number, "global_symbol": name})
     return Graph(module, graph.weights)
+
+
+def _head(
+    last: relax.Binding, hidden: relax.Var, others: Sequence[relax.Var], weights: Sequence[relax.Var]
+) -> relax.Function:
+    """head(hidden, rows, *weights) of the binding that makes the logits of `hidden` and other arguments."""
+    B = hidden.ty.shape.values[0]
+    kernel, _ = last.value.args
+    given = relax.Var("hidden", hidden.ty)
+    rows = relax.Var("rows", relax.TensorType([B], "int64"))
+    logits = relax.TensorType([B, 1, last.var.ty.shape.values[-1]], str(last.var.ty.dtype))
+    builder = relax.BlockBuilder()
+    with builder.function(HEAD, [given, rows, *weights]):
+        with builder.dataflow():
+            places = builder.emit(relax.op.reshape(rows, (B, 1, 1)))
+            picked = builder.emit(relax.op.gather_nd(given, places, batch_dims=1))  # [B, 1, C]
+            out = builder.emit_output(relax.call_tir(kernel, [picked, *others], out_ty=logits))
+        builder.emit_func_output(out)
+    return copy_with_new_vars(builder.get()[HEAD])
 
 
 def _function(params: Sequence[relax.Var], bindings: list[relax.Binding], results: list[relax.Expr]) -> relax.Function:
@@ -59,6 +76,6 @@ def _is_one_of(expr: relax.Expr, variables: Sequence[relax.Var]) -> bool:
 
 
 def _of_every_position(hidden: relax.Expr, ids: relax.Var) -> bool:
-    """Whether `hidden` is float32 [B, T, C] of ids [B, T]."""
+    """Whether `hidden` is [B, T, C] of ids [B, T]."""
     shape = hidden.ty.shape.values
-    return len(shape) == 3 and str(hidden.ty.dtype) == "float32" and same_shape(shape[:2], ids.ty.shape.values)
+    return len(shape) == 3 and same_shape(shape[:2], ids.ty.shape.values)

@@ -11,6 +11,7 @@ from tvm_frontend.schedules.cuda.cached_attention import cached_attention
 from tvm_frontend.schedules.cuda.launch import Launcher
 from tvm_frontend.schedules.cuda.linear import linear
 from tvm_frontend.schedules.cuda.rows import LARGEST, embedding, layer_norm
+from tvm_frontend.schedules.cuda.sampling import choose
 
 # Each precision's type in `device/primitives.cuh` and dtype between kernels. float32 has no tensor cores: TVM's rules.
 NUMBERS = {"bf16": ("Bf16", "bfloat16"), "fp16": ("Fp16", "float16"), "tf32": ("Tf32", "float32")}
@@ -62,3 +63,6 @@ class CudaKernels:
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc:
         return self._embedding(V, block_size, C, self.launcher, behind=behind)
+
+    def choose(self, V: int) -> tvm.tirx.PrimFunc:
+        return choose(V, self.launcher)

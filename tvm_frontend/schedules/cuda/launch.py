@@ -12,7 +12,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 DEVICE = Path(__file__).with_name("device")
-FILES = ("primitives", "linear", "attention", "cached_attention", "rows")  # each uses those before it
+FILES = ("primitives", "linear", "attention", "cached_attention", "rows", "sampling")  # each uses those before it
 NAMESPACE = "gpt_frontend"
 
 

@@ -189,6 +189,8 @@ inline unsigned bits_of(float value) {
 
 }  // namespace emulator
 
+inline unsigned __float_as_uint(float value) { return emulator::bits_of(value); }
+inline unsigned atomicAdd(unsigned* at, unsigned value) { return (*at += value) - value; }  // threads take turns
 inline void __syncthreads() { emulator::meet(emulator::barrier, emulator::alive); }
 
 namespace gpt_frontend {

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 
 from bench.agreement import tolerance_of
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import pipeline
 from tvm_frontend.compile import compile_model
+from tvm_frontend.device_session import DeviceSession
+from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.schedules.cuda import CudaKernels
 
 CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=64)
@@ -49,6 +52,52 @@ def test_step_by_step_over_a_cache(compiled, eager, precision):
     session.begin(2)
     for first, last in [(0, 20), (20, 21), (21, 138), (138, 139), (139, 140)]:
         close(session.step(ids[:, first:last], np.full(2, first)), expected[:, first:last], precision)
+
+
+@pytest.fixture
+def device_session(compiled, monkeypatch):
+    """Of a model with a cache, on the CPU, with the kernel that chooses tokens."""
+    split = pipeline.split_head
+    monkeypatch.setattr(pipeline, "split_head", lambda graph: add_choice(split(graph), pipeline.kernels_for(None, "")))
+    _, model = compiled("cached", "bf16")
+    return DeviceSession(model, 2, model.library(None))
+
+
+def test_tokens_are_chosen_on_the_device(device_session):
+    """As a step by step choice of the likeliest is; prompts of different length, and again over a filled cache."""
+    lengths = np.array([17, 5])
+    for _ in range(2):
+        ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (2, 17))
+        found = device_session.generate(ids, 4, lengths=lengths)
+        logits, expected = device_session.fill(ids, lengths), []
+        for i in range(4):
+            expected.append(logits.argmax(-1))
+            logits = device_session.decode(expected[-1][:, None], lengths + i)
+        np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+
+
+def test_draws_are_of_the_likeliest_and_of_the_seed(device_session):
+    ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (1, 9))
+    logits = device_session.fill(ids)[0]
+    drawn = [int(device_session.generate(ids, 1, top_k=3, temperature=5.0, seed=seed)[0, 0]) for seed in range(20)]
+    assert len(set(drawn)) > 1
+    assert set(drawn) <= set(np.argsort(-logits)[:3].tolist())
+    assert drawn[7] == device_session.generate(ids, 1, top_k=3, temperature=5.0, seed=7)[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tokens": 0}, "tokens=0: must be 1 to 142"),
+        ({"tokens": 143}, "tokens=143: must be 1 to 142"),
+        ({"tokens": 1, "top_k": 0}, "top_k=0, .* must be 1 to 211"),
+        ({"tokens": 1, "temperature": -1.0}, "temperature=-1.0"),
+        ({"tokens": 1, "lengths": np.array([10])}, "must be 1 whole numbers from 1 to 9"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(device_session, arguments, said):
+    with pytest.raises(UserError, match=said):
+        device_session.generate(np.zeros((1, 9), np.int64), **arguments)
 
 
 def test_what_passes_between_the_kernels_of_a_layer_is_narrow(compiled, tmp_path):
