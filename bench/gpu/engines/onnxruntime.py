@@ -26,7 +26,10 @@ def _files(precision: str) -> dict[str, str]:
 
 @dataclass
 class _Bound:
-    """A session of one shape and what it reads and writes: ids [B, T], pos and pos_out [B], logits [B, 1, V]."""
+    """A session of one shape and what it reads and writes: ids [B, T], pos and pos_out [B], logits [B, 1, V].
+
+    given: what ids and pos hold.
+    """
 
     session: "InferenceSession"
     binding: "IOBinding"
@@ -34,6 +37,7 @@ class _Bound:
     pos: "Tensor"
     pos_out: "Tensor"
     logits: "Tensor"
+    given: "tuple[Tensor, int] | None" = None
 
 
 class Engine(DeviceEngine):
@@ -92,8 +96,10 @@ class Engine(DeviceEngine):
                 del self._bound[next(iter(self._bound))]
             self._bound[B, T] = self._bind(B, T)
         bound, options = self._bound[B, T], onnxruntime.RunOptions()
-        bound.ids.copy_(ids)
-        bound.pos.fill_(context)
+        if bound.given is None or bound.given[0] is not ids or bound.given[1] != context:
+            bound.ids.copy_(ids)
+            bound.pos.fill_(context)
+            bound.given = ids, context
         if self.device == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         bound.session.run_with_iobinding(bound.binding, options)

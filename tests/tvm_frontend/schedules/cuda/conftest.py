@@ -93,8 +93,26 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 
 
 @pytest.fixture
-def run_in_place(launcher: Launcher, tmp_path: Path) -> Callable[..., list[np.ndarray]]:
-    """Run a kernel made with `launcher` on arrays, some of which it writes to, behind the others.
+def build(launcher: Launcher, tmp_path: Path) -> Callable[[tvm.tirx.PrimFunc], tuple[tvm.runtime.Device, Callable]]:
+    """Compile a kernel made with `launcher`: the device that it runs on, and a function of tensors there."""
+
+    def build_kernel(kernel: tvm.tirx.PrimFunc) -> tuple[tvm.runtime.Device, Callable]:
+        module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
+        if isinstance(launcher, EmulatedLauncher):
+            launcher.load(tmp_path)
+            return tvm.cpu(), tvm.compile(module, resolve_target().to_tvm())["run"]
+        arch, library = gpu_arch(), tmp_path / "kernel.so"
+        with cuda_machine_code(arch, before=source()):
+            tvm.compile(module, resolve_target("cuda", arch=arch).to_tvm()).export_library(str(library))
+        load_cuda_runtime()
+        return tvm.cuda(), tvm_ffi.load_module(library)["run"]
+
+    return build_kernel
+
+
+@pytest.fixture
+def run_in_place(build: Callable) -> Callable[..., list[np.ndarray]]:
+    """Run a kernel on arrays, some of which it writes to, behind the others.
 
     Gives back the result, of a shape and dtype, in float64, and what was written to as it then is.
     """
@@ -107,12 +125,7 @@ def run_in_place(launcher: Launcher, tmp_path: Path) -> Callable[..., list[np.nd
         shape: tuple[int, ...],
         dtype: str = "float32",
     ) -> list[np.ndarray]:
-        module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
-        if isinstance(launcher, EmulatedLauncher):
-            launcher.load(tmp_path)
-            device, function = tvm.cpu(), tvm.compile(module, resolve_target().to_tvm())["run"]
-        else:
-            device, function = tvm.cuda(), load_on_gpu(module, tmp_path)
+        device, function = build(kernel)
         # What a kernel forgets to write stays NaN.
         *inputs, out = (to_tensor(each, device) for each in (*arguments, *written, np.full(shape, np.nan, dtype)))
         function(*inputs, out)
@@ -138,15 +151,6 @@ def within(record_property: Callable[[str, object], None]) -> Callable[..., bool
         return largest <= 1
 
     return check
-
-
-def load_on_gpu(module: tvm.IRModule, folder: Path) -> tvm_ffi.Function:
-    """`run` of a module, compiled for the GPU that is here, by way of a library as an artifact has it."""
-    arch, library = gpu_arch(), folder / "kernel.so"
-    with cuda_machine_code(arch, before=source()):
-        tvm.compile(module, resolve_target("cuda", arch=arch).to_tvm()).export_library(str(library))
-    load_cuda_runtime()
-    return tvm_ffi.load_module(library)["run"]
 
 
 def to_tensor(array: np.ndarray, device: tvm.runtime.Device) -> tvm.runtime.Tensor:
