@@ -4,8 +4,8 @@ python -m bench.gpu --engine tvm --engine inductor --no-kernels
 python -m bench.gpu --device cpu --models tiny --minutes 3   # try the command where no GPU is
 
 Measure a GPU and every engine on it: its limits, each kernel and each engine against float64, then the first token and
-decode of GPT-2's sizes in bfloat16. A JSON file a model and phase and a table of all of them are written as they grow,
-so what was done is there if the run is stopped.
+decode of GPT-2's sizes in bfloat16. A JSON file a model and a table of all of them are written as they grow, so what
+was done is there if the run is stopped.
 """
 
 import datetime
@@ -18,11 +18,13 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from bench.artifacts import CHECKPOINT
 from bench.backends import Contender, refuse_absent
 from bench.compare import ROUNDS, Plan
 from bench.gpu.device import DeviceArtifacts, target_of
@@ -48,7 +50,7 @@ class GpuConfig:
     """Measure a GPU and every engine on it."""
 
     models: tuple[str, ...] = MODELS  # shapes of bench.prepare, with random weights
-    phases: tuple[str, ...] = tuple(PHASES)  # of first-token, decode
+    phases: tuple[str, ...] = tuple(PHASES)  # of first-token, decode, generate
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
     minutes: float = 8.0  # for all of it: what is not begun by then is left out, and named
     seconds: float = 1.0  # of timing, a row
@@ -79,46 +81,50 @@ def run_gpu(config: GpuConfig) -> bool:
     target, threads = target_of(config.device), checked_threads(config.threads)
     contenders = find_contenders(config.engine, target)
     right = _check_kernels(config, until) if config.kernels else True
-    races = [(model, phase) for model in config.models for phase in config.phases]
-    for number, (model, phase) in enumerate(races):
-        left_s = until - time.monotonic()
-        share = time.monotonic() + left_s / (len(races) - number)
+    for number, model in enumerate(config.models):
+        now = time.monotonic()
+        share = now + (until - now) / (len(config.models) - number)
         artifacts = DeviceArtifacts(config.artifacts / f"seeded-{model}", config.device, target)
-        able = those_that_can(contenders, artifacts, phase)
+        able = those_that_can(contenders, artifacts)
         refuse_absent(config.engine, able)
         shape = SEEDED[model]
-        plan = Plan(PHASES[phase].timed(shape), threads, seed=config.seed, precision="bf16", baseline=BASELINE)
+        in_turn = zip_longest(*(PHASES[phase].timed(shape) for phase in config.phases))
+        works = tuple(work for each in in_turn for work in each if work)  # if time runs out, each phase has some
+        plan = Plan(works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
         about = {
             "model": model,
             "parameters": matmul_parameters(shape),
             "config": asdict(shape),
-            "phase": phase,
             "rounds": ROUNDS,
             "seed": config.seed,
             "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "command": shlex.join(["python", "-m", "bench.gpu", *sys.argv[1:]]),
         }
-        keep = partial(_keep, config.output, f"{model}-{phase}.json", about)
-        print(f"{phase} of {model}, {len(able)} engines on {config.device}", file=sys.stderr, flush=True)
+        keep = partial(_keep, config.output, f"{model}.json", about)
+        print(f"{model}, {len(able)} engines on {config.device}", file=sys.stderr, flush=True)
         found = run_race(artifacts, shape, able, plan, row_s=config.seconds, until=share, keep=keep)
         right = right and not any(each["agrees"] is False for each in (*found["rows"], *found["checks"]))
     print(f"wrote {write_table(config.output)}")
     return right
 
 
-def those_that_can(contenders: Iterable[Contender], artifacts: DeviceArtifacts, phase: str) -> list[Contender]:
-    """The contenders with the phase, all they need made; one whose files cannot be made here is absent and says why."""
-    found = []
+def those_that_can(contenders: Iterable[Contender], artifacts: DeviceArtifacts) -> list[Contender]:
+    """The contenders with all that they need made; one whose files cannot be made here is absent and says why."""
+    found, made = [], {CHECKPOINT}  # not verified twice: to read the checkpoint of a large model takes seconds
+    prepare(artifacts, [])
     for each in contenders:
-        if not each.absent:
+        files = {file for _, file in each.files}
+        if not each.absent and not files <= made:
             try:
-                prepare(artifacts, [each], [phase])
+                prepare(artifacts, [each], PHASES)
             except UserError as error:
                 each = replace(each, absent=str(error))
             except Exception as error:  # an exporter's or compiler's own: the other engines can be timed without it
                 traceback.print_exc()
                 words = " ".join(f"{type(error).__name__}: {error}".split())
                 each = replace(each, absent=f"its files could not be made: {words[:MOST_CHARACTERS]}")
+            else:
+                made |= files
             give_memory_back()
         found.append(each)
     return found

@@ -31,11 +31,11 @@ class DeviceEngine(Backend):
         super().load(artifacts, config, threads, variant)
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
-        """Seconds of each of some calls of `fill` or `decode`, by the device's clock and with all on the device."""
+        """Seconds of each of some calls of `fill`, `decode` or `generate`, by the device's clock, with all on it."""
         getattr(self, method)(*arguments)  # refuses what does not fit
-        ids, *context = arguments
-        step, on_device = {"fill": self._first, "decode": self._next}[method], self._put(ids)
-        return sample_on(self.device, lambda: step(on_device, *context), budget_s)
+        ids, *rest = arguments
+        call, on_device = {"fill": self._first, "decode": self._next, "generate": self._tokens}[method], self._put(ids)
+        return sample_on(self.device, lambda: call(on_device, *rest), budget_s)
 
     def notes(self) -> dict[str, str]:
         """What ran, as it was seen to, in words for the results."""
@@ -49,6 +49,17 @@ class DeviceEngine(Backend):
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
         """Logits [B, V] of one more token each, ids int64 [B, 1], behind the first `context` in the cache."""
 
+    def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
+        """The likeliest `tokens` tokens after ids int64 [B, T], each chosen on the device: int64 [B, tokens]."""
+        import torch
+
+        T, logits, chosen = ids.shape[1], self._first(ids), []
+        for context in range(T, T + tokens):
+            chosen.append(logits.argmax(-1, keepdim=True))  # [B, 1]
+            if len(chosen) < tokens:
+                logits = self._next(chosen[-1], context)
+        return torch.cat(chosen, dim=1)
+
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         raise NotImplementedError("on a device prompts go into a cache: fill")
 
@@ -57,6 +68,9 @@ class DeviceEngine(Backend):
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
         return self._to_numpy(self._next(self._put(ids), context))
+
+    def _generate(self, ids: np.ndarray, tokens: int) -> np.ndarray:
+        return self._tokens(self._put(ids), tokens).cpu().numpy()
 
     def _put(self, ids: np.ndarray) -> "Tensor":
         import torch

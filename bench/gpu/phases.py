@@ -1,14 +1,15 @@
-"""What engines on a GPU are asked to do: the first token behind a prompt, and the next one over a cache."""
+"""What engines on a GPU are asked to do: the first token behind a prompt, the next one over a cache, many."""
 
 import numpy as np
 
-from bench.agreement import Agreement, compare_steps
+from bench.agreement import Agreement, compare_steps, compare_tokens
 from bench.limits import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
-from bench.phases import Ask, Decode, Reference, Request, Work
+from bench.phases import Ask, Decode, Generate, Reference, Request, Work
 from bench.units import shape_name
 from gpt.config import GPTConfig
 
 BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # that are timed, as they fit the model
+PROMPT, TOKENS = 128, 64  # of generate, as they fit
 CHECKED_BATCHES, CHECKED_PROMPT = (1, 3), 17
 
 
@@ -78,4 +79,27 @@ class Step(Decode):
         return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
 
 
-PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step)}
+class Tokens(Generate):
+    """The likeliest tokens after a prompt, each chosen on the device. The reference gives what is compared alone."""
+
+    columns = ()
+
+    @classmethod
+    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
+        """Of one sequence and of several, behind a prompt; of a short model half of it."""
+        prompt = min(PROMPT, config.block_size // 2)
+        return tuple(cls(B, min(TOKENS, config.block_size - prompt), prompt) for B in BATCHES if prompt)
+
+    @property
+    def name(self) -> str:
+        return super().name + (f", {self.B} sequences" if self.B > 1 else "")
+
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
+        """Each token is the reference's likeliest after those before it, which the engine itself chose."""
+        prompt = ids[:, : self.context]
+        tokens = ask("generate", prompt, self.T)  # [B, T]
+        seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # what each token was chosen after
+        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
+
+
+PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step, Tokens)}

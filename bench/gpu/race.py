@@ -1,4 +1,4 @@
-"""One race: the engines at one phase of one model, each checked and timed alone, in turns, until the time is up."""
+"""One race: the engines on one model, each checked and timed alone, in turns, until the time is up."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from bench.worker import Worker, WorkerError
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-NOT_REACHED = "left out: the time was up, or the run ended, before it"
+NOT_REACHED = "the time was up, or the run ended, before it"
 LEAST_S = 1.0  # that a call may take, however little time is left
 LOADED_AT_ONCE = 4  # engines; none is timed meanwhile
 
@@ -108,30 +108,33 @@ def run_race(
 ) -> dict[str, Any]:
     """Check and time every contender that is present, each in a process of its own, in ROUNDS turns a row.
 
-    plan: of works of one phase. row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is
+    row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is
     left out, and said to be. keep: is given the results whenever there are more of them; the last are returned, plain
     JSON. Raises UserError if the device's limits cannot be measured.
     """
-    checked = type(plan.works[0]).checked(config)
+    kinds = dict.fromkeys(type(work) for work in plan.works)
+    checked = [work for kind in kinds for work in kind.checked(config)]
     present = [each for each in contenders if not each.absent]
     precisions = list(dict.fromkeys(each.precision for each in contenders))
     with ExitStack() as stack, tqdm(bar_format="{desc:<48.48} {bar} {elapsed}", leave=False) as progress:
         turns = len(present) * len(plan.works) * (ROUNDS + 1)
         progress.reset(total=2 + 2 * len(present) + len(present) * len(checked) + turns)
         _show(progress, "measuring the device's limits")
-        device, limits = _measure(artifacts.device, precisions, config, plan, until)
+        device, limits = _measure(artifacts.device, precisions, config, plan)
         runners = [
             DeviceRunner(each, stack.enter_context(DeviceWorker(each.factory, plan.threads, until))) for each in present
         ]
-        found = _Race(contenders, runners, config, plan, list(checked), device, limits, {})
+        found = _Race(contenders, runners, config, plan, checked, device, limits, {})
         for runner in runners:
-            runner.left_out = dict.fromkeys(found.checked + list(plan.works), NOT_REACHED)
-        for label in _load(runners, artifacts, config, plan):
+            runner.left_out = dict.fromkeys((*checked, *plan.works), NOT_REACHED)
+        for label in _load(runners, artifacts, config, plan, until):
             _show(progress, f"loaded {label}")
         truth = stack.enter_context(TruthAt(artifacts, config, plan.threads))
         any_shape = [runner for runner in runners if takes_any_shape(runner.contender)]
-        for work in found.checked:
+        for work in checked:
             _check(any_shape, work, truth, found, progress, until)
+        for runner in runners:
+            runner.left_out |= dict.fromkeys(plan.works, NOT_REACHED)  # also what was checked: it is not timed yet
         keep(found.results())
         for work in plan.works:
             _check(runners, work, truth, found, progress, until)
@@ -142,21 +145,22 @@ def run_race(
                     runner.take_turn(work, ids, row_s / ROUNDS, row_s)
             keep(found.results())
         _show(progress, "measuring the device's limits again")
-        _, after = _measure(artifacts.device, precisions, config, plan, until)
+        _, after = _measure(artifacts.device, precisions, config, plan)
         found.limits = {precision: best_of(limits[precision], after[precision]) for precision in precisions}
         for runner in runners:
             _show(progress, f"asking {runner.contender.label} what ran")
-            found.notes[runner.contender.label] = runner.note()
+            if said := runner.note():
+                found.notes[runner.contender.label] = said
         results = found.results()
         keep(results)
         return results
 
 
 def _measure(
-    device: str, precisions: list[str], config: GPTConfig, plan: Plan, until: float
+    device: str, precisions: list[str], config: GPTConfig, plan: Plan
 ) -> tuple[dict[str, Any], dict[str, Limits]]:
     """What the device is, and its limits. Raises UserError."""
-    with DeviceWorker(FACTORY, plan.threads, until) as probe:
+    with Worker(FACTORY, plan.threads) as probe:
         try:
             probe.call("load", device)
             return probe.call("describe"), measure_limits(probe, precisions, config, plan.threads)
@@ -164,11 +168,14 @@ def _measure(
             raise UserError(f"the limits of {device} could not be measured: {error}") from error
 
 
-def _load(runners: list[Runner], artifacts: DeviceArtifacts, config: GPTConfig, plan: Plan) -> Iterator[str]:
-    """Load some engines at once; the labels of those that are done."""
+def _load(
+    runners: list[Runner], artifacts: DeviceArtifacts, config: GPTConfig, plan: Plan, until: float
+) -> Iterator[str]:
+    """Load some engines at once, as long as there is time; the labels of those that are done."""
 
     def load(runner: Runner) -> str:
-        runner.load(artifacts, config, plan.threads)
+        if time.monotonic() < until:
+            runner.load(artifacts, config, plan.threads)
         return runner.contender.label
 
     with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:

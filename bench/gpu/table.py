@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
+from bench.compare import ROUNDS
 from bench.gpu.engines import OURS
 from bench.units import milliseconds, percent, times
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 
 TABLE, KERNELS = "README.md", "kernels.json"
-HEAD = """# Measured on a GPU
+HEAD = """# {title}
 
 Written by `python -m bench.gpu`; the numbers are in the JSON files beside it, every sample among them.
 
@@ -31,7 +32,11 @@ Written by `python -m bench.gpu`; the numbers are in the JSON files beside it, e
 """
 COLUMNS = ("engine", "precision", "ms", "spread", "floor ms", "of the floor", "binds", "× eager", "error")
 LEFT = 2  # columns of words, which stand left; numbers stand right
-TITLES = {"first-token": "first token: a prompt into the cache, B × T", "decode": "decode: one token over the cache"}
+TITLES = {
+    "first-token": "First token: a prompt into the cache, B × T",
+    "decode": "Decode: one token of each sequence over the cache",
+    "generate": "Generate: tokens after a prompt, each chosen on the device; times of one",
+}
 
 
 def write_table(folder: Path) -> Path:
@@ -42,9 +47,11 @@ def write_table(folder: Path) -> Path:
     kernels = json.loads((folder / KERNELS).read_text(encoding="utf-8")) if (folder / KERNELS).exists() else None
     if not races and kernels is None:
         raise UserError(f"{folder}: no JSON files of python -m bench.gpu there; run that first")
-    blocks = [HEAD.format(rounds=races[0]["rounds"] if races else "some"), *_limit_lines(races)]
+    tried = any("arch" not in race["device"] for race in races)
+    title = "The measurement of a GPU, tried on a CPU" if tried else "Measured on a GPU"
+    blocks = [HEAD.format(title=title, rounds=ROUNDS), *_limit_lines(races)]
     blocks += _kernel_lines(kernels) if kernels else []
-    for race in sorted(races, key=lambda race: (race["parameters"], race["phase"] == "decode")):
+    for race in sorted(races, key=lambda race: race["parameters"]):
         blocks += race_lines(race)
     with atomic_output(folder / TABLE) as part:
         part.write_text("\n".join(blocks) + "\n", encoding="utf-8")
@@ -54,19 +61,21 @@ def write_table(folder: Path) -> Path:
 def race_lines(race: dict[str, Any]) -> list[str]:
     """One race in Markdown: a table a piece of work, the fastest first, and what could not be timed."""
     size = f"{race['parameters'] / 1e6:.0f} million parameters"
-    lines = ["", f"## {race['model']}, {size}, {TITLES[race['phase']]}", ""]
+    lines = ["", f"## {race['model']}, {size}", ""]
     lines.append(f"On {race['device']['name']}, {race['created']}: `{race['command']}`, seed {race['seed']}.")
-    for work in dict.fromkeys(row["work"] for row in race["rows"]):
-        rows = [row for row in race["rows"] if row["work"] == work]
+    before = None
+    works = dict.fromkeys((row["phase"], row["work"]) for row in race["rows"])
+    for phase, work in sorted(works, key=lambda each: [*TITLES].index(each[0])):
+        lines += ["", f"### {TITLES[phase]}"] * (phase != before)
+        before = phase
+        rows = [row for row in race["rows"] if (row["phase"], row["work"]) == (phase, work)]
         timed = sorted((row for row in rows if row["median_ms"] is not None), key=lambda row: row["median_ms"])
         lines += ["", f"**{work}**{_against_peers(timed)}", ""]
         if timed:
             lines += [_line(COLUMNS), "|" + ":--|" * LEFT + "--:|" * (len(COLUMNS) - LEFT)]
-            lines += [_line(cells_of(row)) for row in timed]
-            lines.append("")
+            lines += [*(_line(cells_of(row)) for row in timed), ""]
         lines += [f"- {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["median_ms"] is None]
-    told = [f"{label}: {words}" for label, notes in race["notes"].items() for words in notes.items() if words]
-    lines += ["", "What ran:", ""] * bool(told)
+    lines += ["", "What ran:", ""] * bool(race["notes"])
     lines += [f"- {label}: {name}: {value}" for label, notes in race["notes"].items() for name, value in notes.items()]
     lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in race["versions"].items()) + "."]
     return lines
@@ -110,7 +119,7 @@ def _limit_lines(races: list[dict[str, Any]]) -> list[str]:
         )
         for precision in dict.fromkeys(each["precision"] for each in limits):
             peak = max(each["peak_flops_per_s"] for each in limits if each["precision"] == precision)
-            lines.append(f"- {precision}: {peak / 1e12:,.1f} TFLOP/s")
+            lines.append(f"- {precision}: {peak / 1e12:.4g} TFLOP/s")
         lines.append("")
     return lines
 

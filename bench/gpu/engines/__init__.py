@@ -8,6 +8,7 @@ from bench.agreement import PRECISIONS
 from bench.backends import Contender
 from bench.backends import find_contenders as find_in
 
+PHASES = ("first-token", "decode", "generate")  # of `bench.gpu.phases`, all of which each engine has
 OURS, BASELINE = "tvm O3", "eager"  # labels
 
 

@@ -6,11 +6,12 @@ from bench.artifacts import CHECKPOINT
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
+from bench.gpu.engines import PHASES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILES = dict.fromkeys(("first-token", "decode"), CHECKPOINT)
+FILES = dict.fromkeys(PHASES, CHECKPOINT)
 
 
 class Engine(DeviceEngine):

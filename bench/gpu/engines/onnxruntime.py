@@ -1,11 +1,13 @@
 """ONNX Runtime's CUDA and TensorRT providers on the exported file with a cache, all bound on the device."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.artifacts import DEVICE_CACHED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
+from bench.gpu.engines import PHASES
 from gpt.cli import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +21,23 @@ KEPT = 2  # sessions, each with the weights: of a prompt and of a step
 
 
 def _files(precision: str) -> dict[str, str]:
-    return dict.fromkeys(("first-token", "decode"), DEVICE_CACHED.format(f"-{precision}"))
+    return dict.fromkeys(PHASES, DEVICE_CACHED.format(f"-{precision}"))
+
+
+@dataclass
+class _Bound:
+    """A session of one shape and what it reads and writes: ids [B, T], pos and pos_out [B], logits [B, 1, V].
+
+    given: what ids and pos hold.
+    """
+
+    session: "InferenceSession"
+    binding: "IOBinding"
+    ids: "Tensor"
+    pos: "Tensor"
+    pos_out: "Tensor"
+    logits: "Tensor"
+    given: "tuple[Tensor, int] | None" = None
 
 
 class Engine(DeviceEngine):
@@ -45,22 +63,23 @@ class Engine(DeviceEngine):
 
         self._path, self._threads = artifacts.folder / self.variant.files["decode"], threads
         self._dtype = getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[self.variant.precision])
-        self._sessions: dict[tuple[int, int], InferenceSession] = {}
-        self._bindings: dict[tuple, IOBinding] = {}
+        self._bound: dict[tuple[int, int], _Bound] = {}
         self._cache: dict[str, Tensor] = {}
         if self.device == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream())  # the providers take any stream but the default one from others
         self._wanted()
 
     def notes(self) -> dict[str, str]:
-        return {"providers": ", ".join(dict.fromkeys(name for each in self._sessions.values() for name in _own(each)))}
+        """The providers of the sessions, without the CPU's, which is added to all and here may run nothing."""
+        names = dict.fromkeys(name for each in self._bound.values() for name in each.session.get_providers())
+        return {"providers": ", ".join(name for name in names if name != CPU or self.device == "cpu")}
 
     def _first(self, ids: "Tensor") -> "Tensor":
         import torch
 
         if not self._cache or len(next(iter(self._cache.values()))) != len(ids):
             shape = (len(ids), self.config.n_head, self.config.block_size, self.config.head_size)
-            self._bindings.clear()
+            self._bound.clear()
             self._cache = {
                 f".{layer}.{part}": torch.zeros(shape, dtype=self._dtype, device=self.device)
                 for layer in range(self.config.n_layer)
@@ -69,47 +88,45 @@ class Engine(DeviceEngine):
         return self._next(ids, 0)
 
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
-        session, binding, logits = self._bound(ids, context)
-        options = None
+        import onnxruntime
+
+        B, T = ids.shape
+        if (B, T) not in self._bound:
+            while len(self._bound) >= KEPT:
+                del self._bound[next(iter(self._bound))]
+            self._bound[B, T] = self._bind(B, T)
+        bound, options = self._bound[B, T], onnxruntime.RunOptions()
+        if bound.given is None or bound.given[0] is not ids or bound.given[1] != context:
+            bound.ids.copy_(ids)
+            bound.pos.fill_(context)
+            bound.given = ids, context
         if self.device == "cuda":
-            import onnxruntime
-
-            options = onnxruntime.RunOptions()
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        session.run_with_iobinding(binding, options)
-        return logits[:, 0]
+        bound.session.run_with_iobinding(bound.binding, options)
+        return bound.logits[:, 0]
 
-    def _bound(self, ids: "Tensor", context: int) -> "tuple[InferenceSession, IOBinding, Tensor]":
-        """The session of a shape, with everything bound; each tensor of the cache is input and output at once."""
+    def _bind(self, B: int, T: int) -> "_Bound":
+        """A session for a shape with all bound on the device; each tensor of the cache is input and output at once."""
         import torch
 
-        key = (ids.data_ptr(), tuple(ids.shape), context)
-        if key not in self._bindings:
-            B, T = ids.shape
-            pos = self._pos(B, context)
-            logits = torch.empty((B, 1, self.config.vocab_size), dtype=torch.float32, device=self.device)
-            session = self._session(B, T)
-            binding = session.io_binding()
-            caches = self._cache.items()
-            inputs = {"ids": ids, "pos": pos} | {f"cache{name}": tensor for name, tensor in caches}
-            outputs = {"logits": logits, "pos_out": torch.empty_like(pos)}
-            outputs |= {f"cache_out{name}": tensor for name, tensor in caches}
-            for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-                for name, tensor in tensors.items():
-                    element = ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
-                    bind(name, self.device, 0, element, list(tensor.shape), tensor.data_ptr())
-            while len(self._bindings) >= KEPT:  # of ids that are gone
-                del self._bindings[next(iter(self._bindings))]
-            self._bindings[key] = session, binding, logits, ids, outputs["pos_out"]
-        return self._bindings[key][:3]
-
-    def _session(self, B: int, T: int) -> "InferenceSession":
-        if (B, T) not in self._sessions:
-            while len(self._sessions) >= KEPT:
-                self._bindings.clear()
-                del self._sessions[next(iter(self._sessions))]
-            self._sessions[B, T] = self._open(B, T)
-        return self._sessions[B, T]
+        session = self._open(B, T)
+        found = _Bound(
+            session,
+            session.io_binding(),
+            ids=torch.zeros((B, T), dtype=torch.int64, device=self.device),
+            pos=torch.zeros(B, dtype=torch.int64, device=self.device),
+            pos_out=torch.zeros(B, dtype=torch.int64, device=self.device),
+            logits=torch.empty((B, 1, self.config.vocab_size), dtype=torch.float32, device=self.device),
+        )
+        caches = self._cache.items()
+        inputs = {"ids": found.ids, "pos": found.pos} | {f"cache{name}": tensor for name, tensor in caches}
+        outputs = {"logits": found.logits, "pos_out": found.pos_out}
+        outputs |= {f"cache_out{name}": tensor for name, tensor in caches}
+        for bind, tensors in ((found.binding.bind_input, inputs), (found.binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                element = ELEMENTS[str(tensor.dtype).removeprefix("torch.")]
+                bind(name, self.device, 0, element, list(tensor.shape), tensor.data_ptr())
+        return found
 
     def _open(self, B: int, T: int) -> "InferenceSession":
         import onnxruntime
@@ -157,9 +174,3 @@ def refuse_fallback(wanted: list[str], got: list[str]) -> None:
     """
     if got[: len(wanted)] != wanted:
         raise RuntimeError(f"asked for {', '.join(wanted)}, got {', '.join(got)}")
-
-
-def _own(session: "InferenceSession") -> list[str]:
-    """A session's providers without the CPU's that is added to all, which here may run nothing."""
-    names = session.get_providers()
-    return names if names == [CPU] else [name for name in names if name != CPU]

@@ -1,64 +1,125 @@
 """TVM on the exported file with a cache: O0 is TVM's own untuned rules, O3 this project's rewrites and kernels."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from bench.artifacts import DEVICE_COMPILED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
+from bench.gpu.engines import PHASES
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
 def _files(level: int) -> dict[str, str]:
-    return dict.fromkeys(("first-token", "decode"), DEVICE_COMPILED[level].format("{target}"))
+    return dict.fromkeys(PHASES, DEVICE_COMPILED[level].format("{target}"))
+
+
+@dataclass
+class _Recorded:
+    """A call as a CUDA graph: ids [B, T] and pos [B] that it reads, logits [B, V]; given: what the first two hold."""
+
+    graph: "torch.cuda.CUDAGraph"
+    ids: "Tensor"
+    pos: "Tensor"
+    logits: "Tensor"
+    given: "tuple[Tensor, int] | None" = None
 
 
 class Engine(DeviceEngine):
-    """The compiled artifacts, each for all shapes. torch is there to hold what goes in and for its clock alone."""
+    """The compiled artifacts, each for all shapes. torch is there to hold what goes in and for its clock alone.
+
+    A prompt and a step are recorded as CUDA graphs, as the session's own `generate` records them. The session of an
+    untuned model, and any on a CPU, takes and gives arrays of the host alone; copies are then in its time.
+    """
 
     requires: ClassVar[dict[str, str]] = {"tvm": "apache-tvm", "torch": "torch"}
     summary = "TVM on the exported file: O0 its own untuned rules, O3 this project's; a KV cache in place"
     variants: ClassVar[dict[str, Variant]] = {"O0": Variant(_files(0)), "O3": Variant(_files(1), "bf16")}
 
     def _load(self, artifacts: DeviceArtifacts, threads: int) -> None:
+        import torch
+
         from tvm_frontend.artifact import load_compiled
+        from tvm_frontend.device_session import DeviceSession
 
         model = load_compiled(artifacts.folder / self.variant.files["decode"].format(target=artifacts.target))
         kind = {"cuda": "cuda", "cpu": "llvm"}[self.device]
         if model.target["kind"] != kind:
             raise RuntimeError(f"{model.path} was compiled for {model.target['kind']}, and is to run on {self.device}")
         self._session, self._target = model.start(threads), artifacts.target
+        self._by_host = not isinstance(self._session, DeviceSession)
+        self._B, self._recorded = 0, {}
+        if self.device == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream())  # on the default one nothing can be recorded
 
     def notes(self) -> dict[str, str]:
-        return {"compiled for": self._target}
+        how = "ids and logits by way of the host" if self._by_host else "recorded as CUDA graphs"
+        return {"compiled for": self._target, "calls": how}
 
     def _first(self, ids: "Tensor") -> "Tensor":
-        if self.device == "cpu":
-            return self._from_numpy(self._session.fill(ids.numpy()))
-        return self._to_torch(self._session.fill_on_device(self._from_torch(ids)))[:, 0]
+        if self._by_host:
+            return self._from_host(self._session.fill(ids.cpu().numpy()))
+        self._begin(len(ids))
+        return self._run("fill", ids, ids.shape[1] - 1)
 
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
-        if self.device == "cpu":
-            return self._from_numpy(self._session.decode(ids.numpy(), context))
-        pos = self._from_torch(self._pos(len(ids), context))
-        return self._to_torch(self._session.decode_on_device(self._from_torch(ids), pos))[:, 0]
+        if self._by_host:
+            return self._from_host(self._session.decode(ids.cpu().numpy(), context))
+        return self._run("decode", ids, context)
 
-    def _from_torch(self, tensor: "Tensor"):
+    def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
+        """By the session's own loop where it has one, which chooses on the device too."""
+        if self._by_host:
+            return super()._tokens(ids, tokens)
+        self._begin(len(ids))
+        return self._from_host(self._session.generate(ids.cpu().numpy(), tokens))
+
+    def _begin(self, B: int) -> None:
+        if B != self._B:
+            self._recorded.clear()  # they write to the cache that goes
+            self._session.begin(B)
+            self._B = B
+
+    def _run(self, method: str, ids: "Tensor", pos: int) -> "Tensor":
+        """A recorded call; pos: of a step where it stands, of a prompt its last position."""
+        key = (method, *ids.shape)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(method, ids, pos)
+        found = self._recorded[key]
+        if found.given is None or found.given[0] is not ids or found.given[1] != pos:
+            found.ids.copy_(ids)
+            found.pos.fill_(pos)
+            found.given = ids, pos
+        found.graph.replay()
+        return found.logits
+
+    def _record(self, method: str, ids: "Tensor", pos: int) -> "_Recorded":
+        import torch
         import tvm
+        import tvm_ffi
 
-        return tvm.runtime.from_dlpack(tensor)
+        stream = torch.cuda.current_stream()
+        ids, pos = ids.clone(), torch.full((len(ids),), pos, dtype=torch.int64, device=self.device)
+        call = {"fill": self._session.fill_on_device, "decode": self._session.decode_on_device}[method]
+        inputs = [tvm.runtime.from_dlpack(tensor) for tensor in (ids, pos)]
+        graph = torch.cuda.CUDAGraph()
+        with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream.cuda_stream):
+            call(*inputs)  # so that all memory is there
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+                logits = torch.from_dlpack(call(*inputs))  # [B, 1, V]
+        return _Recorded(graph, ids, pos, logits[:, 0])
 
-    def _to_torch(self, tensor) -> "Tensor":
+    def _from_host(self, array: np.ndarray) -> "Tensor":
         import torch
 
-        return torch.from_dlpack(tensor)
-
-    def _from_numpy(self, logits) -> "Tensor":
-        import torch
-
-        return torch.from_numpy(logits)
+        return torch.from_numpy(array).to(self.device)
 
     def versions(self) -> dict[str, str]:
         import tvm

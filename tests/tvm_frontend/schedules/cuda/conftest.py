@@ -1,4 +1,7 @@
-"""What the tests of the CUDA kernels share: their own source, run on the CPU by a model of a GPU's threads."""
+"""What the tests of the CUDA kernels share: their own source, run on the CPU by a model of a GPU's threads.
+
+Where there is a GPU, the same cases run on it too; `python -m bench.gpu` reports them.
+"""
 
 import ctypes
 import subprocess
@@ -9,10 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cuda.launch import DEVICE, FILES, NAMESPACE, Launcher
+from tvm_frontend.cuda_toolchain import cuda_machine_code, gpu_arch, load_cuda_runtime
+from tvm_frontend.schedules.cuda.launch import DEVICE, FILES, NAMESPACE, Launcher, source
 from tvm_frontend.target import resolve_target
 
 EMULATOR = Path(__file__).with_name("emulator.h")
@@ -74,13 +79,40 @@ def _c_type(argument: Expr) -> str:
 
 
 @pytest.fixture
-def launcher() -> EmulatedLauncher:
+def emulated() -> EmulatedLauncher:
     return EmulatedLauncher()
 
 
+@pytest.fixture(params=["emulated", "on_gpu"])
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    if request.param == "emulated":
+        return EmulatedLauncher()
+    if gpu_arch() is None:
+        pytest.skip("no NVIDIA driver with a GPU on this machine")
+    return Launcher()
+
+
 @pytest.fixture
-def run_in_place(launcher: EmulatedLauncher, tmp_path: Path) -> Callable[..., list[np.ndarray]]:
-    """Run a kernel made with `launcher` on arrays, some of which it writes to, behind the others.
+def build(launcher: Launcher, tmp_path: Path) -> Callable[[tvm.tirx.PrimFunc], tuple[tvm.runtime.Device, Callable]]:
+    """Compile a kernel made with `launcher`: the device that it runs on, and a function of tensors there."""
+
+    def build_kernel(kernel: tvm.tirx.PrimFunc) -> tuple[tvm.runtime.Device, Callable]:
+        module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
+        if isinstance(launcher, EmulatedLauncher):
+            launcher.load(tmp_path)
+            return tvm.cpu(), tvm.compile(module, resolve_target().to_tvm())["run"]
+        arch, library = gpu_arch(), tmp_path / "kernel.so"
+        with cuda_machine_code(arch, before=source()):
+            tvm.compile(module, resolve_target("cuda", arch=arch).to_tvm()).export_library(str(library))
+        load_cuda_runtime()
+        return tvm.cuda(), tvm_ffi.load_module(library)["run"]
+
+    return build_kernel
+
+
+@pytest.fixture
+def run_in_place(build: Callable) -> Callable[..., list[np.ndarray]]:
+    """Run a kernel on arrays, some of which it writes to, behind the others.
 
     Gives back the result, of a shape and dtype, in float64, and what was written to as it then is.
     """
@@ -93,11 +125,11 @@ def run_in_place(launcher: EmulatedLauncher, tmp_path: Path) -> Callable[..., li
         shape: tuple[int, ...],
         dtype: str = "float32",
     ) -> list[np.ndarray]:
-        launcher.load(tmp_path)
-        module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
-        library = tvm.compile(module, resolve_target().to_tvm())
-        out, in_place = tvm.runtime.empty(shape, dtype), [to_tensor(each) for each in written]
-        library["run"](*map(to_tensor, arguments), *in_place, out)
+        device, function = build(kernel)
+        # What a kernel forgets to write stays NaN.
+        *inputs, out = (to_tensor(each, device) for each in (*arguments, *written, np.full(shape, np.nan, dtype)))
+        function(*inputs, out)
+        in_place = inputs[len(arguments) :]
         return [to_float64(out), *(tensor.numpy() for tensor in in_place)]
 
     return run_kernel
@@ -109,9 +141,21 @@ def run(run_in_place: Callable[..., list[np.ndarray]]) -> Callable[..., np.ndarr
     return lambda kernel, *arguments, **result: run_in_place(kernel, arguments, [], **result)[0]
 
 
-def to_tensor(array: np.ndarray) -> tvm.runtime.Tensor:
-    """On the CPU, of the same dtype, which numpy may only know from ml_dtypes."""
-    tensor = tvm.runtime.empty(array.shape, str(array.dtype))
+@pytest.fixture
+def within(record_property: Callable[[str, object], None]) -> Callable[..., bool]:
+    """Whether errors are within a tolerance, a number or one for each; the largest, in tolerances, is recorded."""
+
+    def check(found: np.ndarray, expected: np.ndarray, tolerance: np.ndarray | float) -> bool:
+        largest = float((np.abs(found - expected) / tolerance).max())
+        record_property("error_of_tolerance", largest)
+        return largest <= 1
+
+    return check
+
+
+def to_tensor(array: np.ndarray, device: tvm.runtime.Device) -> tvm.runtime.Tensor:
+    """On a device, of the same dtype, which numpy may only know from ml_dtypes."""
+    tensor = tvm.runtime.empty(array.shape, str(array.dtype), device)
     return tensor.copyfrom(array)
 
 

@@ -24,28 +24,32 @@ def heads(qkv: np.ndarray, nh: int) -> np.ndarray:
     return qkv.reshape(B, T, 3, nh, width // 3 // nh).transpose(2, 0, 3, 1, 4)
 
 
-def agrees(found: np.ndarray, expected: np.ndarray, v: np.ndarray, unit: float) -> bool:
+def tolerance(v: np.ndarray, unit: float) -> float:
     """Weights and result are rounded to the precision; sums of weights that add up to 1 are in float32."""
-    return bool((np.abs(found - expected) <= 2.5 * unit * np.abs(v).max()).all())
+    return 2.5 * unit * float(np.abs(v).max())
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize(
     ("B", "T", "nh", "hs"), [(1, 1, 2, 64), (3, 17, 2, 32), (1, 130, 1, 64), (2, 64, 1, 128), (1, 70, 3, 48)]
 )
-def test_causal_attention(run: Callable, launcher, precision: str, B: int, T: int, nh: int, hs: int) -> None:
+def test_causal_attention(
+    run: Callable, launcher, within: Callable, precision: str, B: int, T: int, nh: int, hs: int
+) -> None:
     C = nh * hs
     qkv = np.random.default_rng().normal(size=(B, T, 3 * C)).astype(np.float32).astype(DTYPES[precision])
     kernel = CudaKernels(precision, launcher).causal_attention(nh, hs, hs**-0.5)
     found = run(kernel, qkv, shape=(B, T, C), dtype=str(qkv.dtype))
     q, k, v = heads(qkv.astype(np.float64), nh)
     expected = np.stack([[attention(q[b, h], k[b, h], v[b, h], hs**-0.5) for h in range(nh)] for b in range(B)])
-    assert agrees(found, expected.transpose(0, 2, 1, 3).reshape(B, T, C), v, UNIT[precision])
+    assert within(found, expected.transpose(0, 2, 1, 3).reshape(B, T, C), tolerance(v, UNIT[precision]))
 
 
 @pytest.mark.parametrize("T", [1, 2, 17, 70])
 @pytest.mark.parametrize(("precision", "nh", "hs"), [("bf16", 2, 64), ("fp16", 1, 80), ("bf16", 1, 128)])
-def test_over_a_cache(run_in_place: Callable, launcher, precision: str, nh: int, hs: int, T: int) -> None:
+def test_over_a_cache(
+    run_in_place: Callable, launcher, within: Callable, precision: str, nh: int, hs: int, T: int
+) -> None:
     """Sequences of different length; what lies beyond each is NaN, and only the new rows are written."""
     C, length, rng = nh * hs, 300, np.random.default_rng()
     pos = np.array([0, 127, 210])
@@ -72,7 +76,7 @@ def test_over_a_cache(run_in_place: Callable, launcher, precision: str, nh: int,
             for h in range(nh)
         ]
         expected = np.stack(expected).transpose(1, 0, 2).reshape(T, C)
-        assert agrees(found[b], expected, values[b, :, :end], UNIT[precision])
+        assert within(found[b], expected, tolerance(values[b, :, :end], UNIT[precision]))
 
 
 def test_heads_that_tiles_do_not_divide_are_left_to_tvm() -> None:

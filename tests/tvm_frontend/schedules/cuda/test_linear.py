@@ -20,7 +20,9 @@ UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11, "tf32": 2.0**-11}  # unit roundoff
 ROWS = (1, 2, 7, 17, 65, 130)
 
 
-def check(run: Callable, launcher, precision: str, rows: tuple[int, int], K: int, N: int, **form: object) -> None:
+def check(
+    run: Callable, launcher, within: Callable, precision: str, rows: tuple[int, int], K: int, N: int, **form: object
+) -> None:
     """One linear layer on fresh numbers against float64, from inputs rounded as the kernel is given them."""
     kernels = CudaKernels(precision, launcher)
     rng = np.random.default_rng()
@@ -39,31 +41,37 @@ def check(run: Callable, launcher, precision: str, rows: tuple[int, int], K: int
     of_result = UNIT[precision] if form["narrow"] else 0.0
     of_inputs = 2 * UNIT[precision] if precision == "tf32" else 0.0  # it rounds both itself
     size = np.abs(x.astype(np.float64)) @ np.abs(rounded) + np.abs(bias) + 1
-    assert (np.abs(found - expected) <= of_result * np.abs(expected) + (of_inputs + K * 2.0**-24) * size).all()
+    assert within(found, expected, of_result * np.abs(expected) + (of_inputs + K * 2.0**-24) * size)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("rows", ROWS)
-def test_any_number_of_rows(run: Callable, launcher, precision: str, rows: int) -> None:
-    check(run, launcher, precision, (1, rows), 72, 100, activation=None, residual=False, narrow=False)
+def test_any_number_of_rows(run: Callable, launcher, within: Callable, precision: str, rows: int) -> None:
+    check(run, launcher, within, precision, (1, rows), 72, 100, activation=None, residual=False, narrow=False)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("precision", DTYPES)
-def test_activations_in_the_epilogue(run: Callable, launcher, precision: str, activation: str | None) -> None:
-    check(run, launcher, precision, (3, 17), 64, 96, activation=activation, residual=False, narrow=True)
+def test_activations_in_the_epilogue(
+    run: Callable, launcher, within: Callable, precision: str, activation: str | None
+) -> None:
+    check(run, launcher, within, precision, (3, 17), 64, 96, activation=activation, residual=False, narrow=True)
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (3, 1), (3, 17)])
 @pytest.mark.parametrize("precision", DTYPES)
-def test_residual_and_odd_widths(run: Callable, launcher, precision: str, rows: tuple[int, int]) -> None:
-    check(run, launcher, precision, rows, 40, 65, activation=None, residual=True, narrow=False)
+def test_residual_and_odd_widths(
+    run: Callable, launcher, within: Callable, precision: str, rows: tuple[int, int]
+) -> None:
+    check(run, launcher, within, precision, rows, 40, 65, activation=None, residual=True, narrow=False)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_the_large_tile(run: Callable, launcher, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_large_tile(
+    run: Callable, launcher, within: Callable, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(import_module("tvm_frontend.schedules.cuda.linear"), "MULTIPROCESSORS", 1)
-    check(run, launcher, precision, (1, 131), 168, 257, activation="gelu_tanh", residual=False, narrow=True)
+    check(run, launcher, within, precision, (1, 131), 168, 257, activation="gelu_tanh", residual=False, narrow=True)
 
 
 def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_left_to_tvm() -> None:

@@ -14,15 +14,15 @@ CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=6
 
 
 @pytest.fixture
-def compiled(export, launcher, tmp_path, monkeypatch):
+def compiled(export, emulated, tmp_path, monkeypatch):
     """Compile for the CPU with the kernels and casts of a GPU, which the model of one runs."""
 
     def compile_form(form, precision):
         checkpoint, exported = export(CONFIG, form)
-        kernels = CudaKernels(precision, launcher)
+        kernels = CudaKernels(precision, emulated)
         monkeypatch.setattr(pipeline, "kernels_for", lambda target, precision: kernels)
         model = compile_model(exported.path, tmp_path / form, dump_ir=tmp_path / "ir")
-        launcher.load(tmp_path)
+        emulated.load(tmp_path)
         return checkpoint, model
 
     return compile_form

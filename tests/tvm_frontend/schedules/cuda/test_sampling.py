@@ -4,26 +4,23 @@ import tvm
 
 from tvm_frontend.passes.rewrite import with_root
 from tvm_frontend.schedules.cuda import CudaKernels
-from tvm_frontend.target import resolve_target
 
 LENGTH = 9
 
 
 @pytest.fixture
-def choose(launcher, tmp_path):
+def choose(launcher, build):
     """Compile for V; then choose from logits [B, V] behind pos: ids [B, 1], pos and text as they then are."""
 
     def compile_for(V):
-        kernel = with_root(CudaKernels("bf16", launcher).choose(V)).with_attr("global_symbol", "choose")
-        launcher.load(tmp_path)
-        library = tvm.compile(tvm.IRModule({"choose": kernel}), resolve_target().to_tvm())
+        device, function = build(with_root(CudaKernels("bf16", launcher).choose(V)))
 
         def run(logits, pos, top_k=1, temperature=1.0, seed=0):
             B = len(logits)
             given = logits[:, None].astype(np.float32), np.array([top_k, temperature, seed], np.float64)
             written = np.full((B, 1), -1), pos.copy(), np.full((B, LENGTH), -1)
-            tensors = [tvm.runtime.tensor(array) for array in (*given, *written)]
-            library["choose"](*tensors)
+            tensors = [tvm.runtime.tensor(array, device) for array in (*given, *written)]
+            function(*tensors)
             return [tensor.numpy() for tensor in tensors[2:]]
 
         return run

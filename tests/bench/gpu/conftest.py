@@ -1,0 +1,16 @@
+"""What the tests of `bench.gpu` share: the tiny seeded model's checkpoint, on a CPU in a GPU's place."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.gpu.device import DeviceArtifacts
+from bench.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> DeviceArtifacts:
+    """The checkpoint alone; engines' files are made beside it by who needs them."""
+    found = DeviceArtifacts(Path(tmp_path_factory.mktemp("gpu"), "seeded-tiny"), "cpu", "llvm")
+    prepare(found, [])
+    return found
