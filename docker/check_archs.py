@@ -11,7 +11,6 @@ from export.onnx import export_onnx
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
-from tvm_frontend.artifact import LIBRARY
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import CudaCompiler, cubin_archs, find_compiler
 from tvm_frontend.inspect import MATRIX, read_kernels
@@ -33,8 +32,8 @@ def check_archs(archs: list[str]) -> list[str]:
         for compiler in compilers_here():
             for arch in archs:
                 model = compile_model(exported.path, target="cuda", arch=arch, cuda_compiler=compiler.name)
-                found = cubin_archs((model.path / LIBRARY).read_bytes())
-                kernels = read_kernels(model.path / LIBRARY, model.launches)
+                found = cubin_archs(model.library(arch).read_bytes())
+                kernels = read_kernels(model.library(arch), model.launches)
                 on_matrices = sum(kernel.count(MATRIX) > 0 for kernel in kernels)
                 if found != {arch} or not on_matrices:
                     raise RuntimeError(

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tvm_frontend.artifact import LIBRARY
+from tvm_frontend.artifact import library_name
 from tvm_frontend.cuda_toolchain import cubin_archs
 
 ROOT = Path(__file__).parents[1]
@@ -235,7 +235,7 @@ def test_the_pipeline_of_a_caller_without_a_name_here(container: Container, tmp_
     succeeded(container.run("export", mounted=mounted))
     succeeded(container.run("compile", mounted=mounted))
     succeeded(container.run("compile", "--target", "cuda", "--arch", "sm_89", mounted=mounted))
-    assert cubin_archs((mounted / "tvm-sm_89-O3" / LIBRARY).read_bytes()) == {"sm_89"}
+    assert cubin_archs((mounted / "tvm-sm_89-O3" / library_name("sm_89")).read_bytes()) == {"sm_89"}
     assert "causal_attention" in succeeded(container.run("inspect", "artifacts/tvm-sm_89-O3", mounted=mounted))
     assert succeeded(container.run("generate", "artifacts/ckpt.pt", "--tokens", "5", mounted=mounted))
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in mounted.rglob("*")}
