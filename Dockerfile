@@ -9,7 +9,8 @@ FROM ${RUNTIME_IMAGE}
 # g++ links what TVM compiles; with Python's headers, it is also what torch.compile needs.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates g++ make python3-dev python3-venv \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates g++ make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /gpt-frontend
 # Only what says what to install: a change of the source leaves this layer as it is.

@@ -150,6 +150,8 @@ def buildah() -> Iterator[Buildah]:
         yield found
         found("rm", "--all")
         found("rmi", "--all", "--force")
+        if (mount := found.folder / "storage" / "overlay").is_mount():  # buildah's own, which it leaves
+            subprocess.run(["umount", mount], check=True)
 
 
 @pytest.fixture(scope="module")
