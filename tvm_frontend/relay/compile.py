@@ -78,7 +78,7 @@ def compile_relay(
             "target": compile_for.relay_name,
             "host": None if compile_for.kind == "llvm" else compile_for.relay_host,
             "opt_level": opt_level,
-            "folder": str(folder),
+            "folder": str(folder.resolve()),
             "scratch": scratch,
             "dump": dump_ir is not None,
         }

@@ -162,9 +162,11 @@ def _compile_cuda_to_cubins() -> None:
 def _tune(module, params, target, level: int, tuning: dict):
     """The database of a search by MetaSchedule, continued up to `trials` in all, and how many it holds."""
     import tvm
+    import xgboost
     from tvm.meta_schedule.database import JSONDatabase
     from tvm.meta_schedule.relay_integration import extract_tasks, tune_relay
 
+    xgboost.rabit = xgboost.collective  # its name until xgboost 2.0, by which TVM 0.17 asks for it
     folder = Path(tuning["folder"])
     database = JSONDatabase(*(str(folder / name) for name in DATABASE))
     left = tuning["trials"] - len(database)
