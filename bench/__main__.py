@@ -41,6 +41,7 @@ BASELINES = {"fp32": "eager"}  # what speed-ups are taken to
 OURS = "tvm", "O3"  # in float32: what they are taken to in fewer bits
 SWEEP_B, SWEEP_T = (1, 4), (64, 128, 256, 512, 1024)
 SWEEP_CONTEXTS = (128, 900)
+MANY_SHAPES = "a sweep has many shapes, and it needs a module for each; --engine {engine} asks for it all the same"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
     """The contenders of each precision asked for; in fewer bits than float32 ours in float32 beside them."""
     every = (name for name in PRECISIONS if find_contenders((), [name]))  # that an engine computes in on a CPU
     precisions = tuple(every if "all" in config.precision else dict.fromkeys(config.precision))
-    found = find_contenders(config.engine, precisions)
+    found = [unless_many_shapes(each, config) for each in find_contenders(config.engine, precisions)]
     ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
     if config.engine and OURS[0] not in config.engine:
         ours = []
@@ -151,6 +152,13 @@ def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
         precision: [each for each in found if each.precision == precision] + (ours if precision != "fp32" else [])
         for precision in precisions
     }
+
+
+def unless_many_shapes(contender: Contender, config: BenchConfig) -> Contender:
+    """The contender, absent if it is static, the shapes are many, and nobody asked for it."""
+    if not contender.static or config.engine or not (config.sweep or config.odd):
+        return contender
+    return replace(contender, absent=contender.absent or MANY_SHAPES.format(engine=contender.engine))
 
 
 def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:

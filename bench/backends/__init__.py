@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.artifacts import Artifacts
 from bench.loss import nats_of
-from bench.worker import Interpreter
+from bench.worker import OURS, Interpreter
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
@@ -60,7 +60,7 @@ class Backend(ABC):
     @classmethod
     def interpreter(cls) -> Interpreter:
         """The Python that it runs in, of an engine that can run here."""
-        return Interpreter()
+        return OURS
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
         """Make ready to run on exactly `threads` threads. Called once, in a process of the engine's own."""
@@ -183,8 +183,8 @@ class Contender:
     """One engine in one variant: what a row of the results is about.
 
     precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
-    that it needs for it. absent: why it cannot run here, or None. static: as `Backend` has it. package: the registry
-    that has it.
+    that it needs for it. absent: why it cannot run here, or None. static, interpreter: as `Backend` has them. package:
+    the registry that has it.
     """
 
     engine: str
@@ -194,6 +194,7 @@ class Contender:
     summary: str
     absent: str | None = None
     static: bool = False
+    interpreter: Interpreter = OURS
     package: str = __name__
 
     @property
@@ -205,11 +206,6 @@ class Contender:
     def factory(self) -> str:
         """Where a worker finds the engine's class."""
         return f"{self.package}.{self.engine}:Engine"
-
-    @property
-    def interpreter(self) -> Interpreter:
-        """The Python that a worker of it runs in."""
-        return _engine(self.engine, self.package).interpreter()
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -256,7 +252,7 @@ def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> No
 
 def contenders_of(name: str, package: str = __name__) -> list[Contender]:
     """All variants of one engine."""
-    engine = _engine(name, package)
+    engine: type[Backend] = importlib.import_module(f"{package}.{name}").Engine
     found = []
     for label, variant in engine.variants.items():
         needed = engine.requires | variant.requires
@@ -264,9 +260,8 @@ def contenders_of(name: str, package: str = __name__) -> list[Contender]:
         absent = f"not installed: pip install {' '.join(missing)}" if missing else variant.unable or engine.why_absent()
         summary = "; ".join(filter(None, [engine.summary, variant.about]))
         files = tuple(variant.files.items())
-        found.append(Contender(name, label, variant.precision, files, summary, absent, engine.static, package))
+        interpreter = OURS if absent else engine.interpreter()
+        found.append(
+            Contender(name, label, variant.precision, files, summary, absent, engine.static, interpreter, package)
+        )
     return found
-
-
-def _engine(name: str, package: str) -> type[Backend]:
-    return importlib.import_module(f"{package}.{name}").Engine

@@ -57,7 +57,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             env=ours | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=300,
         )
 
     return run

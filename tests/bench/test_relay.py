@@ -7,7 +7,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from bench.backends import find_contenders
+from bench.__main__ import BenchConfig, unless_many_shapes
+from bench.backends import Contender, find_contenders
 from gpt.cli import UserError
 from tvm_frontend.relay.environment import why_absent
 
@@ -18,6 +19,13 @@ def test_without_its_environment_it_is_absent_with_what_to_do(tmp_path: Path, mo
     assert reasons == dict.fromkeys(("relay O0", "relay O3"), "no .venv-relay, in which Relay runs: make relay")
     with pytest.raises(UserError, match=r"'relay' was asked for and is absent: no \.venv-relay"):
         find_contenders(["relay"])
+
+
+def test_a_sweep_takes_it_only_if_asked() -> None:
+    relay = Contender("relay", "O3", "fp32", (("prefill", "tvm-llvm-O3-relay"),), "Relay", static=True)
+    assert "a module for each; --engine relay asks" in unless_many_shapes(relay, BenchConfig(sweep=True)).absent
+    assert unless_many_shapes(relay, BenchConfig(sweep=True, engine=("relay",))) == relay
+    assert unless_many_shapes(relay, BenchConfig(shapes=("1x5",))) == relay
 
 
 @pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))

@@ -53,7 +53,6 @@ def check(path: Path, expected: Callable[[np.ndarray], np.ndarray], shape: tuple
     ("config", "how", "shape"),
     [
         (TANH, {}, (3, 17)),  # Attention and Gelu are one node each, of operators that Relay does not have
-        (EXACT, {"opset": 20}, (1, 1)),
         (TANH, {"opset": 20}, (3, 1)),  # Gelu(tanh), which Relay by itself takes for the exact one
         (EXACT, {"opset": 18}, (1, 17)),
         (TANH, {"opset": 18, "exporter": "torchscript"}, (3, 17)),
@@ -68,7 +67,7 @@ def test_a_file_of_ours_computes_what_eager_does(export, eager, config, how, sha
 @needs_relay
 @pytest.mark.parametrize(
     ("opset", "attention", "shape"),
-    [(13, "explicit", (1, 17)), (14, "sdpa", (3, 1)), (16, "explicit", (1, 1)), (17, "sdpa", (3, 17))],
+    [(14, "sdpa", (3, 17)), (17, "explicit", (1, 1))],
 )
 def test_an_older_opset_of_torchs_older_exporter(export, eager, tmp_path, opset, attention, shape):
     checkpoint, exported = export(TANH)
@@ -105,7 +104,7 @@ def names(folder: Path) -> list[str]:
 
 
 @needs_relay
-@pytest.mark.parametrize("opt_level", [0, 1, 2, 3])
+@pytest.mark.parametrize("opt_level", [0, 2])
 def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table, opt_level):
     arguments = ["--batch", "2", "--tokens", "5", "--opt-level", opt_level, "--mcpu", "x86-64", "--dump-ir", "ir"]
     done = subprocess.run(

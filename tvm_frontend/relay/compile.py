@@ -78,8 +78,8 @@ def compile_relay(
             "target": compile_for.relay_name,
             "host": None if compile_for.kind == "llvm" else compile_for.relay_host,
             "opt_level": opt_level,
-            "library": str(library),
-            "graph": str(folder / GRAPH),
+            "library": str(library.resolve()),
+            "graph": str((folder / GRAPH).resolve()),
             "scratch": scratch,
             "dump": dump_ir is not None,
         }

@@ -23,7 +23,7 @@ class RelaySession:
                 f"{model.path}: compiled by Relay for {model.target['archs'][0]}, and only its code for the CPU is run "
                 "here: load its library with TVM 0.17 on a machine with that GPU"
             )
-        self.model = model
+        self.model, path = model, model.path.resolve()
         shape = tuple(model.fixed_shape)
         logits_bytes = 4 * shape[0] * shape[1] * model.config.vocab_size
         ids_at = -(-logits_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -39,9 +39,9 @@ class RelaySession:
             self._process.ask(
                 "start",
                 START_DEADLINE_S,
-                library=str(model.library(None)),
-                graph=str(model.path / GRAPH),
-                weights=str(model.path / WEIGHTS),
+                library=str(model.library(None).resolve()),
+                graph=str(path / GRAPH),
+                weights=str(path / WEIGHTS),
                 table=model.weights,
                 memory=file,
                 ids_at=ids_at,

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 NO_KERNEL = "__nop"  # the graph executor's name for a reshape, which it does not call
+BATCH = 64  # candidates of one kernel between two looks at the results, MetaSchedule's own number; fewer for few trials
 DATABASE = ("database_workload.json", "database_tuning_record.json")  # MetaSchedule's names
 
 
@@ -161,20 +162,24 @@ def _compile_cuda_to_cubins() -> None:
 def _tune(module, params, target, level: int, tuning: dict):
     """The database of a search by MetaSchedule, continued up to `trials` in all, and how many it holds."""
     import tvm
+    import xgboost
     from tvm.meta_schedule.database import JSONDatabase
-    from tvm.meta_schedule.relay_integration import tune_relay
+    from tvm.meta_schedule.relay_integration import extract_tasks, tune_relay
 
+    xgboost.rabit = xgboost.collective  # its name until xgboost 2.0, by which TVM 0.17 asks for it
     folder = Path(tuning["folder"])
     database = JSONDatabase(*(str(folder / name) for name in DATABASE))
-    before = len(database)
-    if before < tuning["trials"]:
+    left = tuning["trials"] - len(database)
+    if left > 0:
         tuned_for = tvm.target.Target({**target.export(), "num-cores": tuning["threads"]})
+        tasks = extract_tasks(module, tuned_for, params, opt_level=level)
         tune_relay(
             module,
             params,
             tuned_for,
             work_dir=str(folder),
-            max_trials_global=tuning["trials"] - before,
+            max_trials_global=left,
+            num_trials_per_iter=max(1, min(BATCH, left // (2 * len(tasks)))),
             database=database,
             seed=1,
             num_tuning_cores=tuning["threads"],
