@@ -14,6 +14,8 @@ from tvm_frontend.schedules.cpu.tile import Tile
 
 ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
 ROWS_A_TASK = 64  # of x that one parallel task takes through one panel of weights, at most
+# Of x, what goes through all panels before the next rows do: read once for each, it has to stay in the last cache.
+BLOCK_BYTES = 3 << 20
 
 
 def linear(
@@ -33,6 +35,7 @@ def linear(
     panels = -(-N // NR)
     PACKED = (panels, GROUPS, group_words(tile)) if arithmetic.grouped else (panels, WORDS, NR)
     tiles_a_task = ROWS_A_TASK // MR
+    tasks_a_block = max(1, BLOCK_BYTES // (4 * WORDS * ROWS_A_TASK))
     activate = ACTIVATIONS[activation]
     multiply_rows = product(K, panels, tile, arithmetic)
     llvm = {"pragma_import_llvm": arithmetic.llvm + FETCH}
@@ -82,8 +85,11 @@ def linear(
         tiles = T.meta_var((M + MR - 1) // MR)
         tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
         for task in T.parallel(panels * tasks, annotations=llvm):
-            panel = T.meta_var(task // tasks)
-            first_tile = T.meta_var(task % tasks * tiles_a_task)
+            block = T.meta_var(task // (panels * tasks_a_block))
+            in_block = T.meta_var(task % (panels * tasks_a_block))
+            tasks_here = T.meta_var(T.min(tasks - block * tasks_a_block, tasks_a_block))
+            panel = T.meta_var(in_block // tasks_here)
+            first_tile = T.meta_var((block * tasks_a_block + in_block % tasks_here) * tiles_a_task)
             for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
                 first = T.meta_var((first_tile + tile_of_rows) * MR)
                 if M - first == 1:

@@ -6,7 +6,7 @@ import torch
 import tvm
 
 from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
-from tvm_frontend.schedules.cpu.linear import linear
+from tvm_frontend.schedules.cpu.linear import BLOCK_BYTES, ROWS_A_TASK, linear
 from tvm_frontend.schedules.cpu.tile import Tile
 
 ROUNDING = 2.0**-24  # of a float32, relative
@@ -60,6 +60,11 @@ def test_any_number_of_rows_about_the_edges_of_a_task(build, tile, fp32):
     # A task takes up to 64 rows in tiles of 8 or 6.
     rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 59, 60, 61, 63, 64, 65, 119, 120, 121, 127, 128, 129, 200]
     check(build, tile, fp32, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.columns + 3, None, False)
+
+
+def test_rows_that_are_more_than_a_block(build, tile, fp32):
+    K = BLOCK_BYTES // (4 * 2 * ROWS_A_TASK)  # of which a block has two tasks
+    check(build, tile, fp32, [(1, T) for T in (119, 128, 129, 300)], K, 2 * tile.columns + 3, None, True)
 
 
 def test_packing_keeps_each_value_and_fills_up_with_zeros(fp32):
