@@ -252,7 +252,7 @@ def test_bench(container: Container) -> None:
 def test_make_finds_all_of_it_installed(container: Container) -> None:
     plan = succeeded(container.run("demo", "--dry-run"))
     assert "gpt.train demo" in plan
-    assert "pip" not in plan
+    assert "pip install" not in plan
 
 
 def test_compose_trains_by_two_processes(container: Container, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_an_arch_that_is_none_ends_the_build(
     buildah: Buildah, context: Path, cuda_log: str, cuda_options: list[str | Path]
 ) -> None:
     with pytest.raises(pytest.fail.Exception, match="arch 'sm_50': not known"):
-        buildah.build("wrong", context, "Dockerfile.cuda", *cuda_options, "--build-arg", "ARCH=sm_86,sm_50")
+        buildah.build("wrong", context, "Dockerfile.cuda", *cuda_options, "--build-arg", "ARCH=sm_50")
 
 
 def test_sizes(buildah: Buildah, container: Container) -> None:
