@@ -139,6 +139,14 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
 
 
 @needs_relay
+def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
+    path = export(BIGRAM, opset=18, last=True)[1].path
+    ids = random_ids(2, 5)
+    session = compile_model(path, frontend="relay", fixed_shape=(2, 5)).start(threads=1)
+    np.testing.assert_array_equal(session.prefill(ids), table[ids][:, -1:])
+
+
+@needs_relay
 def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(export):
     try:
         find_compiler("nvcc")
