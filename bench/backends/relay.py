@@ -1,5 +1,6 @@
 """Relay, TVM's former importer, on the exported files: a module for each shape, by its graph executor."""
 
+import os
 from typing import ClassVar
 
 import numpy as np
@@ -34,7 +35,8 @@ class Engine(Backend):
         return Interpreter(str(environment.python), tuple(environment.variables.items()))
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
-        self._folder = artifacts.folder / self.variant.files["prefill"]
+        self._folder = (artifacts.folder / self.variant.files["prefill"]).resolve()
+        os.chdir(find_environment().folder)
         self._of_shape: tuple[tuple[int, int] | None, Executor | None] = None, None  # the last one
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ def test_it_is_checked_and_timed_in_its_own_environment_beside_relax(
     checked = {(each["label"], each["work"]) for each in results["checks"] if each["label"] == "relay O3"}
     assert checked == {("relay O3", "1×5"), ("relay O3", "2×16")}  # no module was built for others
     assert {path.name for path in (folder / "tvm-llvm-O3-relay").iterdir()} == {"1x5", "2x16"}
+    assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]  # no cache of TVM's
     assert results["versions"]["Relay"].startswith("TVM 0.17")
     compiled = [each for each in results["compiled"] if each["work"] == "2×16"]
     assert [each["label"] for each in compiled] == labels

@@ -9,6 +9,7 @@ from typing import Any
 from export.artifact import ExportedModel
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+from tvm_frontend.artifact import RELAY
 from tvm_frontend.graph import Graph
 
 DEFAULT = "onnx"
@@ -48,7 +49,7 @@ class Source:
 def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None = None) -> Source:
     """Read a model's file by one of the FRONTENDS; raises UserError for another, and for what it cannot read."""
     if frontend not in FRONTENDS:
-        raise UserError(f"frontend {frontend!r}: must be one of {', '.join(FRONTENDS)}")
+        raise UserError(f"frontend {frontend!r}: must be one of {', '.join((*FRONTENDS, RELAY))}")
     return import_module(f"{__name__}.{frontend.replace('-', '_')}").read(model, fixed_shape)
 
 

@@ -20,8 +20,12 @@ REMAKE = "remove it and run: make relay"
 
 @dataclass(frozen=True)
 class Environment:
-    """Relay's environment. python: its program. variables: that a process of it needs, besides those of this one."""
+    """Relay's environment. variables: that a process of it needs, besides those of this one.
 
+    folder: where it is, and where such a process runs, as TVM leaves a cache where it is imported. python: its program.
+    """
+
+    folder: Path
     python: Path
     variables: dict[str, str]
 
@@ -54,7 +58,7 @@ def find_environment() -> Environment:
         "TOPHUB_LOCATION": "NONE",  # else it downloads schedules that others tuned
         "TVM_BIND_THREADS": "0",  # as `tvm_frontend.threads` has it for Relax
     }
-    return Environment(FOLDER / "bin" / "python", variables)
+    return Environment(FOLDER, FOLDER / "bin" / "python", variables)
 
 
 def _packages() -> Path | None:

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -35,13 +34,12 @@ class RelayProcess:
         environment = find_environment()
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._show_log = show_log
-        self._folder = tempfile.TemporaryDirectory()  # where it runs, as TVM leaves a folder of its own
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [environment.python, "-P", WORKER, str(theirs.fileno())],
                 env=os.environ | environment.variables | dict(variables or {}),
-                cwd=self._folder.name,
+                cwd=environment.folder,
                 pass_fds=[theirs.fileno(), *files],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -91,7 +89,6 @@ class RelayProcess:
         self._process.kill()
         self._process.wait()
         self._log.join(timeout=5)
-        self._folder.cleanup()
         self._answers.close()
         self._socket.close()
 

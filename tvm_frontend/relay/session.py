@@ -31,12 +31,11 @@ class RelaySession:
         try:
             os.ftruncate(file, ids_at + 8 * shape[0] * shape[1])
             memory = mmap.mmap(file, 0)
-            self._logits = np.ndarray((*shape, model.config.vocab_size), np.float32, memory)
             self._ids = np.ndarray(shape, np.int64, memory, ids_at)
             variables = {"TVM_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
             self._process = RelayProcess(variables, files=(file,))
             weakref.finalize(self, self._process.close)
-            self._process.ask(
+            answer = self._process.ask(
                 "start",
                 START_DEADLINE_S,
                 library=str(model.library(None).resolve()),
@@ -45,12 +44,15 @@ class RelaySession:
                 table=model.weights,
                 memory=file,
                 ids_at=ids_at,
+                ids_shape=shape,
             )
+            self._logits = np.ndarray(answer["logits_shape"], np.float32, memory)
         finally:
             os.close(file)
 
     def prefill(self, ids: Any) -> np.ndarray:
-        """The logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V].
+        """The logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V], or [B, 1, V] of a
+        model of the last position alone.
 
         A view of memory that the next call overwrites. Raises UserError for other ids, and if the process is lost.
         """

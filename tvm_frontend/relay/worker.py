@@ -104,7 +104,8 @@ class Executor:
 def start(request: dict) -> dict:
     """Make an executor ready: `library`, `graph`, `weights` (a file), `table` (as `build` answers it), `memory`.
 
-    memory: the number of an open file that holds logits float32 [B, T, V] at 0 and ids int64 [B, T] at `ids_at`.
+    memory: the number of an open file that holds the logits, float32, at 0 and ids, int64 of `ids_shape`, at `ids_at`.
+    Answers `logits_shape`: [B, T, V], or [B, 1, V] of a file with the last position alone.
     """
     global executor, shared
     executor = Executor(
@@ -112,10 +113,10 @@ def start(request: dict) -> dict:
     )
     file = f"/proc/self/fd/{request['memory']}"
     shared = (
-        np.memmap(file, np.int64, "r", request["ids_at"], executor.logits.shape[:2]),
+        np.memmap(file, np.int64, "r", request["ids_at"], tuple(request["ids_shape"])),
         np.memmap(file, np.float32, "r+", 0, executor.logits.shape),
     )
-    return {}
+    return {"logits_shape": list(executor.logits.shape)}
 
 
 def run(request: dict) -> dict:
