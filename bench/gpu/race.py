@@ -26,6 +26,7 @@ from gpt.config import GPTConfig
 
 NOT_REACHED = "the time was up, or the run ended, before it"
 LEAST_S = 1.0  # that a call may take, however little time is left
+NOTES_DEADLINE_S = 60.0
 LOADED_AT_ONCE = 4  # engines; none is timed meanwhile
 
 
@@ -44,6 +45,10 @@ class DeviceWorker(Worker):
         left_s = max(LEAST_S, self._until - time.monotonic())
         return super().call(method, *arguments, deadline_s=min(deadline_s, left_s))
 
+    def notes(self) -> dict[str, str]:
+        """What the engine says of what it did, also when the time is up."""
+        return super().call("notes", deadline_s=NOTES_DEADLINE_S)
+
     def time(self, method: str, *arguments: Any, budget_s: float, deadline_s: float = 600) -> list[float]:
         return self.call("samples", method, arguments, budget_s, deadline_s=deadline_s)
 
@@ -56,10 +61,10 @@ class DeviceRunner(Runner):
 
     def note(self) -> dict[str, str]:
         """What the engine says; if that is that something else ran, or it cannot say, all that it did has failed."""
-        if self.failed:
+        if self.failed or not any(any(rounds) for rounds in self._samples_s.values()):
             return {}
         try:
-            return self._worker.call("notes")
+            return self._worker.notes()
         except WorkerError as error:
             self.failed = str(error)
             return {}
