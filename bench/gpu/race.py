@@ -113,9 +113,9 @@ def run_race(
 ) -> dict[str, Any]:
     """Check and time every contender that is present, each in a process of its own, in ROUNDS turns a row.
 
-    row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is
-    left out, and said to be. keep: is given the results whenever there are more of them; the last are returned, plain
-    JSON. Raises UserError if the device's limits cannot be measured.
+    row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is left out, and said to be.
+    keep: is given the results whenever there are more of them; the last are returned, plain JSON. Raises UserError if
+    the device's limits cannot be measured.
     """
     kinds = dict.fromkeys(type(work) for work in plan.works)
     checked = [work for kind in kinds for work in kind.checked(config)]
