@@ -89,4 +89,4 @@ class DeviceEngine(Backend):
         """In float32. Raises RuntimeError if they are not on the device: then something else computed them."""
         if logits.device.type != self.device:
             raise RuntimeError(f"the logits are on {logits.device.type}, and were to be computed on {self.device}")
-        return logits.float().cpu().numpy()
+        return np.array(logits.float().cpu())  # on a CPU too a copy: the next call may write to the same place

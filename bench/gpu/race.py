@@ -26,6 +26,7 @@ from gpt.config import GPTConfig
 
 NOT_REACHED = "the time was up, or the run ended, before it"
 LEAST_S = 1.0  # that a call may take, however little time is left
+NOTES_DEADLINE_S = 60.0
 LOADED_AT_ONCE = 4  # engines; none is timed meanwhile
 
 
@@ -44,6 +45,10 @@ class DeviceWorker(Worker):
         left_s = max(LEAST_S, self._until - time.monotonic())
         return super().call(method, *arguments, deadline_s=min(deadline_s, left_s))
 
+    def notes(self) -> dict[str, str]:
+        """What the engine says of what it did, also when the time is up."""
+        return super().call("notes", deadline_s=NOTES_DEADLINE_S)
+
     def time(self, method: str, *arguments: Any, budget_s: float, deadline_s: float = 600) -> list[float]:
         return self.call("samples", method, arguments, budget_s, deadline_s=deadline_s)
 
@@ -56,10 +61,10 @@ class DeviceRunner(Runner):
 
     def note(self) -> dict[str, str]:
         """What the engine says; if that is that something else ran, or it cannot say, all that it did has failed."""
-        if self.failed:
+        if self.failed or not any(any(rounds) for rounds in self._samples_s.values()):
             return {}
         try:
-            return self._worker.call("notes")
+            return self._worker.notes()
         except WorkerError as error:
             self.failed = str(error)
             return {}
@@ -108,9 +113,9 @@ def run_race(
 ) -> dict[str, Any]:
     """Check and time every contender that is present, each in a process of its own, in ROUNDS turns a row.
 
-    row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is
-    left out, and said to be. keep: is given the results whenever there are more of them; the last are returned, plain
-    JSON. Raises UserError if the device's limits cannot be measured.
+    row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is left out, and said to be.
+    keep: is given the results whenever there are more of them; the last are returned, plain JSON. Raises UserError if
+    the device's limits cannot be measured.
     """
     kinds = dict.fromkeys(type(work) for work in plan.works)
     checked = [work for kind in kinds for work in kind.checked(config)]

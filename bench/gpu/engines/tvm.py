@@ -113,8 +113,8 @@ class Engine(DeviceEngine):
             call(*inputs)  # so that all memory is there
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
-                logits = torch.from_dlpack(call(*inputs))  # [B, 1, V]
-        return _Recorded(graph, ids, pos, logits[:, 0])
+                logits = call(*inputs)  # [B, 1, V]
+        return _Recorded(graph, ids, pos, torch.from_dlpack(logits)[:, 0])
 
     def _from_host(self, array: np.ndarray) -> "Tensor":
         import torch
