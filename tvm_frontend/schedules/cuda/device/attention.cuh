@@ -20,9 +20,10 @@ struct Padded {
 
   // Begin to copy 64 rows from `first` on; beyond `limit` the last row again.
   static __device__ void copy(unsigned char* to, const Rows& rows, int first, int limit) {
+    static_assert(attention_rows * chunks % attention_threads == 0, "all threads copy the same number of chunks");
 #pragma unroll
-    for (int at = threadIdx.x; at < attention_rows * chunks; at += attention_threads) {
-      const int row = at / chunks, chunk = at % chunks;
+    for (int i = 0; i < attention_rows * chunks / attention_threads; ++i) {
+      const int at = i * attention_threads + threadIdx.x, row = at / chunks, chunk = at % chunks;
       const int source = first + row < limit ? first + row : limit - 1;
       copy_async(to + row * row_bytes + chunk * 16, rows.first + source * rows.stride + chunk * 8);
     }

@@ -83,23 +83,40 @@ __device__ inline int place_in_slice(int row, int chunk) {
   return row * slice_bytes + (chunk ^ (row >> 1 & 3)) * chunk_bytes;
 }
 
-// Begin to copy one slice of `rows` rows of a matrix [limit, row_bytes], from byte `first` of each row on. Rows beyond
-// the last are the last again, bytes beyond a row's end zeros.
-template <int rows, int threads>
-__device__ void copy_slice(unsigned char* to, const unsigned char* matrix, int row_bytes, int first_row, int limit,
-                           int first) {
+// A thread's share of copying slices of `rows` rows of a matrix [limit, row_bytes], from row `first_row` on: one chunk of
+// each of its rows. Rows beyond the last are the last again, bytes beyond a row's end zeros.
+template <int rows, int row_bytes, int threads>
+struct Slices {
+  static constexpr int each = rows * chunks / threads, apart = threads / chunks;  // its rows, and how far they are apart
+  static_assert(rows * chunks % threads == 0 && apart % 8 == 0, "else its chunks lie in different places of their rows");
+  const unsigned char* from[each];
+  int place;
+
+  __device__ Slices(const void* matrix, int first_row, int limit) {
+    const int row = threadIdx.x / chunks, chunk = threadIdx.x % chunks;
+    place = place_in_slice(row, chunk);
 #pragma unroll
-  for (int at = threadIdx.x; at < rows * chunks; at += threads) {
-    const int row = at / chunks, chunk = at % chunks;
-    const int source = first_row + row < limit ? first_row + row : limit - 1;
-    const int offset = first + chunk * chunk_bytes;
-    const int left = row_bytes - offset;
-    const bool any = left > 0;
-    copy_async(to + place_in_slice(row, chunk),
-               matrix + static_cast<long long>(source) * row_bytes + (any ? offset : 0),
-               left >= chunk_bytes ? chunk_bytes : any ? left : 0);
+    for (int i = 0; i < each; ++i) {
+      const int own = first_row + row + i * apart, source = own < limit ? own : limit - 1;
+      from[i] = static_cast<const unsigned char*>(matrix) + static_cast<long long>(source) * row_bytes +
+                chunk * chunk_bytes;
+    }
   }
-}
+
+  // Begin to copy a slice.
+  __device__ void begin(unsigned char* to, int slice) const {
+    const int offset = slice * slice_bytes;
+    const int left = row_bytes - offset - static_cast<int>(threadIdx.x % chunks) * chunk_bytes;
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      unsigned char* own = to + place + i * apart * slice_bytes;
+      if (row_bytes % slice_bytes == 0)
+        copy_async(own, from[i] + offset);
+      else
+        copy_async(own, from[i] + (left > 0 ? offset : 0), left >= chunk_bytes ? chunk_bytes : left > 0 ? left : 0);
+    }
+  }
+};
 
 // x [M, K] · w [N, K]ᵀ by tensor cores. K · bytes a number must be a multiple of 16. blockIdx.x: which rows of x, so
 // that blocks that run together share w; blockIdx.y: which of w.
@@ -113,13 +130,13 @@ __device__ void multiply_tiles(const void* x, const void* w, const Finish& epilo
   const int warp_row = warp / Tile::warps_across * Tile::warp_rows;
   const int warp_column = warp % Tile::warps_across * Tile::warp_columns;
 
+  const Slices<Tile::rows, row_bytes, Tile::threads> x_slices(x, first_row, M);
+  const Slices<Tile::columns, row_bytes, Tile::threads> w_slices(w, first_column, N);
   const auto begin_slice = [&](int slice) {
     if (slice < slices) {
       unsigned char* stage = shared + slice % Tile::stages * (x_bytes + w_bytes);
-      const int first = slice * slice_bytes;
-      copy_slice<Tile::rows, Tile::threads>(stage, static_cast<const unsigned char*>(x), row_bytes, first_row, M, first);
-      copy_slice<Tile::columns, Tile::threads>(stage + x_bytes, static_cast<const unsigned char*>(w), row_bytes,
-                                               first_column, N, first);
+      x_slices.begin(stage, slice);
+      w_slices.begin(stage + x_bytes, slice);
     }
     close_group();
   };
@@ -127,6 +144,7 @@ __device__ void multiply_tiles(const void* x, const void* w, const Finish& epilo
   float sums[down][across][4] = {};
 #pragma unroll
   for (int slice = 0; slice < Tile::stages - 1; ++slice) begin_slice(slice);
+#pragma unroll 1  // or the few slices of a small K would take more registers than there are
   for (int slice = 0; slice < slices; ++slice) {
     wait_for_groups<Tile::stages - 2>();
     __syncthreads();  // the slice is there for all, and the stage before it has been used by all

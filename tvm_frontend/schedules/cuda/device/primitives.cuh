@@ -10,8 +10,13 @@ __device__ inline unsigned address_of(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }
 
-// Begin to copy 16 bytes to shared memory; of the last `bytes` fewer are read, and zeros fill the rest.
-__device__ inline void copy_async(void* shared, const void* global, int bytes = 16) {
+// Begin to copy 16 bytes to shared memory.
+__device__ inline void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address_of(shared)), "l"(global) : "memory");
+}
+
+// The same of the first `bytes` of 16; zeros fill the rest.
+__device__ inline void copy_async(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address_of(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
