@@ -101,6 +101,28 @@ def test_the_table_for_people(compiled, capsys):
     )
 
 
+@pytest.mark.parametrize(("arguments", "left_out"), [({}, "attend_to_cache"), ({"tokens": 9}, "attend_to_part")])
+def test_the_work_of_every_kernel_that_a_shape_starts(compiled, capsys, arguments, left_out):
+    inspect_command(compiled("cached", "bf16").path, batch=3, **arguments)
+    _, _, work = capsys.readouterr().out.partition("one launch, B=3, T=")
+    names = {line.split("  ")[-1].split("<")[0] for line in work.splitlines()[2:] if "<" in line}
+    assert {"linear", "layer_norm", "embed", "choose"} <= names
+    assert left_out not in names
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments", "said"),
+    [
+        ("cached", {"tokens": 60, "context": 5}, "at most block_size=64"),
+        ("cached", {"batch": 0}, "B=0"),
+        ("forward", {"context": 5}, "--context: this model was compiled without a cache"),
+    ],
+)
+def test_a_shape_that_the_model_does_not_take_is_refused(compiled, form, arguments, said):
+    with pytest.raises(UserError, match=said):
+        inspect_command(compiled(form, "bf16").path, **arguments)
+
+
 def test_what_is_not_for_a_gpu_is_refused(exported, tmp_path):
     model = compile_model(exported.path, tmp_path / "cpu")
     with pytest.raises(UserError, match="compiled for llvm; this command reads the code of GPUs"):
