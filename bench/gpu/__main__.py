@@ -61,7 +61,8 @@ class GpuConfig:
     threads: int | None = None  # of the host; by default the physical cores that this process may use
     seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))  # of the random ids
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
         for name, known in (("models", SEEDED), ("phases", PHASES)):
             if unknown := [each for each in getattr(self, name) if each not in known]:
                 raise UserError(f"{name} {unknown[0]!r}: must be of {', '.join(known)}")
@@ -75,8 +76,9 @@ class GpuConfig:
 def run_gpu(config: GpuConfig) -> bool:
     """Measure, and write the files as results come; whether all that was compared agrees.
 
-    Raises UserError without the device, and for an engine asked for that is absent.
+    Raises UserError for a setting that makes no sense, without the device, and for an engine asked for that is absent.
     """
+    config.check()
     until = time.monotonic() + 60 * config.minutes
     target, threads = target_of(config.device), checked_threads(config.threads)
     contenders = find_contenders(config.engine, target)

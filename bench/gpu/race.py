@@ -149,9 +149,10 @@ def run_race(
                     _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
                     runner.take_turn(work, ids, row_s / ROUNDS, row_s)
             keep(found.results())
-        _show(progress, "measuring the device's limits again")
-        _, after = _measure(artifacts.device, precisions, config, plan)
-        found.limits = {precision: best_of(limits[precision], after[precision]) for precision in precisions}
+        if time.monotonic() < until:
+            _show(progress, "measuring the device's limits again")
+            _, after = _measure(artifacts.device, precisions, config, plan)
+            found.limits = {precision: best_of(limits[precision], after[precision]) for precision in precisions}
         for runner in runners:
             _show(progress, f"asking {runner.contender.label} what ran")
             if said := runner.note():
