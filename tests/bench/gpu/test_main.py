@@ -35,7 +35,7 @@ def test_the_whole_command(python: Run, tmp_path: Path) -> None:
         assert (row["status"], row["agrees"]) == ("timed", True), row
         assert row["median_ms"] > 0 < row["limit_ms"]
     assert "flash" in found["notes"]["sdpa"]["attention"]
-    assert found["notes"]["tvm O3"] == {"compiled for": "llvm"}
+    assert found["notes"]["tvm O3"] == {"compiled for": "llvm", "calls": "ids and logits by way of the host"}
     assert found["seed"] == 4
     table = (tmp_path / "out" / "README.md").read_text()
     assert all(f"| {label} |" in table for label in labels)
