@@ -52,7 +52,7 @@ relay: $(RELAY_INSTALLED)
 
 # Some minutes and GB: see docker/README.md.
 docker-test: $(INSTALLED)
-	$(BIN)/python -m pytest docker/test_image.py -s
+	$(BIN)/python -m pytest docker/test_image.py -s --timeout 1800
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -92,7 +92,8 @@ class Container:
         self, *command: str, mounted: Path | None = None, entrypoint: list[str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command by the entry point; with a folder mounted as artifacts, as the CALLER."""
-        options = ["--isolation", "chroot", "--network", "host"]
+        # Docker gives a container a name that resolves; here torchrun would wait for one that does not.
+        options = ["--isolation", "chroot", "--network", "host", "--hostname", "localhost"]
         if mounted:
             options += ["--user", ":".join(map(str, CALLER)), "--volume", f"{mounted}:{ARTIFACTS}"]
         return self.buildah.start("run", *options, self.name, "--", *(entrypoint or self.entrypoint), *command)
