@@ -56,7 +56,6 @@ def find_environment() -> Environment:
         "TVM_LIBRARY_PATH": str(packages / TVM / "build"),
         "LD_LIBRARY_PATH": os.pathsep.join([*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
         "TOPHUB_LOCATION": "NONE",  # else it downloads schedules that others tuned
-        "TVM_BIND_THREADS": "0",  # as `tvm_frontend.threads` has it for Relax
     }
     return Environment(FOLDER, FOLDER / "bin" / "python", variables)
 
