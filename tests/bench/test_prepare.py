@@ -127,7 +127,9 @@ def test_an_export_whose_checkpoint_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'gpt5': not known; known are bigram, char, demo, gpt2, tiny"):
+    with pytest.raises(
+        UserError, match="'gpt5': not known; known are bigram, char, demo, gpt2, gpt2-medium, gpt2-large, tiny"
+    ):
         choose_artifacts(tmp_path, "gpt5")
 
 

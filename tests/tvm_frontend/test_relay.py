@@ -181,7 +181,8 @@ def test_what_relay_cannot_read_is_one_line_and_it_goes_on(bigram, tmp_path):
     proto = onnx.load(bigram)
     proto.graph.node[0].op_type = "Nonesuch"
     onnx.save(proto, tmp_path / "bad.onnx")
-    request = {"shape": [1, 4], "target": "llvm -mcpu=x86-64", "host": None, "opt_level": 0, "folder": str(tmp_path)}
+    request = {"shape": [1, 4], "target": "llvm -mcpu=x86-64", "host": None, "opt_level": 0}
+    request |= {"library": str(tmp_path / "library.so"), "graph": str(tmp_path / "graph.json")}
     request |= {"scratch": str(tmp_path), "dump": False, "tuning": None}
     with RelayProcess() as relay:
         with pytest.raises(UserError, match=r"^Relay: OpNotImplemented: [^\n]*Nonesuch[^\n]*$"):
