@@ -64,7 +64,7 @@ def functions(compilation):
 
 def test_the_arguments_of_every_kernel_are_promised_not_to_overlap(functions):
     heads = {name: text.split("\n")[0] for name, text in functions.items() if name.endswith("_compute_")}
-    # Five shapes of linear, attention, LayerNorm, embedding, two for the row that the head takes, the machine's own three.
+    # Five shapes of linear, attention, LayerNorm, embedding, two for the head's row, the virtual machine's own three.
     assert len(heads) == 13
     for name, head in heads.items():
         assert head.count("ptr ") == head.count("ptr noalias ") > 0, name
