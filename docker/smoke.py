@@ -79,6 +79,8 @@ def check_cuda_libraries() -> str:
     for folder, folders, files in os.walk("/"):
         if folder == "/":
             folders[:] = [name for name in folders if name not in ("proc", "sys", "dev", "tmp")]
+        if folder.endswith("triton/backends/nvidia"):
+            folders.clear()  # Triton's own profiling libraries, of the CUDA versions that it was built with
         for name in files:
             if match := CUDA_LIBRARY.fullmatch(name):
                 found[match[1]].add(Path(folder, name).resolve())
