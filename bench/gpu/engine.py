@@ -1,5 +1,6 @@
 """What an engine on a device has in common with the others: what it reads and gives stays on the device."""
 
+import gc
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,7 @@ class DeviceEngine(Backend):
         self.device, self.variant_name = artifacts.device, variant
         self._positions: dict[tuple[int, int], Tensor] = {}
         super().load(artifacts, config, threads, variant)
+        gc.freeze()  # what is loaded stays; to look through it after each call of a check takes longer than the call
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
         """Seconds of each of some calls of `fill`, `decode` or `generate`, by the device's clock, with all on it."""
@@ -89,4 +91,4 @@ class DeviceEngine(Backend):
         """In float32. Raises RuntimeError if they are not on the device: then something else computed them."""
         if logits.device.type != self.device:
             raise RuntimeError(f"the logits are on {logits.device.type}, and were to be computed on {self.device}")
-        return np.array(logits.float().cpu())  # on a CPU too a copy: the next call may write to the same place
+        return logits.float().cpu().numpy().copy()  # of memory that the next call may write to
