@@ -17,7 +17,7 @@ def compiled_of(
     group, label, phase, work as in `bench.rows`; import_s and build_s, without a search; library_bytes, weights_bytes;
     kernels, how many differ, and calls, how many a forward pass makes.
     """
-    from tvm_frontend.artifact import DESCRIPTION, WEIGHTS, load_compiled
+    from tvm_frontend.artifact import WEIGHTS, is_ours, load_compiled
 
     found = []
     for work in works:
@@ -26,7 +26,7 @@ def compiled_of(
             if contender.absent or file is None or work.phase != Prefill.phase:
                 continue
             path = artifacts.folder / file / (f"{work.B}x{work.T}" if contender.static else "")
-            if not (path / DESCRIPTION).exists():
+            if not is_ours(path):  # another engine's folder, or none
                 continue
             model = load_compiled(path)
             import_s, build_s = _split(model.phases_s)
