@@ -140,6 +140,8 @@ def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, 
         assert not runner.disagreed, runner.disagreed
         runner.take_turn(work, work.ids(setup.config, setup.plan.seed), SECONDS, SECONDS)
         assert not runner.errors, runner.errors
+        if work in runner.left_out:  # a call takes too long, as any does of threads that others keep off the cores
+            pytest.skip(runner.left_out[work])
         samples_s = runner.measurement_at(work).samples_s[-1]
         benchmark.pedantic(CLOCK.advance, (iter(samples_s),), rounds=len(samples_s))
 
