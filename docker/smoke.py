@@ -30,7 +30,6 @@ from gpt.config import GPTConfig
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import gpu_arch
-from tvm_frontend.session import Session
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bench", "export", "gpt", "tvm_frontend")
@@ -115,7 +114,7 @@ def check_gpu(exported: Path) -> str:
 def check_numbers(model: CompiledModel, precision: str) -> str:
     """Run a compiled model and hold its logits against eager PyTorch in float64. Raises RuntimeError."""
     eager = seeded_checkpoint(CONFIG).build(attention="explicit").double()
-    session = Session(model, 1)
+    session = model.start(threads=1)
     tolerance, worst = tolerance_of(precision, CONFIG), 0.0
     for B, T in odd_shapes(CONFIG):
         ids = random_ids(CONFIG, B, T, seed=0)
