@@ -71,7 +71,7 @@ class CompiledModel:
 
         By default as many as TVM_NUM_THREADS or else OMP_NUM_THREADS says, or else one a physical core that this
         process may use. Between steps they sleep, unless TVM_THREAD_POOL_SPIN_COUNT makes them look for work longer.
-        A model with a cache gives a `CachedSession`, with this project's kernels for a GPU a `DeviceSession`; one that
+        A model with a cache gives a `CachedSession`, one that chooses tokens on its GPU a `DeviceSession`; one that
         Relay compiled a `RelaySession`, in a process of Relay's environment. Raises UserError if this machine cannot
         run the code.
         """
@@ -81,11 +81,12 @@ class CompiledModel:
 
             return RelaySession(self, chosen_threads(threads))
         from tvm_frontend.device_session import DeviceSession
+        from tvm_frontend.graph import CHOOSE
         from tvm_frontend.session import CachedSession, Session
 
         kind = Session
         if self.form == "cached":
-            kind = DeviceSession if "add_choice" in self.pipeline else CachedSession
+            kind = DeviceSession if CHOOSE in self.entry_points else CachedSession
         return kind(self, chosen_threads(threads), self.library(arch))
 
     @property

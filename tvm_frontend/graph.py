@@ -8,9 +8,9 @@ import numpy as np
 import tvm
 
 ENTRY = "forward"  # the name of the Relax function, ONNX to library
-SHAPES = "shape_func"  # how TVM names the virtual machine's own functions among the kernels
 BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
 CHOOSE = "choose"  # of the kernel that `add_choice` puts beside them
+SHAPES = "shape_func"  # how TVM names the virtual machine's own functions among the kernels
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Graph:
 
     @property
     def entry_points(self) -> list[str]:
-        """The names of the Relax functions."""
-        functions = self.module.functions_items()
-        return sorted(name.name_hint for name, function in functions if isinstance(function, tvm.relax.Function))
+        """The names of the Relax functions, and of the kernel that is called by itself, if it is there."""
+        return sorted(
+            name.name_hint
+            for name, function in self.module.functions_items()
+            if isinstance(function, tvm.relax.Function) or name.name_hint == CHOOSE
+        )
 
     @property
     def kernels(self) -> dict[str, int]:

@@ -1,17 +1,19 @@
 """A GPU chooses the next token itself: the library of a model with a cache has a kernel for it beside the functions."""
 
-from tvm import relax
-
-from tvm_frontend.graph import CHOOSE, ENTRY, Graph
+from tvm_frontend.graph import CHOOSE, ENTRY, HEAD, Graph
 from tvm_frontend.passes.rewrite import with_root
 from tvm_frontend.schedules.cuda import CudaKernels
 
 
 def add_choice(graph: Graph, kernels: CudaKernels) -> Graph:
-    """The kernel for logits of forward's vocabulary; the graph stays as it is without a cache."""
-    result = graph.module[ENTRY].body.body
-    if not graph.caches or not isinstance(result, relax.Tuple):
+    """The kernel for logits of forward's vocabulary.
+
+    The graph stays as it is without a cache, and without the head that `split_head` makes: prompts are filled up, and
+    which row of each the next token comes from is what that is told.
+    """
+    if not graph.caches or HEAD not in graph.entry_points:
         return graph
+    result = graph.module[ENTRY].body.body
     kernel = kernels.choose(int(result.fields[0].ty.shape.values[-1]))
     module = graph.module.clone()
     module[CHOOSE] = with_root(kernel).with_attr("global_symbol", CHOOSE)

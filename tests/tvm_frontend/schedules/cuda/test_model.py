@@ -17,11 +17,11 @@ CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=6
 def compiled(export, emulated, tmp_path, monkeypatch):
     """Compile for the CPU with the kernels and casts of a GPU, which the model of one runs."""
 
-    def compile_form(form, precision):
+    def compile_form(form, precision, **how):
         checkpoint, exported = export(CONFIG, form)
         kernels = CudaKernels(precision, emulated)
         monkeypatch.setattr(pipeline, "kernels_for", lambda target, precision: kernels)
-        model = compile_model(exported.path, tmp_path / form, dump_ir=tmp_path / "ir")
+        model = compile_model(exported.path, tmp_path / form, dump_ir=tmp_path / "ir", **how)
         emulated.load(tmp_path)
         return checkpoint, model
 
@@ -55,12 +55,27 @@ def test_step_by_step_over_a_cache(compiled, eager, precision):
 
 
 @pytest.fixture
-def device_session(compiled, monkeypatch):
+def choosing(monkeypatch):
+    """From now on what is compiled for the CPU chooses tokens itself, as on a GPU."""
+    bundle = pipeline.bundle_weights
+    monkeypatch.setattr(
+        pipeline, "bundle_weights", lambda graph: bundle(add_choice(graph, pipeline.kernels_for(None, "")))
+    )
+
+
+@pytest.fixture
+def device_session(compiled, choosing):
     """Of a model with a cache, on the CPU, with the kernel that chooses tokens."""
-    split = pipeline.split_head
-    monkeypatch.setattr(pipeline, "split_head", lambda graph: add_choice(split(graph), pipeline.kernels_for(None, "")))
     _, model = compiled("cached", "bf16")
-    return DeviceSession(model, 2, model.library(None))
+    session = model.start(2)
+    assert isinstance(session, DeviceSession)
+    return session
+
+
+def test_without_a_head_of_its_own_nothing_is_chosen_on_the_device(compiled, choosing):
+    """Prompts are filled up: which row the next token comes from could not be said."""
+    _, model = compiled("cached", "bf16", without=["split_head"])
+    assert not isinstance(model.start(2), DeviceSession)
 
 
 def test_tokens_are_chosen_on_the_device(device_session):
