@@ -66,15 +66,14 @@ def compile_model(
     """Compile a file that one of the FRONTENDS or Relay reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T], and every
-    arch that is named, with commas between them: `sm_80,sm_86`. The
-    result is a folder, `tvm-<llvm or arch>-O<level>` (and the precision, `cache` and the frontend where they are not
-    the default) beside the model unless `output` names another, and it is there whole or not at all. A `search` is what
-    `tvm_frontend.tune` adds; `without` names phases to leave out. Raises UserError for a bad file, target or output.
+    arch that is named, with commas between them: `sm_80,sm_86`. The result is a folder, `tvm-<llvm or archs>-O<level>`
+    (and the precision, `cache` and the frontend where they are not the default) beside the model unless `output` names
+    another, and it is there whole or not at all. A `search` is what `tvm_frontend.tune` adds; `without` names phases to
+    leave out. Raises UserError for a bad file, target or output.
     """
     if frontend == RELAY:
-        _refuse_with_relay(
-            precision=precision not in (None, "fp32"), compiler=cuda_compiler == "nvrtc", without=without
-        )
+        given = {"precision": precision not in (None, "fp32"), "compiler": cuda_compiler == "nvrtc"}
+        _refuse_with_relay(given | {"fast-math": fast_math, "without": bool(without)})
         how = {"target": target, "mcpu": mcpu, "arch": arch, "opt_level": opt_level, "dump_ir": dump_ir}
         return compile_relay(model, output, shape=fixed_shape, **how)
     if opt_level not in OPT_LEVELS:
@@ -153,7 +152,7 @@ def compile_model(
     return load_compiled(output)
 
 
-def _refuse_with_relay(**given: object) -> None:
+def _refuse_with_relay(given: dict[str, bool]) -> None:
     """Raise UserError for the first argument that is given, and that Relay has no use for."""
     if wrong := next((name for name, value in given.items() if value), None):
         raise UserError(

@@ -201,6 +201,7 @@ def test_what_relay_cannot_read_is_one_line_and_it_goes_on(bigram, tmp_path):
         ({"opt_level": 4}, "opt level 4: must be 0, 1, 2, 3 with --frontend relay"),
         ({"precision": "bf16"}, "--precision: not with --frontend relay"),
         ({"cuda_compiler": "nvrtc"}, "--compiler: not with --frontend relay"),
+        ({"fast_math": True}, "--fast-math: not with --frontend relay"),
         ({"without": ("fuse_linear",)}, "--without: not with --frontend relay"),
         ({"mcpu": "skylark"}, "mcpu 'skylark': not known to LLVM"),
     ],

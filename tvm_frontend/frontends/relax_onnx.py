@@ -10,7 +10,7 @@ import onnx_ir
 import onnxscript.optimizer
 from tvm.relax.frontend.onnx import from_onnx
 
-from export.artifact import exported_from, read_proto
+from export.artifact import ExportedModel, exported_from, read_proto
 from gpt.cli import UserError
 from tvm_frontend.frontends import Source
 from tvm_frontend.frontends.upstream import graph_of, node_at, reason_of, unknown_shape
@@ -21,15 +21,21 @@ FIX = "; with --batch and --tokens it has fewer shapes to work out"
 
 def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
     """An ONNX file of ours, for one [B, T] if given. Raises UserError for another file."""
+    exported, proto = read_plain(model, "relax-onnx")
+    return Source.of(exported, lambda: import_by_tvm(proto, fixed_shape), fixed_shape=fixed_shape)
+
+
+def read_plain(model: Path, frontend: str) -> tuple[ExportedModel, onnx.ModelProto]:
+    """An ONNX file of ours with its weights. Raises UserError for what TVM's own importers, old or new, do not take."""
     proto = read_proto(model)
     exported = exported_from(proto, model)
     if exported.form != "forward":
-        raise UserError(f"{model}: its form is {exported.form}, and --frontend relax-onnx takes the plain forward pass")
+        raise UserError(f"{model}: its form is {exported.form}, and --frontend {frontend} takes the plain forward pass")
     if exported.dtype != "float32":
-        raise UserError(f"{model}: of {exported.precision}, and --frontend relax-onnx takes fp32")
+        raise UserError(f"{model}: of {exported.precision}, and --frontend {frontend} takes fp32")
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    return Source.of(exported, lambda: import_by_tvm(proto, fixed_shape), fixed_shape=fixed_shape)
+    return exported, proto
 
 
 def import_by_tvm(proto: onnx.ModelProto, fixed_shape: tuple[int, int] | None) -> Graph:

@@ -11,12 +11,11 @@ from typing import Any
 import onnx
 from onnx import inliner
 
-from export.artifact import ExportedModel, exported_from, read_proto
 from gpt.cli import UserError
 from gpt.files import atomic_output, check_output
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
-from tvm_frontend.frontends.relax_onnx import fold_shapes
+from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
 from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.relay.worker import DATABASE, weights_of
 from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
@@ -55,7 +54,8 @@ def compile_relay(
     variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # on which a search times its candidates
     if compile_for.kind == "cuda":
         variables |= _with_nvcc(compile_for.arch)
-    exported, proto = _read(model, shape)
+    exported, proto = read_plain(model, RELAY)
+    _check_shape(shape, exported.config.block_size)
     tuned = "tuned-" if trials is not None else ""
     name = f"tvm-{compile_for.name}-O{opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
     output = output or model.with_name(name)
@@ -123,15 +123,8 @@ def compile_relay(
     return load_compiled(output)
 
 
-def _read(model: Path, shape: tuple[int, int] | None) -> tuple[ExportedModel, onnx.ModelProto]:
-    """An ONNX file of ours with its weights. Raises UserError for one, or a shape, that Relay does not take."""
-    proto = read_proto(model)
-    exported = exported_from(proto, model)
-    if exported.form != "forward":
-        raise UserError(f"{model}: its form is {exported.form}, and --frontend relay takes the plain forward pass")
-    if exported.dtype != "float32":
-        raise UserError(f"{model}: of {exported.precision}, and --frontend relay takes fp32")
-    block_size = exported.config.block_size
+def _check_shape(shape: tuple[int, int] | None, block_size: int) -> None:
+    """Raise UserError unless it is one that the model takes."""
     if shape is None:
         raise UserError(
             "--frontend relay compiles for one B and one T, as Relay's shapes are numbers: give --batch and --tokens, "
@@ -139,9 +132,6 @@ def _read(model: Path, shape: tuple[int, int] | None) -> tuple[ExportedModel, on
         )
     if shape[0] < 1 or not 1 <= shape[1] <= block_size:
         raise UserError(f"--batch {shape[0]} --tokens {shape[1]}: B must be at least 1, and T in 1 … {block_size}")
-    if exported.weights is not None:
-        onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    return exported, proto
 
 
 def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto:
