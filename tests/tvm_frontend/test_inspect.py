@@ -9,7 +9,6 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import find_compiler, find_tool
 from tvm_frontend.inspect import KernelCode, code_table, inspect_command, read_kernels
-from tvm_frontend.schedules.cuda.launch import NAMESPACE
 
 SMALL = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
 CHAR = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
@@ -73,7 +72,7 @@ def test_the_machine_code_for_sm_86(compiled, form, precision, config):
         assert kernel.count("LDGSTS")
         assert kernel.count("LDSM")
     # Linear layers but for few rows, and attention but for one.
-    multiply = tuple(f"{NAMESPACE}::{name}<" for name in ("linear", "causal_attention", "attend_to_cache"))
+    multiply = tuple(f"{name}<" for name in ("linear", "causal_attention", "attend_to_cache"))
     assert on_matrices == [kernel for kernel in kernels if (kernel.function or "").startswith(multiply)]
     assert sum("attention" in kernel.name for kernel in on_matrices) == (precision != "tf32")
 

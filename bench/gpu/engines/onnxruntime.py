@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.artifacts import DEVICE_CACHED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
-from bench.gpu.engine import DeviceEngine
+from bench.gpu.engine import DeviceEngine, Inputs
 from bench.gpu.engines import PHASES
 from gpt.cli import UserError
 
@@ -26,18 +26,13 @@ def _files(precision: str) -> dict[str, str]:
 
 @dataclass
 class _Bound:
-    """A session of one shape and what it reads and writes: ids [B, T], pos and pos_out [B], logits [B, 1, V].
-
-    given: what ids and pos hold.
-    """
+    """A session of one shape, what it reads, and what it writes: pos_out [B], logits [B, 1, V]."""
 
     session: "InferenceSession"
     binding: "IOBinding"
-    ids: "Tensor"
-    pos: "Tensor"
+    inputs: Inputs
     pos_out: "Tensor"
     logits: "Tensor"
-    given: "tuple[Tensor, int] | None" = None
 
 
 class Engine(DeviceEngine):
@@ -96,10 +91,7 @@ class Engine(DeviceEngine):
                 del self._bound[next(iter(self._bound))]
             self._bound[B, T] = self._bind(B, T)
         bound, options = self._bound[B, T], onnxruntime.RunOptions()
-        if bound.given is None or bound.given[0] is not ids or bound.given[1] != context:
-            bound.ids.copy_(ids)
-            bound.pos.fill_(context)
-            bound.given = ids, context
+        bound.inputs.hold(ids, context)
         if self.device == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         bound.session.run_with_iobinding(bound.binding, options)
@@ -113,13 +105,16 @@ class Engine(DeviceEngine):
         found = _Bound(
             session,
             session.io_binding(),
-            ids=torch.zeros((B, T), dtype=torch.int64, device=self.device),
-            pos=torch.zeros(B, dtype=torch.int64, device=self.device),
+            Inputs(
+                ids=torch.zeros((B, T), dtype=torch.int64, device=self.device),
+                pos=torch.zeros(B, dtype=torch.int64, device=self.device),
+            ),
             pos_out=torch.zeros(B, dtype=torch.int64, device=self.device),
             logits=torch.empty((B, 1, self.config.vocab_size), dtype=torch.float32, device=self.device),
         )
         caches = self._cache.items()
-        inputs = {"ids": found.ids, "pos": found.pos} | {f"cache{name}": tensor for name, tensor in caches}
+        inputs = {"ids": found.inputs.ids, "pos": found.inputs.pos}
+        inputs |= {f"cache{name}": tensor for name, tensor in caches}
         outputs = {"logits": found.logits, "pos_out": found.pos_out}
         outputs |= {f"cache_out{name}": tensor for name, tensor in caches}
         for bind, tensors in ((found.binding.bind_input, inputs), (found.binding.bind_output, outputs)):

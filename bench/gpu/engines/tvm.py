@@ -8,7 +8,7 @@ import numpy as np
 from bench.artifacts import DEVICE_COMPILED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
-from bench.gpu.engine import DeviceEngine
+from bench.gpu.engine import DeviceEngine, Inputs
 from bench.gpu.engines import PHASES
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ def _files(level: int) -> dict[str, str]:
 
 @dataclass
 class _Recorded:
-    """A call as a CUDA graph: ids [B, T] and pos [B] that it reads, logits [B, V]; given: what the first two hold."""
+    """A call as a CUDA graph, what it reads, and the logits [B, V] that it writes."""
 
     graph: "torch.cuda.CUDAGraph"
-    ids: "Tensor"
-    pos: "Tensor"
+    inputs: Inputs
     logits: "Tensor"
-    given: "tuple[Tensor, int] | None" = None
 
 
 class Engine(DeviceEngine):
@@ -92,10 +90,7 @@ class Engine(DeviceEngine):
         if key not in self._recorded:
             self._recorded[key] = self._record(method, ids, pos)
         found = self._recorded[key]
-        if found.given is None or found.given[0] is not ids or found.given[1] != pos:
-            found.ids.copy_(ids)
-            found.pos.fill_(pos)
-            found.given = ids, pos
+        found.inputs.hold(ids, pos)
         found.graph.replay()
         return found.logits
 
@@ -107,14 +102,14 @@ class Engine(DeviceEngine):
         stream = torch.cuda.current_stream()
         ids, pos = ids.clone(), torch.full((len(ids),), pos, dtype=torch.int64, device=self.device)
         call = {"fill": self._session.fill_on_device, "decode": self._session.decode_on_device}[method]
-        inputs = [tvm.runtime.from_dlpack(tensor) for tensor in (ids, pos)]
+        given = [tvm.runtime.from_dlpack(tensor) for tensor in (ids, pos)]
         graph = torch.cuda.CUDAGraph()
         with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream.cuda_stream):
-            call(*inputs)  # so that all memory is there
+            call(*given)  # so that all memory is there
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
-                logits = call(*inputs)  # [B, 1, V]
-        return _Recorded(graph, ids, pos, torch.from_dlpack(logits)[:, 0])
+                logits = call(*given)  # [B, 1, V]
+        return _Recorded(graph, Inputs(ids, pos), torch.from_dlpack(logits)[:, 0])
 
     def _from_host(self, array: np.ndarray) -> "Tensor":
         import torch

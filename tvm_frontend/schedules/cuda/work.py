@@ -4,8 +4,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm_frontend.schedules.cuda.launch import NAMESPACE
-
 BYTES = {"Bf16": 2, "Fp16": 2, "Tf32": 4}  # of a number
 
 
@@ -47,7 +45,7 @@ def work_of(function: str, shape: Shape) -> Work | None:
 
 def _split(function: str) -> tuple[str, list[str]]:
     """`linear<Bf16, Tile<64, 64>, 768>` → linear and its three arguments."""
-    name, _, inside = function.replace(f"{NAMESPACE}::", "").removesuffix(">").partition("<")
+    name, _, inside = function.removesuffix(">").partition("<")
     return name, [each.strip() for each in re.split(r",(?![^<]*>)", inside)]
 
 
