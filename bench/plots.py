@@ -126,9 +126,13 @@ def before_after(pairs: list[dict]) -> str:
             axes.annotate("", (after["median_ms"], y), (before["median_ms"], y), arrowprops=arrow)
             axes.plot(before["median_ms"], y, "o", color=OTHER, markersize=8)
             axes.plot(after["median_ms"], y, "o", color=FIRST, markersize=8)
-            style = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-            axes.annotate(duration(before["median_ms"]), (before["median_ms"], y), **style)
-            axes.annotate(duration(after["median_ms"]), (after["median_ms"], y), **style)
+            shorter, longer = sorted((before["median_ms"], after["median_ms"]))
+            for ms, side, away in (
+                (shorter, "right", -2),
+                (longer, "left", 2),
+            ):  # not over each other if they are close
+                style = {"xytext": (away, 9), "textcoords": "offset points", "ha": side, "fontsize": 9}
+                axes.annotate(duration(ms), (ms, y), **style)
             _right(axes, y, f"{factor(pair['ratio'])}× faster", 1.47, bold=True)
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")

@@ -176,7 +176,7 @@ def bases(buildah: Buildah) -> None:
 @pytest.fixture(scope="module")
 def context(buildah: Buildah) -> Path:
     """The tree in a place where a test may change it."""
-    ignored = shutil.ignore_patterns(".git", ".venv", "artifacts", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv*", "artifacts", "__pycache__", ".*_cache")
     return Path(shutil.copytree(ROOT, buildah.folder / "context", ignore=ignored))
 
 
