@@ -1,15 +1,17 @@
 """python -m bench.search                                 # both models, 50, 200 and 800 trials: some ten minutes
 python -m bench.search --trials 4 8 --models linear       # a rehearsal
+python -m bench.search --models relay                     # the demo model by Relay and its search, after make relay
 
-Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The table is that
-of docs/hand-and-search.md. One search a model, that is continued from each number of trials to the next.
+Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The tables are
+those of docs/hand-and-search.md and docs/relay-to-relax.md. One search a model, that is continued from each number of
+trials to the next.
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
@@ -17,16 +19,22 @@ import tyro
 from bench.prepare import SEEDED
 from bench.turns import Contestant, times_of
 from gpt.cli import UserError, run_command
-from gpt.config import GPTConfig
+
+if TYPE_CHECKING:
+    from tvm_frontend.artifact import CompiledModel
 
 M, K, N = 64, 768, 3072  # of the linear layer
+PROMPT = 1, 64  # B, T of the demo's model
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What to compare."""
+    """What to compare.
 
-    models: tuple[Literal["linear", "demo"], ...] = ("linear", "demo")  # GPT-2's widest layer; the demo model at 1x64
+    linear is GPT-2's widest layer; demo the demo's model at 1x64, and relay the same by Relay.
+    """
+
+    models: tuple[Literal["linear", "demo", "relay"], ...] = ("linear", "demo")
     trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which to look
     threads: int = 2  # of every kernel
 
@@ -54,10 +62,13 @@ def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contesta
     """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
     from tvm_frontend.tune import Search
 
+    if model == "relay":
+        found = [relay_contestant(trials, config, folder) for trials in (None, *sorted(config.trials))]
+        return [found[0], demo_contestant("by hand", 3, None, config, folder), *found[1:]]
     make = linear_contestant if model == "linear" else demo_contestant
     found = [make("untuned", 0, None, config, folder), make("by hand", 3, None, config, folder)]
     for trials in sorted(config.trials):
-        search = Search((1, 64), trials, threads=config.threads)
+        search = Search(PROMPT, trials, threads=config.threads)
         search.keep_in(folder / f"{model}-search")
         found.append(make(f"search, {trials} trials", 0, search, config, folder))
     return found
@@ -90,19 +101,43 @@ def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, f
 
 def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
     """The demo model's forward pass of one prompt that fills it."""
-    from export.onnx import export_onnx
-    from gpt.checkpoint import save_checkpoint, seeded_checkpoint
     from tvm_frontend.compile import compile_model
 
-    model: GPTConfig = SEEDED["demo"]
-    if not (folder / "model.onnx").exists():
-        save_checkpoint(folder / "ckpt.pt", seeded_checkpoint(model))
-        export_onnx(folder / "ckpt.pt", folder / "model.onnx")
+    model = demo_model(folder)
     start = time.perf_counter()
     output = folder / ("demo" if search else f"demo-O{opt_level}")
-    compiled = compile_model(folder / "model.onnx", output, opt_level=opt_level, search=search)
+    compiled = compile_model(model, output, opt_level=opt_level, search=search)
     ready_s = time.perf_counter() - start if search is None else search.seconds
-    ids = np.random.default_rng(1).integers(0, model.vocab_size, (1, 64))
+    return prompt_contestant(name, ready_s, compiled, config)
+
+
+def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
+    """The same by Relay, at opt level 3: by the schedules that it has, or by a search of so many trials in all."""
+    from tvm_frontend.relay.compile import compile_relay
+
+    model = demo_model(folder)
+    start = time.perf_counter()
+    compiled = compile_relay(model, folder / "relay", shape=PROMPT, trials=trials)
+    ready_s = time.perf_counter() - start if trials is None else compiled.search["seconds"]
+    name = "untuned, Relay" if trials is None else f"search by Relay, {trials} trials"
+    return prompt_contestant(name, ready_s, compiled, config)
+
+
+def demo_model(folder: Path) -> Path:
+    """The demo's model with random weights, exported; made once."""
+    from export.onnx import export_onnx
+    from gpt.checkpoint import save_checkpoint, seeded_checkpoint
+
+    model = folder / "model.onnx"
+    if not model.exists():
+        save_checkpoint(folder / "ckpt.pt", seeded_checkpoint(SEEDED["demo"]))
+        export_onnx(folder / "ckpt.pt", model)
+    return model
+
+
+def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
+    """A compiled model's forward pass of one PROMPT."""
+    ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
     session = compiled.start(config.threads)
     return Contestant(name, ready_s, lambda: session.prefill(ids))
 
