@@ -35,6 +35,11 @@ INSTALL_HINT = (
     "pip install nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 (96 MB), or NVIDIA's"
     " CUDA toolkit with CUDA_HOME set to its folder"
 )
+TOOLS = {  # programs that `find_tool` finds, and where they come from
+    "cuobjdump": "pip install nvidia-cuda-cuobjdump==13.2.86",
+    "nvdisasm": "pip install nvidia-cuda-nvdisasm==13.2.86",
+    "compute-sanitizer": "install NVIDIA's CUDA toolkit, and set CUDA_HOME to its folder",
+}
 _DEFAULT_TOOLKIT = Path("/usr/local/cuda")
 _EM_CUDA = 190  # e_machine of NVIDIA's machine code (LLVM's llvm/BinaryFormat/ELF.h)
 
@@ -84,11 +89,11 @@ def find_compiler(compiler: str = "auto") -> CudaCompiler:
 
 
 def find_tool(name: str) -> Path:
-    """A program of NVIDIA's toolkit that reads machine code. Raises UserError if it is nowhere."""
+    """A program of NVIDIA's toolkit, one of TOOLS. Raises UserError if it is nowhere."""
     for path in _program_candidates(name):
         if path.is_file():
             return path
-    raise UserError(f"{name} was not found on this machine: pip install nvidia-cuda-{name}==13.2.86")
+    raise UserError(f"{name} was not found on this machine: {TOOLS[name]}")
 
 
 @contextmanager

@@ -29,8 +29,7 @@ def check_kernels(device: str, deadline_s: float, cases: Path = CASES) -> dict[s
         return {"cases": [], "reason": f"{cases}: not there; run it in a checkout, which has the tests"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cases.xml"
-        command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "-k", ON[device]]
-        command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", f"--junitxml={file}"]
+        command = [*command_of(device, cases), f"--junitxml={file}"]
         if find_spec("xdist") and device == "cuda":
             command += ["-n", str(min(MOST_PROCESSES, os.cpu_count() or 1))]
         try:
@@ -42,6 +41,12 @@ def check_kernels(device: str, deadline_s: float, cases: Path = CASES) -> dict[s
         return {"cases": found, "reason": None}
     said = " | ".join(line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip())
     return {"cases": found, "reason": f"pytest ended with {done.returncode}: {said[-MOST_CHARACTERS:]}"}
+
+
+def command_of(device: str, cases: Path) -> list[str]:
+    """The command that runs the cases on a device, in one process."""
+    command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "-k", ON[device]]
+    return [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
 
 
 def read_cases(file: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from bench.units import milliseconds, percent, times
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 
-TABLE, KERNELS = "README.md", "kernels.json"
+TABLE, KERNELS, SANITIZER = "README.md", "kernels.json", "sanitizer.json"
 HEAD = """# {title}
 
 Written by `python -m bench.gpu`; the numbers are in the JSON files beside it, every sample among them.
@@ -41,16 +41,16 @@ TITLES = {
 
 def write_table(folder: Path) -> Path:
     """Write the table of all races in a folder, and return its path. Raises UserError if there are none."""
-    races = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json")) if file.name != KERNELS
-    ]
-    kernels = json.loads((folder / KERNELS).read_text(encoding="utf-8")) if (folder / KERNELS).exists() else None
-    if not races and kernels is None:
+    found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    kernels, findings = found.pop(KERNELS, None), found.pop(SANITIZER, [])
+    races = list(found.values())
+    if not (races or kernels or findings):
         raise UserError(f"{folder}: no JSON files of python -m bench.gpu there; run that first")
     tried = any("arch" not in race["device"] for race in races)
     title = "The measurement of a GPU, tried on a CPU" if tried else "Measured on a GPU"
     blocks = [HEAD.format(title=title, rounds=ROUNDS), *_limit_lines(races)]
     blocks += _kernel_lines(kernels) if kernels else []
+    blocks += _sanitizer_lines(findings) if findings else []
     for race in sorted(races, key=lambda race: race["parameters"]):
         blocks += race_lines(race)
     with atomic_output(folder / TABLE) as part:
@@ -136,6 +136,11 @@ def _kernel_lines(kernels: dict[str, Any]) -> list[str]:
         worst[test] = max(worst.get(test, 0.0), case["error_of_tolerance"] or 0.0)
     lines += ["", "The largest error of each test, as a share of what rounding explains:", ""] * bool(worst)
     return [*lines, *(f"- {test}: {percent(100 * share)}" for test, share in worst.items())]
+
+
+def _sanitizer_lines(findings: list[dict[str, Any]]) -> list[str]:
+    lines = [f"- {each['tool']}: {each['status']}: {each['said']} ({each['seconds']:.0f} s)" for each in findings]
+    return ["", "## Kernels under compute-sanitizer", "", *lines]
 
 
 def _line(cells: tuple[str, ...]) -> str:

@@ -29,6 +29,8 @@ def test_the_table_has_every_row_the_fastest_first_and_why_others_are_not_there(
     failed = CASE | {"status": "disagrees", "reason": "assert False", "name": "test_rows::test_embedding[1-on_gpu]"}
     kernels = {"cases": [CASE, failed], "reason": None, "where": "on the GPU"}
     (tmp_path / "kernels.json").write_text(json.dumps(kernels))
+    finding = {"tool": "racecheck", "status": "clean", "said": "0 hazards", "seconds": 41.7}
+    (tmp_path / "sanitizer.json").write_text(json.dumps([finding]))
     text = write_table(tmp_path).read_text()
     lines = text.splitlines()
     first = lines.index("| tvm O3 | bf16 | 0.125 | 2.0 % | 0.100 | 80 % | reading | – | 3.0e-03 |")
@@ -42,6 +44,7 @@ def test_the_table_has_every_row_the_fastest_first_and_why_others_are_not_there(
     assert "1 of 2 cases agree, on the GPU." in lines
     assert "- test_rows::test_embedding[1-on_gpu]: disagrees: assert False" in lines
     assert "- test_linear::test_rows: 31 %" in lines
+    assert "- racecheck: clean: 0 hazards (42 s)" in lines
     assert lines[0] == "# Measured on a GPU"
 
 
