@@ -17,6 +17,7 @@ from bench.worker import MOST_CHARACTERS, ROOT
 
 CASES = ROOT / "tests" / "tvm_frontend" / "schedules" / "cuda"
 ON = {"cuda": "on_gpu", "cpu": "emulated"}  # a device, and the word for it in the tests' names
+NO_CASES = "{}: not there; run it in a checkout, which has the tests"
 MOST_PROCESSES = 8  # each compiles its kernels, and has a context on the GPU
 ERROR = "error_of_tolerance"  # what a test records: its largest error over what rounding explains
 
@@ -26,7 +27,7 @@ def check_kernels(device: str, deadline_s: float, cases: Path = CASES) -> dict[s
     and `error_of_tolerance`, and `reason`, why there are none or not all; None if there is no such reason.
     """
     if not cases.is_dir():
-        return {"cases": [], "reason": f"{cases}: not there; run it in a checkout, which has the tests"}
+        return {"cases": [], "reason": NO_CASES.format(cases)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cases.xml"
         command = [*command_of(device, cases), f"--junitxml={file}"]

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import tyro
 
-from bench.gpu.kernels import CASES, command_of
+from bench.gpu.kernels import CASES, NO_CASES, command_of
 from bench.gpu.table import SANITIZER, write_table
 from bench.worker import MOST_CHARACTERS, ROOT
 from gpt.cli import UserError, run_command
@@ -46,7 +46,7 @@ class Finding:
 def sanitize(tool: Tool, deadline_s: float, cases: Path = CASES) -> Finding:
     """Run the kernels' cases under a tool. Raises UserError without compute-sanitizer, or without the cases."""
     if not cases.is_dir():
-        raise UserError(f"{cases}: not there; run it in a checkout, which has the tests")
+        raise UserError(NO_CASES.format(cases))
     watched = [str(find_tool("compute-sanitizer")), "--tool", tool, "--target-processes", "all"]
     start = time.monotonic()
     with subprocess.Popen(
