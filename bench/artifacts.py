@@ -19,6 +19,8 @@ CACHED_INT8 = "model-cache-int8.onnx"
 OPENVINO = "model-openvino-int{}"
 OPENVINO_PAST = "model-past-openvino-int{}"
 DEVICE_CACHED = "model-cache-unproven{}.onnx"  # as `export.onnx` writes it with proof=False; of a precision, if -bf16
+DEVICE_LAST = "model-last-unproven.onnx"  # no cache, and logits of the last position alone
+DEVICE_RELAY = "tvm-{}-O3-unproven-relay"  # of a target's name, from that: as COMPILED_RELAY
 DEVICE_COMPILED = ("tvm-{}-O0-unproven-cache", "tvm-{}-O3-bf16-unproven-cache")  # of a target's name, from that
 
 

@@ -17,6 +17,8 @@ from bench.artifacts import (
     CTRANSLATE2,
     DEVICE_CACHED,
     DEVICE_COMPILED,
+    DEVICE_LAST,
+    DEVICE_RELAY,
     EXPORTED,
     EXPORTED_INT8,
     OPENVINO,
@@ -189,12 +191,13 @@ def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None
     return Making(source, make, origin, "compiled", command)
 
 
-def _compiled_by_relay(level: int) -> Making:
+def _compiled_by_relay(source: str, level: int, arch: str | None = None) -> Making:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
 
         B, T = map(int, path.name.split("x"))
-        compile_model(source, path, opt_level=level, frontend="relay", fixed_shape=(B, T))
+        target = "cuda" if arch else "llvm"
+        compile_model(source, path, target=target, arch=arch, opt_level=level, frontend="relay", fixed_shape=(B, T))
 
     def origin(path: Path) -> str:
         from tvm_frontend.artifact import load_compiled
@@ -202,8 +205,9 @@ def _compiled_by_relay(level: int) -> Making:
         return load_compiled(path).exported_sha256
 
     options = f"--frontend relay --opt-level {level} --batch {{B}} --tokens {{T}}"
+    options += f" --target cuda --arch {arch}" if arch else ""
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} {options}"
-    return Making(EXPORTED, make, origin, "compiled", command, static=True)
+    return Making(source, make, origin, "compiled", command, static=True)
 
 
 def _quantized(source: str, tool: str, bits: int) -> Making:
@@ -243,7 +247,7 @@ MAKINGS = {
     COMPILED_O0: _compiled(EXPORTED, 0),
     COMPILED_O3: _compiled(EXPORTED, 3),
     COMPILED_CACHED: _compiled(CACHED, 3),
-    **{COMPILED_RELAY.format(level): _compiled_by_relay(level) for level in (0, 3)},
+    **{COMPILED_RELAY.format(level): _compiled_by_relay(EXPORTED, level) for level in (0, 3)},
     **{COMPILED_LOW[0].format(precision): _compiled(EXPORTED, 3, precision) for precision in LOW_PRECISIONS},
     **{COMPILED_LOW[1].format(precision): _compiled(CACHED, 3, precision) for precision in LOW_PRECISIONS},
     CTRANSLATE2: _converted(),
@@ -252,6 +256,8 @@ MAKINGS = {
     **{OPENVINO.format(bits): _quantized(EXPORTED, "openvino", bits) for bits in (8, 4)},
     **{OPENVINO_PAST.format(bits): _quantized(PAST, "openvino", bits) for bits in (8, 4)},
     DEVICE_CACHED.format(""): _exported("cached", " --cache static", proof=False),
+    DEVICE_LAST: _exported("forward", " --last", last=True, proof=False),
+    **{DEVICE_RELAY.format(arch or "llvm"): _compiled_by_relay(DEVICE_LAST, 3, arch) for arch in (None, *CUDA_ARCHS)},
     **{
         DEVICE_CACHED.format(f"-{precision}"): _exported(
             "cached", f" --cache static --last --precision {precision}", precision=precision, last=True, proof=False

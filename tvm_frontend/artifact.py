@@ -79,7 +79,7 @@ class CompiledModel:
         if self.frontend == RELAY:
             from tvm_frontend.relay.session import RelaySession
 
-            return RelaySession(self, chosen_threads(threads))
+            return RelaySession(self, chosen_threads(threads), arch)
         from tvm_frontend.device_session import DeviceSession
         from tvm_frontend.graph import CHOOSE
         from tvm_frontend.session import CachedSession, Session

@@ -1,6 +1,7 @@
 """Relay, TVM's former importer, on the exported files: a module for each shape, by its graph executor."""
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -35,22 +36,30 @@ class Engine(Backend):
         return Interpreter(str(environment.python), tuple(environment.variables.items()))
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
-        self._folder = (artifacts.folder / self.variant.files["prefill"]).resolve()
+        self._start(artifacts.folder / self.variant.files["prefill"])
+
+    def _start(self, folder: Path, arch: str | None = None) -> None:
+        """Make ready for the modules of all shapes in a folder, for a GPU's arch or the CPU."""
+        self._folder, self._arch = folder.resolve(), arch
         os.chdir(find_environment().folder)
         self._of_shape: tuple[tuple[int, int] | None, Executor | None] = None, None  # the last one
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        if self._of_shape[0] != ids.shape:
+        return self._at(ids.shape).run(ids)
+
+    def _at(self, shape: tuple[int, int]) -> Executor:
+        if self._of_shape[0] != shape:
             self._of_shape = None, None  # each has weights of its own
-            self._of_shape = ids.shape, self._open(ids.shape)
-        return self._of_shape[1].run(ids)
+            self._of_shape = shape, self._open(shape)
+        return self._of_shape[1]
 
     def _open(self, shape: tuple[int, int]) -> Executor:
         path = self._folder / "x".join(map(str, shape))
         if not path.exists():
             raise UserError(f"Relay's modules are of one shape each, and there is none for {path.name}")
         model = load_compiled(path)
-        return Executor(model.library(None), path / GRAPH, weights_of(path / WEIGHTS, model.weights))
+        weights = weights_of(path / WEIGHTS, model.weights)
+        return Executor(model.library(self._arch), path / GRAPH, weights, model.target["kind"])
 
     def versions(self) -> dict[str, str]:
         from importlib.metadata import version

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
@@ -30,7 +30,7 @@ from bench.compare import ROUNDS, Plan
 from bench.gpu.device import DeviceArtifacts, target_of
 from bench.gpu.engines import BASELINE, find_contenders
 from bench.gpu.kernels import check_kernels
-from bench.gpu.phases import PHASES
+from bench.gpu.phases import PHASES, FirstToken
 from bench.gpu.race import run_race
 from bench.gpu.table import KERNELS, write_table
 from bench.machine import checked_threads
@@ -87,11 +87,12 @@ def run_gpu(config: GpuConfig) -> bool:
         now = time.monotonic()
         share = now + (until - now) / (len(config.models) - number)
         artifacts = DeviceArtifacts(config.artifacts / f"seeded-{model}", config.device, target)
-        able = those_that_can(contenders, artifacts)
-        refuse_absent(config.engine, able)
         shape = SEEDED[model]
         in_turn = zip_longest(*(PHASES[phase].timed(shape) for phase in config.phases))
         works = tuple(work for each in in_turn for work in each if work)  # if time runs out, each phase has some
+        prompts = [(work.B, work.T) for work in works if isinstance(work, FirstToken)]
+        able = those_that_can(contenders, artifacts, prompts)
+        refuse_absent(config.engine, able)
         plan = Plan(works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
         about = {
             "model": model,
@@ -110,15 +111,20 @@ def run_gpu(config: GpuConfig) -> bool:
     return right
 
 
-def those_that_can(contenders: Iterable[Contender], artifacts: DeviceArtifacts) -> list[Contender]:
-    """The contenders with all that they need made; one whose files cannot be made here is absent and says why."""
+def those_that_can(
+    contenders: Iterable[Contender], artifacts: DeviceArtifacts, prompts: Collection[tuple[int, int]]
+) -> list[Contender]:
+    """The contenders with all that they need made; one whose files cannot be made here is absent and says why.
+
+    prompts: the shapes that static engines need files for.
+    """
     found, made = [], {CHECKPOINT}  # not verified twice: to read the checkpoint of a large model takes seconds
     prepare(artifacts, [])
     for each in contenders:
         files = {file for _, file in each.files}
         if not each.absent and not files <= made:
             try:
-                prepare(artifacts, [each], PHASES)
+                prepare(artifacts, [each], PHASES, prompts)
             except UserError as error:
                 each = replace(each, absent=str(error))
             except Exception as error:  # an exporter's or compiler's own: the other engines can be timed without it

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from bench.worker import FEWEST_SAMPLES, WARM_UP, sample
@@ -18,11 +19,16 @@ def sample_on(device: str, call: Callable[[], object], budget_s: float) -> list[
     """
     if device == "cpu":
         return sample(call, budget_s)
-    warm, once = 0.0, max(_queue(call, 1))
+    return sample_queues(partial(_queue, call), budget_s)
+
+
+def sample_queues(seconds_of: Callable[[int], list[float]], budget_s: float) -> list[float]:
+    """As `sample_on`, of calls that are made a number at once: `seconds_of` gives the seconds of each of so many."""
+    warm, once = 0.0, max(seconds_of(1))
     while warm < WARM_UP * budget_s:
-        samples = _queue(call, _count(WARM_UP * budget_s, once))
+        samples = seconds_of(_count(WARM_UP * budget_s, once))
         warm, once = warm + sum(samples), min(samples)
-    return _queue(call, _count(budget_s, once))
+    return seconds_of(_count(budget_s, once))
 
 
 def _count(budget_s: float, once_s: float) -> int:

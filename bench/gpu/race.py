@@ -36,8 +36,8 @@ class DeviceWorker(Worker):
     until: by time.monotonic.
     """
 
-    def __init__(self, factory: str, threads: int, until: float) -> None:
-        super().__init__(factory, threads)
+    def __init__(self, contender: Contender, threads: int, until: float) -> None:
+        super().__init__(contender.factory, threads, contender.interpreter)
         self._until = until
 
     def call(self, method: str, *arguments: Any, deadline_s: float = 600) -> Any:
@@ -127,7 +127,8 @@ def run_race(
         _show(progress, "measuring the device's limits")
         device, limits = _measure(artifacts.device, precisions, config, plan)
         runners = [
-            DeviceRunner(each, stack.enter_context(DeviceWorker(each.factory, plan.threads, until))) for each in present
+            DeviceRunner(each, stack.enter_context(DeviceWorker(each, plan.threads, until)), plan.works)
+            for each in present
         ]
         found = _Race(contenders, runners, config, plan, checked, device, limits, {})
         for runner in runners:

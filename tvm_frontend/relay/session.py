@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gpt.cli import UserError
 from tvm_frontend.artifact import GRAPH, WEIGHTS, CompiledModel
 from tvm_frontend.relay.process import RelayProcess
 
@@ -15,14 +14,12 @@ START_DEADLINE_S, RUN_DEADLINE_S = 120.0, 600.0
 
 
 class RelaySession:
-    """A forward pass by Relay's graph executor, for the one [B, T] that it was compiled for."""
+    """A forward pass by Relay's graph executor, for the one [B, T] that it was compiled for.
 
-    def __init__(self, model: CompiledModel, threads: int) -> None:
-        if model.target["kind"] != "llvm":
-            raise UserError(
-                f"{model.path}: compiled by Relay for {model.target['archs'][0]}, and only its code for the CPU is run "
-                "here: load its library with TVM 0.17 on a machine with that GPU"
-            )
+    arch: of this machine's GPU that the model runs on, None for the CPU.
+    """
+
+    def __init__(self, model: CompiledModel, threads: int, arch: str | None) -> None:
         self.model, path = model, model.path.resolve()
         shape = tuple(model.fixed_shape)
         logits_bytes = 4 * shape[0] * shape[1] * model.config.vocab_size
@@ -38,10 +35,11 @@ class RelaySession:
             answer = self._process.ask(
                 "start",
                 START_DEADLINE_S,
-                library=str(model.library(None).resolve()),
+                library=str(model.library(arch).resolve()),
                 graph=str(path / GRAPH),
                 weights=str(path / WEIGHTS),
                 table=model.weights,
+                kind=model.target["kind"],
                 memory=file,
                 ids_at=ids_at,
                 ids_shape=shape,

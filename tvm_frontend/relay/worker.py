@@ -82,35 +82,46 @@ def build(request: dict) -> dict:
 
 
 class Executor:
-    """Relay's graph executor with a library loaded; library and graph are files, weights the arrays by name."""
+    """Relay's graph executor with a library loaded; library and graph are files, weights the arrays by name.
 
-    def __init__(self, library: Path, graph: Path, weights: dict[str, np.ndarray]) -> None:
+    kind: of the device that the library is for, `llvm` or `cuda`. logits: of the last call, float32 [B, T, V].
+    """
+
+    def __init__(self, library: Path, graph: Path, weights: dict[str, np.ndarray], kind: str = "llvm") -> None:
         import tvm
         from tvm.contrib import graph_executor
 
-        self._module = graph_executor.create(graph.read_text(), tvm.runtime.load_module(str(library)), tvm.cpu())
+        self._device = {"llvm": tvm.cpu, "cuda": tvm.cuda}[kind]()
+        self._module = graph_executor.create(graph.read_text(), tvm.runtime.load_module(str(library)), self._device)
         for name, array in weights.items():
             self._module.set_input(name, array)
-        # A view of its own memory: what `set_output_zero_copy` is given stays empty if a reshape comes last.
-        self.logits = np.from_dlpack(self._module.get_output(0))
+        # Its own memory: what `set_output_zero_copy` is given stays empty if a reshape comes last.
+        self._output = self._module.get_output(0)
+        self.logits = np.from_dlpack(self._output) if kind == "llvm" else self._output.numpy()
 
     def run(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V] of ids int64 [B, T], a view that the next call overwrites."""
+        """Logits float32 [B, T, V] of ids int64 [B, T], which the next call overwrites."""
         self._module.set_input("ids", ids)
         self._module.run()
+        if self._device.device_type != self._device.kDLCPU:
+            self._output.copyto(self.logits)  # waits for them
         return self.logits
+
+    def seconds(self, count: int) -> list[float]:
+        """Of each of some calls on the last ids, by the device's own clock; one before them is not counted."""
+        return list(self._module.module.time_evaluator("run", self._device, number=1, repeat=count)().results)
 
 
 def start(request: dict) -> dict:
-    """Make an executor ready: `library`, `graph`, `weights` (a file), `table` (as `build` answers it), `memory`.
+    """Make an executor ready: `library`, `graph`, `weights` (a file), `table` (as `build` answers it), `kind` (of its
+    device), `memory`.
 
     memory: the number of an open file that holds the logits, float32, at 0 and ids, int64 of `ids_shape`, at `ids_at`.
     Answers `logits_shape`: [B, T, V], or [B, 1, V] of a file with the last position alone.
     """
     global executor, shared
-    executor = Executor(
-        Path(request["library"]), Path(request["graph"]), weights_of(Path(request["weights"]), request["table"])
-    )
+    weights = weights_of(Path(request["weights"]), request["table"])
+    executor = Executor(Path(request["library"]), Path(request["graph"]), weights, request["kind"])
     file = f"/proc/self/fd/{request['memory']}"
     shared = (
         np.memmap(file, np.int64, "r", request["ids_at"], tuple(request["ids_shape"])),

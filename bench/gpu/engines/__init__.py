@@ -8,16 +8,22 @@ from bench.agreement import PRECISIONS
 from bench.backends import Contender
 from bench.backends import find_contenders as find_in
 
-PHASES = ("first-token", "decode", "generate")  # of `bench.gpu.phases`, all of which each engine has
+PHASES = ("first-token", "decode", "generate")  # of `bench.gpu.phases`, all of which an engine with a cache has
+UNASKED = "it needs a module for each prompt, each compiled in some half a minute or more; --engine {} asks for it"
 OURS, BASELINE = "tvm O3", "eager"  # labels
 
 
 def find_contenders(asked: Sequence[str], target: str) -> list[Contender]:
-    """Every variant of the engines asked for, or of all, with the files for a target. Raises UserError as there."""
-    return [
-        replace(each, files=tuple((phase, file.format(target=target)) for phase, file in each.files))
-        for each in find_in(asked, PRECISIONS, __name__)
-    ]
+    """Every variant of the engines asked for, or of all, with the files for a target. Raises UserError as there.
+
+    A static engine that is not asked for is absent: to compile its modules would take the time of all others.
+    """
+    found = []
+    for each in find_in(asked, PRECISIONS, __name__):
+        files = tuple((phase, file.format(target=target)) for phase, file in each.files)
+        unasked = UNASKED.format(each.engine) if each.static and not asked else None
+        found.append(replace(each, files=files, absent=each.absent or unasked))
+    return found
 
 
 def takes_any_shape(contender: Contender) -> bool:

@@ -21,7 +21,11 @@ from bench.gpu.phases import PHASES
 from bench.gpu.reference import Reference
 from bench.prepare import MAKINGS, SEEDED, prepare
 from gpt.cli import UserError
+from tvm_frontend.artifact import load_compiled
+from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.relay.environment import why_absent
 
+needs_relay = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
 CONFIG = SEEDED["tiny"]
 
 
@@ -113,10 +117,10 @@ def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts, loaded) 
         Tvm().load(on_gpu, CONFIG, 1, "O0")
 
 
-def test_each_engine_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> None:
+def test_each_engine_with_a_cache_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> None:
     for target in ("llvm", "sm_80", "sm_86", "sm_90"):
         for contender in find_contenders([], target):
-            assert set(contender.phases) == set(PHASES)
+            assert set(contender.phases) == ({"first-token"} if contender.engine == "relay" else set(PHASES))
             assert {file for _, file in contender.files} <= {"ckpt.pt", *MAKINGS}
     labels = {each.label for each in find_contenders([], "sm_90")}
     assert {"tvm O0", "tvm O3", "inductor", "inductor max-autotune", "onnxruntime TensorRT fp16"} <= labels
@@ -125,7 +129,30 @@ def test_each_engine_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> N
 
 def test_engines_that_compile_for_a_shape_are_known() -> None:
     any_shape = {each.engine: takes_any_shape(each) for each in find_contenders([], "llvm")}
-    assert any_shape == {"eager": True, "sdpa": True, "tvm": True, "inductor": False, "onnxruntime": False}
+    of_each_shape = dict.fromkeys(("inductor", "onnxruntime", "relay"), False)
+    assert any_shape == dict.fromkeys(("eager", "sdpa", "tvm"), True) | of_each_shape
+
+
+@needs_relay
+def test_relay_is_taken_only_if_asked() -> None:
+    (unasked,) = (each for each in find_contenders([], "sm_86") if each.engine == "relay")
+    assert "--engine relay asks for it" in unasked.absent
+    (asked,) = find_contenders(["relay"], "sm_86")
+    assert (asked.absent, asked.files) == (None, (("first-token", "tvm-sm_86-O3-unproven-relay"),))
+
+
+@needs_relay
+def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(artifacts) -> None:
+    try:
+        find_compiler("nvcc")
+    except UserError as error:
+        pytest.skip(str(error))
+    prepare(artifacts, find_contenders(["relay"], "sm_86"), ALL_PHASES, [(1, 3)])
+    model = load_compiled(artifacts.folder / "tvm-sm_86-O3-unproven-relay" / "1x3")
+    assert cubin_archs(model.library("sm_86").read_bytes()) == {"sm_86"}
+    if gpu_arch() is None:
+        with pytest.raises(UserError, match="needs a GPU that runs sm_86, and this machine shows none"):
+            model.start()
 
 
 def test_an_unknown_engine_names_the_known() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from bench.worker import ROOT
 from tvm_frontend.cuda_toolchain import gpu_arch
+from tvm_frontend.relay.environment import why_absent
 
 Run = Callable[..., CompletedProcess]
 TRY = ["--device", "cpu", "--models", "tiny", "--threads", "1", "--no-kernels", "--output", "out"]
@@ -40,6 +41,27 @@ def test_the_whole_command(python: Run, tmp_path: Path) -> None:
     table = (tmp_path / "out" / "README.md").read_text()
     assert all(f"| {label} |" in table for label in labels)
     assert done.stdout.splitlines()[-1] == "wrote out/README.md"
+
+
+@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+def test_relay_is_timed_beside_the_others_and_has_prompts_alone(python: Run, tmp_path: Path) -> None:
+    engines = [word for name in ("relay", "eager") for word in ("--engine", name)]
+    settings = ["--phases", "first-token", "decode", "--minutes", "5", "--seconds", "0.02"]
+    done = python("bench.gpu", *TRY, *engines, *settings)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    rows = [row for row in found["rows"] if row["label"] == "relay O3"]
+    assert [(row["phase"], row["work"]) for row in rows] == [("first-token", "1×16"), ("first-token", "8×16")]
+    for row in rows:
+        assert (row["status"], row["precision"], row["agrees"]) == ("timed", "fp32", True), row
+        assert 0 < row["max_rel_err"] < 1e-5
+        assert min(row["samples_ms"]) > 0
+    checked = {each["work"] for each in found["checks"] if each["label"] == "relay O3"}
+    assert checked == {"1×16", "8×16"}  # no module was built for others
+    modules = tmp_path / "artifacts" / "seeded-tiny" / "tvm-llvm-O3-unproven-relay"
+    assert {path.name for path in modules.iterdir()} == {"1x16", "8x16"}
+    assert "none" in found["notes"]["relay O3"]["KV cache"]
+    assert found["versions"]["Relay"].startswith("TVM 0.17")
 
 
 def test_a_run_that_is_killed_leaves_what_it_had_done(tmp_path: Path) -> None:
