@@ -196,6 +196,15 @@ def container(buildah: Buildah, cuda_log: str) -> Iterator[Container]:
     yield from started(buildah, "cuda")
 
 
+@pytest.fixture
+def mounted(tmp_path: Path) -> Path:
+    """The CALLER's folder for artifacts."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    os.chown(folder, *CALLER)
+    return folder
+
+
 def started(buildah: Buildah, name: str) -> Iterator[Container]:
     """A new container of an image, gone afterwards."""
     name, files = buildah.copy(image_of(name))
@@ -227,10 +236,7 @@ def test_it_is_not_root_and_has_a_home(container: Container) -> None:
     assert succeeded(container.run("sh", "-c", script)).split() == ["10001:10001", "gpt"]
 
 
-def test_the_pipeline_of_a_caller_without_a_name_here(container: Container, tmp_path: Path) -> None:
-    mounted = tmp_path / "artifacts"
-    mounted.mkdir()
-    os.chown(mounted, *CALLER)
+def test_the_pipeline_of_a_caller_without_a_name_here(container: Container, mounted: Path) -> None:
     done = container.run("train", "tiny", "--max-steps", "4", "--compile", mounted=mounted)
     succeeded(done)
     assert ON_THE_CPU in done.stderr
@@ -245,21 +251,24 @@ def test_the_pipeline_of_a_caller_without_a_name_here(container: Container, tmp_
     assert owners == {CALLER}
 
 
-def test_bench(container: Container) -> None:
-    asked = ("--engine", "eager", "--engine", "tvm", "--seeded", "tiny", "--minutes", "0.1", "--phases", "prefill")
-    assert "tvm" in succeeded(container.run("bench", *asked))
+def test_demo_does_the_whole_job_and_installs_nothing(buildah: Buildah, container: Container, mounted: Path) -> None:
+    began = time.monotonic()
+    said = succeeded(container.run("demo", mounted=mounted))
+    buildah.seconds["demo"] = time.monotonic() - began
+    assert "-m pip" not in said  # of make's commands
+    results = json.loads((mounted / "results.json").read_text())
+    status = {label: set() for label in ("eager", "inductor", "onnxruntime", "openvino", "sdpa", "tvm O0", "tvm O3")}
+    for row in results["rows"]:
+        status.setdefault(row["label"], set()).add(row["status"])
+    print({label: "/".join(sorted(found)) for label, found in status.items()})
+    assert {label for label, found in status.items() if found == {"absent"}} == {"ctranslate2", "relay O0", "relay O3"}
+    assert {label for label, found in status.items() if not found or found & {"failed", "disagrees"}} == set()
+    report = mounted / "report.html"
+    assert "tvm O3" in report.read_text()
+    assert (report.stat().st_uid, report.stat().st_gid) == CALLER
 
 
-def test_make_finds_all_of_it_installed(container: Container) -> None:
-    plan = succeeded(container.run("demo", "--dry-run"))
-    assert "gpt.train demo" in plan
-    assert "pip install" not in plan
-
-
-def test_compose_trains_by_two_processes(container: Container, tmp_path: Path) -> None:
-    mounted = tmp_path / "artifacts"
-    mounted.mkdir()
-    os.chown(mounted, *CALLER)
+def test_compose_trains_by_two_processes(container: Container, mounted: Path) -> None:
     train = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["train"]
     assert train["volumes"][0].endswith(f":{ARTIFACTS}")
     entrypoint = [word.replace("${GPUS:-gpu}", "2") for word in train["entrypoint"]]

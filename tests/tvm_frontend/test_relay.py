@@ -67,7 +67,7 @@ def test_a_file_of_ours_computes_what_eager_does(export, eager, config, how, sha
 @needs_relay
 @pytest.mark.parametrize(
     ("opset", "attention", "shape"),
-    [(14, "sdpa", (3, 17)), (17, "explicit", (1, 1))],
+    [(14, "sdpa", (3, 17)), (15, "explicit", (1, 17)), (16, "sdpa", (3, 8)), (17, "explicit", (1, 1))],
 )
 def test_an_older_opset_of_torchs_older_exporter(export, eager, tmp_path, opset, attention, shape):
     checkpoint, exported = export(TANH)
