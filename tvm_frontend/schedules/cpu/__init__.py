@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import tvm
 
-from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of, arithmetic_of_attention
+from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, Arithmetic, arithmetic_of, arithmetic_of_attention
 from tvm_frontend.schedules.cpu.attention import causal_attention
 from tvm_frontend.schedules.cpu.cache_rows import cache_rows
 from tvm_frontend.schedules.cpu.cached_attention import cached_attention
@@ -31,7 +31,9 @@ class CpuKernels:
     def linear(
         self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False
     ) -> tvm.tirx.PrimFunc:
-        return self._linear(K, N, self.tile, self.arithmetic, activation=activation, residual=residual)
+        takes, gives = self._narrow(K) is not None, narrow and self._narrow(N) is not None
+        how = {"activation": activation, "residual": residual, "narrow_x": takes, "narrow_out": gives}
+        return self._linear(K, N, self.tile, self.arithmetic, **how)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
         return self.arithmetic.pack(weight, self.tile)
@@ -40,13 +42,19 @@ class CpuKernels:
         return self.arithmetic.table(weight, bias)
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
-        return self._attention(nh, hs, self.tile, scale, self.attention_arithmetic)
+        return self._attention(nh, hs, self.tile, scale, self.attention_arithmetic, self._narrow(hs))
 
     def layer_norm(self, C: int, epsilon: float, *, narrow: bool = False) -> tvm.tirx.PrimFunc:
-        return self._layer_norm(C, self.tile.lanes, epsilon)
+        return self._layer_norm(C, self.tile.lanes, epsilon, self._narrow(C) if narrow else None)
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc:
-        return self._cached_attention(nh, length, self.tile, cache_rows(hs, self.arithmetic, self.tile), scale)
+        rows = cache_rows(hs, self.arithmetic, self.tile)
+        return self._cached_attention(nh, length, self.tile, rows, scale, self._narrow(hs))
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc:
         return self._embedding(V, block_size, C, self.tile.lanes, behind=behind)
+
+    def _narrow(self, width: int) -> Arithmetic | None:
+        """How rows of some width are rounded where they are made, for linear layers to read them so; None if not."""
+        whole = width % AT_ONCE == 0 and self.tile.columns % AT_ONCE == 0
+        return self.arithmetic if self.arithmetic.precision == "bf16" and whole else None

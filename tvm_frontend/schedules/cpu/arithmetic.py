@@ -109,6 +109,11 @@ def arithmetic_of_attention(precision: str, target: CompileTarget) -> Arithmetic
     return arithmetic_of("bf16", target) if precision != "fp32" and _has_bf16(target) else FP32
 
 
+def row_of(width: int, narrow: Arithmetic | None) -> tuple[str, str, int]:
+    """Of what passes between kernels, bfloat16 if narrowed: its dtype, that of a word, and how many words a row has."""
+    return ("bfloat16", narrow.word, narrow.words(width)) if narrow else ("float32", "float32", width)
+
+
 def pair(low: Expr, high: Expr) -> Expr:
     """Words of two bfloat16 from two registers of float32, by a function in the `llvm` of bf16's instructions."""
     return T.call_extern("int32x16", "pair_bf16", low, high)

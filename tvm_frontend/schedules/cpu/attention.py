@@ -11,22 +11,26 @@ from collections.abc import Callable
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, Arithmetic, pair
+from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, Arithmetic, pair, row_of
 from tvm_frontend.schedules.cpu.cache_rows import cache_rows
 from tvm_frontend.schedules.cpu.elementary import LOG2_E, exp2
 from tvm_frontend.schedules.cpu.tile import Tile, clear, divisor
 
 
-def causal_attention(nh: int, hs: int, tile: Tile, scale: float, arithmetic: Arithmetic) -> tvm.tirx.PrimFunc:
+def causal_attention(
+    nh: int, hs: int, tile: Tile, scale: float, arithmetic: Arithmetic, narrow: Arithmetic | None = None
+) -> tvm.tirx.PrimFunc:
     """out[b, t, h] = softmax(scale · q[t] · k[≤ t]) · v[≤ t] for each head h, float32 but for the products.
 
     Arguments: qkv [B, T, 3 · nh · hs] (all of q, then k, then v; heads side by side), out [B, T, nh · hs]. arithmetic:
-    fp32, or bf16 by instructions.
+    fp32, or bf16 by instructions. narrow: bf16's, in whose bfloat16 out is then given; hs is a multiple of AT_ONCE.
     """
     C, NQ, PAIRED = nh * hs, tile.columns, arithmetic.narrow is not None
     rows = cache_rows(hs, arithmetic, tile)
     FULL = rows.lanes * rows.vectors  # hs, or somewhat more
-    llvm = {"pragma_import_llvm": arithmetic.llvm} if arithmetic.llvm else {}
+    OUT = row_of(C, narrow)
+    functions = arithmetic.llvm or (narrow.llvm if narrow else "")
+    llvm = {"pragma_import_llvm": functions} if functions else {}
     put_key = rows.put
 
     def word(words, b, h, j, d):
@@ -36,7 +40,7 @@ def causal_attention(nh: int, hs: int, tile: Tile, scale: float, arithmetic: Ari
         return lambda qkv, b, h, j, d: qkv[b, j, number * C + h * hs + d]
 
     key, value = (word, word) if PAIRED else (third(1), third(2))
-    attend_block = block_of_queries(hs, tile, scale, arithmetic, key, value)
+    attend_block = block_of_queries(hs, tile, scale, arithmetic, key, value, narrow)
 
     @T.macro
     def put_values(values, qkv, b, h, j, S):
@@ -67,7 +71,8 @@ def causal_attention(nh: int, hs: int, tile: Tile, scale: float, arithmetic: Ari
         T.func_attr({"tirx.noalias": True})
         B, S = T.int64(), T.int64()
         qkv = T.match_buffer(qkv_handle, (B, S, 3 * C), "float32")
-        out = T.match_buffer(out_handle, (B, S, C), "float32")
+        out_btc = T.match_buffer(out_handle, (B, S, C), OUT[0])
+        out = T.decl_buffer((B, S, OUT[2]), OUT[1], data=out_btc.data)
         if PAIRED:
             keys = T.alloc_buffer((B, nh, S, rows.words), "int32")
             values = T.alloc_buffer((B, nh, (S + 1) // 2, FULL), "int32")
@@ -84,20 +89,26 @@ def causal_attention(nh: int, hs: int, tile: Tile, scale: float, arithmetic: Ari
 
 
 def block_of_queries(
-    hs: int, tile: Tile, scale: float, arithmetic: Arithmetic, key: Callable, value: Callable
+    hs: int,
+    tile: Tile,
+    scale: float,
+    arithmetic: Arithmetic,
+    key: Callable,
+    value: Callable,
+    narrow: Arithmetic | None,
 ) -> Callable:
     """A macro: attention of the queries of one head from `first` on, at most tile.columns of the S that there are.
 
     Its arguments: out, scores, qkv, keys, values, b, h, first, S, offset. Query t stands at position offset + t.
     key and value say where the buffers `keys` and `values` have word d of position j, and the word of position j, with
     its neighbour where a word holds two, and element d: key(keys, b, h, j, d). scores is room for offset + S +
-    tile.rows rows of tile.columns.
+    tile.rows rows of tile.columns. narrow: as in `causal_attention`; out has words then.
     """
     NQ, LANES, VECTORS = tile.columns, tile.lanes, tile.vectors  # queries a block
     ROWS = divisor(hs, tile.rows)
     head_tile = Tile(ROWS, VECTORS, LANES)
     A_WORD, WORD, dot = arithmetic.values, arithmetic.word, arithmetic.dot
-    PAIRED = arithmetic.narrow is not None
+    PAIRED, NARROW = arithmetic.narrow is not None, narrow is not None
     DEPTH = -(-hs // A_WORD)
 
     @T.macro
@@ -165,6 +176,15 @@ def block_of_queries(
                     mixed[first_column + i, v * LANES + lane] = acc[i, v * LANES + lane]
 
     @T.macro
+    def put_words(out, mixed, total, b, h, first, c, part):
+        together = T.alloc_buffer((AT_ONCE,), "float32", scope="local")
+        for lane in T.vectorized(AT_ONCE):
+            together[lane] = mixed[part * AT_ONCE + lane, c] / total[c]
+        words = T.meta_var(AT_ONCE // 2)
+        place = T.meta_var(h * (hs // 2) + part * words)
+        out[b, first + c, T.ramp(place, 1, words)] = narrow.narrow(together[T.ramp(0, 1, AT_ONCE)])
+
+    @T.macro
     def attend(out, scores, qkv, keys, values, b, h, first, S, offset):
         count = T.meta_var(offset + T.min(first + NQ, S))  # of the keys that a query of the block sees
         q = T.alloc_buffer((DEPTH * A_WORD, NQ), "float32")
@@ -195,7 +215,11 @@ def block_of_queries(
             for block in range(hs // ROWS):
                 weigh_values(mixed, scores, values, b, h, block * ROWS, count)
         for c in range(T.min(NQ, S - first)):
-            for d in range(hs):
-                out[b, first + c, h * hs + d] = mixed[d, c] / total[c]
+            if NARROW:
+                for part in range(hs // AT_ONCE):
+                    put_words(out, mixed, total, b, h, first, c, part)
+            else:
+                for d in range(hs):
+                    out[b, first + c, h * hs + d] = mixed[d, c] / total[c]
 
     return attend

@@ -10,7 +10,7 @@ from operator import add
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cpu.arithmetic import FP32
+from tvm_frontend.schedules.cpu.arithmetic import AT_ONCE, FP32, Arithmetic, row_of
 from tvm_frontend.schedules.cpu.attention import block_of_queries
 from tvm_frontend.schedules.cpu.cache_rows import CacheRows
 from tvm_frontend.schedules.cpu.elementary import LOG2_E, exp2
@@ -21,19 +21,23 @@ FEW = 4  # queries up to which each reads the cache by itself
 KEYS = 4  # scored at a time, so that their sums do not wait for one another
 
 
-def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: float) -> tvm.tirx.PrimFunc:
+def cached_attention(
+    nh: int, length: int, tile: Tile, rows: CacheRows, scale: float, narrow: Arithmetic | None = None
+) -> tvm.tirx.PrimFunc:
     """Write k, v behind what the cache holds of each sequence, and attend to all of it, float32.
 
     Arguments: qkv [B, T, 3 · nh · hs], pos [B] int64 (rows filled of each sequence; pos + T ≤ length is not checked
     here), keys and values [B, nh, length, rows.words] of rows.dtype, out [B, T, nh · hs]. Query t of b sees keys up to
-    pos[b] + t.
+    pos[b] + t. narrow: as in `causal_attention`.
     """
     hs, C, NQ = rows.hs, nh * rows.hs, tile.columns
     LANES, VECTORS, WIDE, WORDS = rows.lanes, rows.vectors, tile.lanes, rows.words
     FULL, WHOLE, REST = LANES * VECTORS, hs // LANES, hs % LANES  # FULL: hs, or somewhat more
-    NARROW = rows.narrow is not None
+    NARROW, GIVEN_NARROW = rows.narrow is not None, narrow is not None
     read, scale_of, put = rows.read, rows.scale_of, rows.put
-    llvm = {"pragma_import_llvm": rows.llvm} if rows.llvm else {}
+    OUT = row_of(C, narrow)
+    functions = rows.llvm or (narrow.llvm if narrow else "")
+    llvm = {"pragma_import_llvm": functions} if functions else {}
     attend_block = block_of_queries(
         hs,
         tile,
@@ -41,6 +45,7 @@ def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: f
         FP32,
         key=lambda keys, b, h, j, d: keys[b, h, j, d],
         value=lambda values, b, h, j, d: values[b, h, j, d],
+        narrow=narrow,
     )
 
     add_key, add_total, find_highest = fold_lanes(LANES, add), fold_lanes(WIDE, add), fold_lanes(WIDE, T.max)
@@ -94,6 +99,13 @@ def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: f
         add_total(total, 0)
 
     @T.macro
+    def put_words(out, mixed, total, b, h, t, part):
+        words = T.meta_var(AT_ONCE // 2)
+        out[b, t, T.ramp(h * (hs // 2) + part * words, 1, words)] = narrow.narrow(
+            mixed[T.ramp(part * AT_ONCE, 1, AT_ONCE)] / T.broadcast(total[0, 0], AT_ONCE)
+        )
+
+    @T.macro
     def attend_one(out, qkv, keys, values, b, h, t, count):
         q = T.alloc_buffer((FULL,), "float32", scope="local")
         scores = T.alloc_buffer((length + max(KEYS, WIDE),), "float32")
@@ -117,11 +129,15 @@ def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: f
                 mixed[span(v * LANES, LANES)] = mixed[span(v * LANES, LANES)] + spread(
                     scores[j] * scale_of(values, b, h, j), LANES
                 ) * read(values, b, h, j, v)
-        for v in T.unroll(WHOLE):
-            for lane in T.vectorized(LANES):
-                out[b, t, h * hs + v * LANES + lane] = mixed[v * LANES + lane] / total[0, 0]
-        for d in range(REST):
-            out[b, t, h * hs + WHOLE * LANES + d] = mixed[WHOLE * LANES + d] / total[0, 0]
+        if GIVEN_NARROW:
+            for part in T.unroll(hs // AT_ONCE):
+                put_words(out, mixed, total, b, h, t, part)
+        else:
+            for v in T.unroll(WHOLE):
+                for lane in T.vectorized(LANES):
+                    out[b, t, h * hs + v * LANES + lane] = mixed[v * LANES + lane] / total[0, 0]
+            for d in range(REST):
+                out[b, t, h * hs + WHOLE * LANES + d] = mixed[WHOLE * LANES + d] / total[0, 0]
 
     @T.macro
     def attend_blocks(out, qkv, keys, values, pos, B, S):
@@ -142,7 +158,8 @@ def cached_attention(nh: int, length: int, tile: Tile, rows: CacheRows, scale: f
         pos = T.match_buffer(pos_handle, (B,), "int64")
         keys = T.match_buffer(k_handle, (B, nh, length, WORDS), rows.dtype)
         values = T.match_buffer(v_handle, (B, nh, length, WORDS), rows.dtype)
-        out = T.match_buffer(out_handle, (B, S, C), "float32")
+        out_btc = T.match_buffer(out_handle, (B, S, C), OUT[0])
+        out = T.decl_buffer((B, S, OUT[2]), OUT[1], data=out_btc.data)
         if S <= FEW:
             for head in T.parallel(B * nh, annotations=llvm):
                 for t in range(S):

@@ -1,7 +1,8 @@
 """exp and GELU as straight-line arithmetic, so that they vectorise: libm's would be called a lane at a time.
 
 The polynomials are interpolated in double precision at Chebyshev nodes when a kernel is built. Bounds, held by tests
-against double precision: exp2 2e-7 relative, both GELUs 2e-7 · max(1, |x|) absolute.
+against double precision: exp2 2e-7 relative, both GELUs 2e-7 · max(1, |x|) absolute, and 5e-5 · max(1, |x|) where
+the result is rounded to bfloat16.
 """
 
 import math
@@ -14,6 +15,7 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 LOG2_E = math.log2(math.e)
+FLAT = 4.25  # beyond it, either way, GELU's factor is 0 or 1 but for 1e-5
 
 
 def exp2(x: Expr) -> Expr:
@@ -49,6 +51,23 @@ def _gelu_of(x: Expr, z: Expr) -> Expr:
     )
 
 
+def gelu_tanh_to_bf16(x: Expr) -> Expr:
+    """`gelu_tanh` for a result that is rounded to bfloat16: no exp and no quotient."""
+    return _short_gelu(
+        x, _short_coefficients(lambda z: 1 / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))))
+    )
+
+
+def gelu_exact_to_bf16(x: Expr) -> Expr:
+    """The same of `gelu_exact`."""
+    return _short_gelu(x, _short_coefficients(np.vectorize(lambda z: math.erfc(-z * math.sqrt(0.5)) / 2)))
+
+
+def _short_gelu(x: Expr, coefficients: Sequence[float]) -> Expr:
+    near = T.max(T.float32(-FLAT), T.min(T.float32(FLAT), x))
+    return _let(near, lambda z: x * (z * _polynomial(coefficients, z * z) + T.float32(0.5)))
+
+
 def relu(x: Expr) -> Expr:
     """max(x, 0)."""
     return T.max(x, T.float32(0))
@@ -81,6 +100,12 @@ def _exp2_coefficients() -> tuple[float, ...]:
 def _erfcx_coefficients() -> tuple[float, ...]:
     # Up to z = 6, where the tail is 1e-17: beyond it, only the factor exp(-z²) matters.
     return _interpolate(lambda t: np.array([math.erfc(z) * math.exp(z * z) for z in 2 / t - 2]), 0.25, 1.0, degree=10)
+
+
+def _short_coefficients(factor: Callable[[np.ndarray], np.ndarray]) -> tuple[float, ...]:
+    """Of p in factor(z) = 1/2 + z · p(z²) for |z| ≤ FLAT, where it is 0 or 1 at the ends."""
+    *rest, last = _interpolate(lambda u: (factor(np.sqrt(u)) - 0.5) / np.sqrt(u), 1e-12, FLAT**2, degree=8)
+    return *rest, last + 0.5 / FLAT - float(np.polyval([*rest, last], FLAT**2))
 
 
 def _interpolate(function: Callable, low: float, high: float, degree: int) -> tuple[float, ...]:

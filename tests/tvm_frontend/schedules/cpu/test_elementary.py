@@ -3,7 +3,13 @@ import pytest
 import torch
 from tvm.script import tirx as T
 
-from tvm_frontend.schedules.cpu.elementary import exp2, gelu_exact, gelu_tanh
+from tvm_frontend.schedules.cpu.elementary import (
+    exp2,
+    gelu_exact,
+    gelu_exact_to_bf16,
+    gelu_tanh,
+    gelu_tanh_to_bf16,
+)
 
 N = 1 << 18
 
@@ -47,13 +53,23 @@ def test_exp2_of_special_values(apply):
     np.testing.assert_array_equal(found, np.float32([1, 1, 2, smallest, smallest, smallest, smallest, np.nan]))
 
 
-@pytest.mark.parametrize("gelu", [gelu_tanh, gelu_exact])
-def test_gelu_is_as_close_as_it_says(apply, gelu):
+@pytest.mark.parametrize(
+    ("gelu", "bound"), [(gelu_tanh, 2e-7), (gelu_exact, 2e-7), (gelu_tanh_to_bf16, 5e-5), (gelu_exact_to_bf16, 5e-5)]
+)
+def test_gelu_is_as_close_as_it_says(apply, gelu, bound):
     x = dense()
     wide = x.astype("float64")
     tanh = (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))) / 2
-    expected = wide * (tanh if gelu is gelu_tanh else normal_cdf(wide))
-    assert (np.abs(apply(gelu, x) - expected) / np.maximum(1, np.abs(wide))).max() < 2e-7
+    expected = wide * (tanh if gelu in (gelu_tanh, gelu_tanh_to_bf16) else normal_cdf(wide))
+    assert (np.abs(apply(gelu, x) - expected) / np.maximum(1, np.abs(wide))).max() < bound
+
+
+@pytest.mark.parametrize("gelu", [gelu_tanh_to_bf16, gelu_exact_to_bf16])
+def test_gelu_for_bfloat16_far_from_zero_and_at_it(apply, gelu):
+    x = np.float32([0.0, -0.0, 100, 1e18, np.inf, np.nan])
+    np.testing.assert_allclose(apply(gelu, x), x, rtol=2e-6)
+    x = np.float32([-4.3, -100, -1e18])
+    assert (np.abs(apply(gelu, x)) < 2e-6 * np.abs(x)).all()
 
 
 @pytest.mark.parametrize("gelu", [gelu_tanh, gelu_exact])
