@@ -16,7 +16,7 @@ ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "r
 ROUNDED = ACTIVATIONS | {"gelu_tanh": gelu_tanh_to_bf16, "gelu": gelu_exact_to_bf16}  # of a result in bfloat16
 ROWS_A_TASK = 64  # of x that one parallel task takes through one panel of weights, at most
 # Of x, what goes through all panels before the next rows do: read once for each, it has to stay in a core's cache.
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 3 << 18
 
 
 def linear(
@@ -46,7 +46,7 @@ def linear(
     panels = -(-N // NR)
     PACKED = (panels, GROUPS, group_words(tile)) if arithmetic.grouped else (panels, WORDS, NR)
     tiles_a_task = ROWS_A_TASK // MR
-    tasks_a_block = max(1, BLOCK_BYTES // (4 * WORDS * ROWS_A_TASK))
+    tasks_a_block = max(2, BLOCK_BYTES // (4 * WORDS * ROWS_A_TASK))
     activate = (ROUNDED if narrow_out else ACTIVATIONS)[activation]
     multiply_rows = product(K, panels, tile, arithmetic)
     llvm = {"pragma_import_llvm": arithmetic.llvm + FETCH}
@@ -111,11 +111,13 @@ def linear(
         tiles = T.meta_var((M + MR - 1) // MR)
         tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
         for task in T.parallel(panels * tasks, annotations=llvm):
-            block = T.meta_var(task // (panels * tasks_a_block))
-            in_block = T.meta_var(task % (panels * tasks_a_block))
-            tasks_here = T.meta_var(T.min(tasks - block * tasks_a_block, tasks_a_block))
-            panel = T.meta_var(in_block // tasks_here)
-            first_tile = T.meta_var((block * tasks_a_block + in_block % tasks_here) * tiles_a_task)
+            # The last block has the rest too: for a few rows alone all panels would be read once more.
+            blocks: T.int64 = T.max(tasks // tasks_a_block, T.int64(1))
+            block: T.int64 = T.min(task // (panels * tasks_a_block), blocks - 1)
+            in_block: T.int64 = task - block * (panels * tasks_a_block)
+            tasks_here: T.int64 = T.Select(block == blocks - 1, tasks - block * tasks_a_block, T.int64(tasks_a_block))
+            panel: T.int64 = in_block // tasks_here
+            first_tile: T.int64 = (block * tasks_a_block + in_block % tasks_here) * tiles_a_task
             for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
                 first = T.meta_var((first_tile + tile_of_rows) * MR)
                 if M - first == 1:
