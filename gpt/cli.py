@@ -28,6 +28,9 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone (`... | head`): not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        sys.excepthook = sys.__excepthook__  # TVM's hook shows nothing of some errors
+        raise
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import signal
+import sys
 from contextlib import suppress
 
 import pytest
@@ -41,9 +42,11 @@ def test_an_interrupt_that_a_library_swallows_is_heeded():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_fault_of_the_project_keeps_its_traceback():
+def test_a_fault_of_the_project_keeps_its_traceback_also_where_a_library_hides_it(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)
+    assert sys.excepthook is sys.__excepthook__
 
 
 def test_a_reader_that_goes_early_is_no_error(start):
