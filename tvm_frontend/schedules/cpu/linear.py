@@ -116,10 +116,10 @@ def linear(
             block: T.int64 = T.min(task // (panels * tasks_a_block), blocks - 1)
             in_block: T.int64 = task - block * (panels * tasks_a_block)
             tasks_here: T.int64 = T.Select(block == blocks - 1, tasks - block * tasks_a_block, T.int64(tasks_a_block))
-            panel: T.int64 = in_block // tasks_here
-            first_tile: T.int64 = (block * tasks_a_block + in_block % tasks_here) * tiles_a_task
+            panel: T.let = in_block // tasks_here
+            first_tile: T.let = (block * tasks_a_block + in_block % tasks_here) * tiles_a_task
             for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
-                first = T.meta_var((first_tile + tile_of_rows) * MR)
+                first: T.let = (first_tile + tile_of_rows) * MR
                 if M - first == 1:
                     rows_by_panel(1, x, scales, offsets, w, table, addend, out, panel, first, M - 1, None)
                 elif M - first <= 4 or MR == 4:

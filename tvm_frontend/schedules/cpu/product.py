@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 from tvm_frontend.schedules.cpu.arithmetic import GROUP, Arithmetic
 from tvm_frontend.schedules.cpu.tile import Tile
 
+SPAN = 64  # turns of the loop that add to one float32 sum: in longer ones roundings add up
 UNROLL = 4  # steps of k in one turn of the loop; without it the loop's own bookkeeping costs up to half
 LINE_WORDS = 16  # of a cache line
 # A panel up to this size is fetched while the one before it is used: both stay in a core's own cache beside the rows.
@@ -49,6 +50,7 @@ def _by_column(K: int, panels: int, tile: Tile, arithmetic: Arithmetic) -> Calla
     NR, LANES, VECTORS = tile.columns, tile.lanes, tile.vectors
     WORDS, dot = arithmetic.words(K), arithmetic.dot
     TURNS = WORDS // UNROLL
+    SPANS = -(-TURNS // SPAN) if arithmetic.values == 1 else 1
     FETCHED = 4 * WORDS * NR <= FETCHED_BYTES
     TILES_AHEAD = max(1, NR * UNROLL // LINE_WORDS)  # a line a turn fetches the whole panel
 
@@ -63,28 +65,45 @@ def _by_column(K: int, panels: int, tile: Tile, arithmetic: Arithmetic) -> Calla
                 )
 
     @T.macro
-    def add_sums(rows, splits, acc):
-        for s in T.unroll(splits - 1):
-            for i in T.unroll(rows):
-                for c in T.vectorized(NR):
-                    acc[i, c] = acc[i, c] + acc[(s + 1) * rows + i, c]
+    def clear_sums(rows, sums):
+        for i in T.unroll(rows):
+            for v in T.unroll(VECTORS):
+                sums[i, T.ramp(v * LANES, 1, LANES)] = T.broadcast(T.Cast(arithmetic.total, 0), LANES)
 
     @T.macro
-    def multiply(rows, acc, x, scales, offsets, w, panel, first, last, ahead):
-        splits = T.meta_var(_splits(rows))
-        for i in T.unroll(splits * rows):
-            for c in T.vectorized(NR):
-                acc[i, c] = T.Cast(arithmetic.total, 0)
-        for turn in range(TURNS):
+    def add_sums(rows, sums, more, begin):
+        for i in T.unroll(rows):
+            for v in T.unroll(VECTORS):
+                columns = T.meta_var(T.ramp(v * LANES, 1, LANES))
+                sums[i, columns] = sums[i, columns] + more[begin + i, columns]
+
+    @T.macro
+    def add_products(rows, splits, sums, x, w, panel, first, last, ahead, begin, turns):
+        for each in range(turns):
+            turn: T.let = begin + each
             if ahead is not None and FETCHED:
                 line = T.meta_var(ahead % TILES_AHEAD * TURNS + turn)
                 fetch(w[T.min(panel + 1, panels - 1), 0, line * LINE_WORDS])
             for u in T.unroll(UNROLL):
-                step(rows, u % splits * rows, acc, x, w, panel, first, last, turn * UNROLL + u)
+                step(rows, u % splits * rows, sums, x, w, panel, first, last, turn * UNROLL + u)
+
+    @T.macro
+    def multiply(rows, acc, x, scales, offsets, w, panel, first, last, ahead):
+        splits = T.meta_var(_splits(rows))
+        clear_sums(splits * rows, acc)
+        if SPANS > 1:
+            part = T.alloc_buffer((splits * rows, NR), arithmetic.total, scope="local")
+            for span in range(SPANS):
+                turns = T.meta_var(T.min(SPAN, TURNS - span * SPAN))
+                clear_sums(splits * rows, part)
+                add_products(rows, splits, part, x, w, panel, first, last, ahead, span * SPAN, turns)
+                add_sums(splits * rows, acc, part, 0)
+        else:
+            add_products(rows, splits, acc, x, w, panel, first, last, ahead, 0, TURNS)
         for u in T.unroll(WORDS % UNROLL):
             step(rows, u % splits * rows, acc, x, w, panel, first, last, TURNS * UNROLL + u)
-        if splits > 1:
-            add_sums(rows, splits, acc)
+        for s in T.unroll(splits - 1):
+            add_sums(rows, acc, acc, (s + 1) * rows)
 
     return multiply
 
