@@ -51,7 +51,7 @@ def test_every_epilogue(build, tile, fp32, activation, residual):
     check(build, tile, fp32, [(1, 1), (3, 17)], 20, 37, activation, residual)
 
 
-@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31)])
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31), (264, 31), (1283, 33)])
 def test_any_width(build, tile, fp32, K, N):
     check(build, tile, fp32, [(1, 1), (3, 17)], K, N, None, True)
 
