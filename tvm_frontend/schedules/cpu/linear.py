@@ -112,6 +112,7 @@ def linear(
         tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
         for task in T.parallel(panels * tasks, annotations=llvm):
             # The last block has the rest too: for a few rows alone all panels would be read once more.
+            # int64 is a place, read once here; let a value, which TVM writes out at each use: what is long is a place.
             blocks: T.int64 = T.max(tasks // tasks_a_block, T.int64(1))
             block: T.int64 = T.min(task // (panels * tasks_a_block), blocks - 1)
             in_block: T.int64 = task - block * (panels * tasks_a_block)
