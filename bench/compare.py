@@ -19,7 +19,7 @@ from bench.measure import rotated
 from bench.phases import PHASES, Decode, Prefill, Work, phases_of
 from bench.reference import Truth
 from bench.rows import checks_of, losses_of, rows_of
-from bench.runner import Runner
+from bench.runner import Runner, shares_of
 from bench.worker import Worker
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -193,15 +193,14 @@ def _measure_limits(
 
 
 def _time_all(runners: list[Runner], config: GPTConfig, plan: Plan, progress: tqdm) -> None:
-    pairs = sum(runner.can(work) for runner in runners for work in plan.works)
-    share_s = plan.minutes * 60 / max(1, pairs)  # of one engine at one piece of work
+    shares_s = shares_of(runners, plan.works, plan.minutes * 60)
     for work in plan.works:
         ids = work.ids(config, plan.seed)
         able = [runner for runner in runners if runner.can(work)]
         for number in range(ROUNDS):
             for runner in rotated(able, number):
                 _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
-                runner.take_turn(work, ids, share_s / ROUNDS, share_s)
+                runner.take_turn(work, ids, shares_s[work] / ROUNDS, shares_s[work])
 
 
 def _show(progress: tqdm, text: str) -> None:

@@ -57,6 +57,10 @@ class Runner:
         gone = self.failed or self.disagreed or work in self.errors or work in self.left_out
         return self.can(work) and not gone
 
+    def expected_s(self, work: Work) -> float:
+        """Seconds that a call should take, by what was checked of its phase; 0 if nothing was."""
+        return self._seconds_per_token.get(work.phase, 0.0) * work.B * work.T
+
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int) -> None:
         """Load the engine in the worker."""
         try:
@@ -68,7 +72,7 @@ class Runner:
 
     def check(self, work: Work, ids: np.ndarray, reference: Reference, config: GPTConfig, *, timed: bool) -> None:
         """Compare with the reference; work that would take long is left out, sooner if it is not timed."""
-        expected_s = self._expected_s(work)
+        expected_s = self.expected_s(work)
         if expected_s > (LONGEST_CALL_S if timed else LONGEST_CHECK_S):
             self.left_out[work] = f"left out: a call would take some {expected_s:.0f} s"
             return
@@ -79,7 +83,7 @@ class Runner:
             if not agreement.agrees:
                 self.disagreed = f"disagrees in {work.phase} at {work.name}: {agreement.reason}"
                 return
-            if work.tells_speed and self._expected_s(work) < SLOW_S:
+            if work.tells_speed and self.expected_s(work) < SLOW_S:
                 # What the check called may have compiled something; this call tells how slow the engine is.
                 self._seconds_per_token[work.phase] = self.seconds_of_one(work, ids) / (work.B * work.T)
 
@@ -97,7 +101,7 @@ class Runner:
             rounds.append(())
             return
         with self._noting_errors(work):
-            if (expected_s := self._expected_s(work)) >= turn_s:  # one call, which is its own warm-up
+            if (expected_s := self.expected_s(work)) >= turn_s:  # one call, which is its own warm-up
                 if not rounds and expected_s < WARMED_S:  # but what an engine compiles for a shape is not of the call
                     self.seconds_of_one(work, ids)
                 rounds.append((self.seconds_of_one(work, ids),))
@@ -140,12 +144,24 @@ class Runner:
             self._ask(method, *arguments)
         self._begun = work
 
-    def _expected_s(self, work: Work) -> float:
-        return self._seconds_per_token.get(work.phase, 0.0) * work.B * work.T
-
     @contextmanager
     def _noting_errors(self, work: Work) -> Iterator[None]:
         try:
             yield
         except WorkerError as error:
             self.errors[work] = str(error)
+
+
+def shares_of(runners: Collection[Runner], works: Collection[Work], seconds: float) -> dict[Work, float]:
+    """Seconds of each engine at each piece of work, that make up `seconds` of all.
+
+    Half of the time is the same for all pieces; half goes by how long a call of the fastest engine takes, as what is
+    large would else have a call or two while what is small has hundreds.
+    """
+    able = {work: [runner for runner in runners if runner.may_run(work)] for work in works}
+    lengths = {work: min((runner.expected_s(work) for runner in each), default=0.0) for work, each in able.items()}
+    pairs = sum(len(each) for each in able.values())
+    whole = sum(lengths[work] * len(each) for work, each in able.items())
+    return {
+        work: seconds * (1 / pairs + lengths[work] / whole) / 2 if whole else seconds / max(1, pairs) for work in works
+    }

@@ -10,7 +10,7 @@ from bench.artifacts import Artifacts
 from bench.backends import Contender
 from bench.phases import Decode, Generate, Prefill, Work
 from bench.prepare import SEEDED
-from bench.runner import LONGEST_CALL_S, LONGEST_CHECK_S, Runner
+from bench.runner import LONGEST_CALL_S, LONGEST_CHECK_S, Runner, shares_of
 from bench.worker import WorkerError
 
 CONFIG = SEEDED["tiny"]
@@ -164,3 +164,16 @@ def test_a_generation_is_measured_by_the_token() -> None:
     work = Generate(1, 4, 8)
     runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
     assert runner.measurement_at(work).samples_s == ((0.001 / 4,) * 3,)
+
+
+def test_long_calls_have_more_of_the_time(runner_of: Callable[..., Runner]) -> None:
+    runners = [runner_of(seconds=0.4), runner_of(seconds=4.0)]  # the fastest says how long a call is
+    shares = shares_of(runners, [Prefill(1, 4), Prefill(3, 4)], seconds=64)
+    assert shares == pytest.approx({Prefill(1, 4): 8 + 4, Prefill(3, 4): 8 + 12})
+
+
+def test_who_sits_out_has_none_of_the_time(runner_of: Callable[..., Runner]) -> None:
+    wrong, right = runner_of(logits=LOGITS + 1), runner_of()
+    assert shares_of([wrong, right], [WORK], seconds=10) == {WORK: 10}
+    assert shares_of([wrong], [WORK], seconds=10) == {WORK: 10}
+    assert shares_of([right], [Decode(1, 1, 8)], seconds=10) == {Decode(1, 1, 8): 10}
