@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvm_frontend.relay.session import RelaySession
     from tvm_frontend.session import CachedSession, Session
 
-FORMAT = 6
+FORMAT = 7
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
 GRAPH = "graph.json"  # of Relay's graph executor; other models have their order of calls in the library
 ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for

@@ -9,6 +9,7 @@ import tvm
 
 ENTRY = "forward"  # the name of the Relax function, ONNX to library
 BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
+FORGET = "forget"  # of a function that `lower` puts beside them, which gives nothing back
 CHOOSE = "choose"  # of the kernel that `add_choice` puts beside them
 SHAPES = "shape_func"  # how TVM names the virtual machine's own functions among the kernels
 
@@ -25,11 +26,11 @@ class Graph:
 
     @property
     def entry_points(self) -> list[str]:
-        """The names of the Relax functions, and of the kernel that is called by itself, if it is there."""
+        """The names of the model's Relax functions, and of the kernel that is called by itself, if it is there."""
         return sorted(
             name.name_hint
             for name, function in self.module.functions_items()
-            if isinstance(function, tvm.relax.Function) or name.name_hint == CHOOSE
+            if (isinstance(function, tvm.relax.Function) and name.name_hint != FORGET) or name.name_hint == CHOOSE
         )
 
     @property

@@ -14,7 +14,7 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 from gpt.cli import UserError
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
-from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.graph import ENTRY, FORGET, Graph
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
@@ -205,8 +205,15 @@ def bundle_weights(graph: Graph) -> Graph:
 
 
 def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:
-    """Relax to kernels and calls of the virtual machine; of a graph that is `legalized` to the calls alone."""
+    """Relax to kernels and calls of the virtual machine; of a graph that is `legalized` to the calls alone.
+
+    The virtual machine holds what it last gave back until it gives something else: `forget` is there to be that.
+    """
     tvm_target = target.to_tvm()
+    builder = relax.BlockBuilder(graph.module)
+    with builder.function(FORGET, [], attrs={"global_symbol": FORGET}):
+        builder.emit_func_output(relax.prim_value(0))
+    module = builder.get()
     if target.kind == "cuda":
         passes = [
             *schedule_cuda(target),
@@ -222,7 +229,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
             *cpu_generic.finalize_passes(tvm_target),
         ]
     with tvm_target:
-        module = tvm.transform.Sequential(passes)(graph.module)
+        module = tvm.transform.Sequential(passes)(module)
     return Graph(module, graph.weights)
 
 

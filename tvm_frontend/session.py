@@ -12,7 +12,7 @@ from tvm import relax
 from gpt.cli import UserError
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.cuda_toolchain import load_cuda_runtime
-from tvm_frontend.graph import BODY, ENTRY, HEAD
+from tvm_frontend.graph import BODY, ENTRY, FORGET, HEAD
 from tvm_frontend.target import CompileTarget
 from tvm_frontend.threads import use_threads
 
@@ -36,7 +36,7 @@ class _Loaded:
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
         self._library = _load_library(library)
         functions = relax.VirtualMachine(self._library, self._device)
-        self._forward = functions[ENTRY]
+        self._forward, self._forget = functions[ENTRY], functions[FORGET]
         self._parts = (functions[BODY], functions[HEAD]) if HEAD in model.entry_points else None
 
     def _run(self, ids: np.ndarray, *inputs: Any, rows: np.ndarray | int | None = None) -> tuple[np.ndarray, Any]:
@@ -45,6 +45,7 @@ class _Loaded:
         ids: [B, T], checked. inputs: what the function takes after them, on the device.
         """
         use_threads(self.threads)
+        self._forget()  # else the last logits would keep their memory while the next are made
         inputs = self._on_device("ids", ids, ids.shape), *inputs, self._weights
         if rows is None or ids.shape[1] == 1 or self._parts is None:
             results = self._forward(*inputs)

@@ -36,6 +36,19 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_logits_that_nobody_holds_leave_their_memory_to_the_next(session):
+    ids = ids_of(3, 17, session.model.config)
+    assert len({session.prefill(ids).ctypes.data for _ in range(3)}) == 1
+
+
+def test_logits_that_somebody_holds_stay(session):
+    ids = ids_of(3, 17, session.model.config)
+    held = session.prefill(ids)
+    copy = held.copy()
+    assert (session.prefill(ids[:, ::-1]) != copy).any()
+    np.testing.assert_array_equal(held, copy)
+
+
 @pytest.mark.parametrize("B", [1, 3])
 def test_chunks_give_what_the_whole_gives(cached, model, eager, B):
     ids, at = ids_of(B, 70), 0

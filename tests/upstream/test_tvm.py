@@ -3,10 +3,12 @@ fails, and the code that the test names can go."""
 
 import inspect
 
+import numpy as np
 import onnx.parser
 import pytest
 import torch
 import tvm
+from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
 from tvm.script import tirx as T
@@ -53,6 +55,17 @@ def test_a_macro_is_expanded_without_reading_the_source_of_its_callers(monkeypat
         double(out)
 
     assert sum(lines_read) == 0
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline.lower adds `forget` for it")
+def test_a_result_that_nobody_holds_leaves_its_memory_to_the_next():
+    x = relax.Var("x", relax.TensorType((300, 1000), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("double", [x]):
+        builder.emit_func_output(builder.emit(relax.op.add(x, x)))
+    machine = relax.VirtualMachine(tvm.compile(builder.get(), "llvm"), tvm.cpu())
+    given = tvm.runtime.tensor(np.ones((300, 1000), "float32"))
+    assert len({np.from_dlpack(machine["double"](given)).ctypes.data for _ in range(3)}) == 1
 
 
 @pytest.mark.xfail(strict=True, reason="tvm_frontend.importer: it takes it for com.microsoft's Attention")
