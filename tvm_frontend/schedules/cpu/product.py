@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tvm.script import tirx as T
 
 from tvm_frontend.schedules.cpu.arithmetic import GROUP, Arithmetic
-from tvm_frontend.schedules.cpu.tile import Tile
+from tvm_frontend.schedules.cpu.tile import Tile, clear
 
 SPAN = 64  # turns of the loop that add to one float32 sum: in longer ones roundings add up
 UNROLL = 4  # steps of k in one turn of the loop; without it the loop's own bookkeeping costs up to half
@@ -65,12 +65,6 @@ def _by_column(K: int, panels: int, tile: Tile, arithmetic: Arithmetic) -> Calla
                 )
 
     @T.macro
-    def clear_sums(rows, sums):
-        for i in T.unroll(rows):
-            for v in T.unroll(VECTORS):
-                sums[i, T.ramp(v * LANES, 1, LANES)] = T.broadcast(T.Cast(arithmetic.total, 0), LANES)
-
-    @T.macro
     def add_sums(rows, sums, more, begin):
         for i in T.unroll(rows):
             for v in T.unroll(VECTORS):
@@ -90,12 +84,13 @@ def _by_column(K: int, panels: int, tile: Tile, arithmetic: Arithmetic) -> Calla
     @T.macro
     def multiply(rows, acc, x, scales, offsets, w, panel, first, last, ahead):
         splits = T.meta_var(_splits(rows))
-        clear_sums(splits * rows, acc)
+        sums = T.meta_var(Tile(splits * rows, VECTORS, LANES))
+        clear(sums, acc)
         if SPANS > 1:
             part = T.alloc_buffer((splits * rows, NR), arithmetic.total, scope="local")
             for span in range(SPANS):
                 turns = T.meta_var(T.min(SPAN, TURNS - span * SPAN))
-                clear_sums(splits * rows, part)
+                clear(sums, part)
                 add_products(rows, splits, part, x, w, panel, first, last, ahead, span * SPAN, turns)
                 add_sums(splits * rows, acc, part, 0)
         else:
@@ -122,9 +117,7 @@ def _by_group(K: int, tile: Tile, arithmetic: Arithmetic) -> Callable:
     @T.macro
     def multiply(rows, acc, x, scales, offsets, w, panel, first, last, ahead):
         whole = T.alloc_buffer((rows, NR), "int32", scope="local")
-        for i in T.unroll(rows):
-            for c in T.vectorized(NR):
-                acc[i, c] = T.float32(0)
+        clear(Tile(rows, VECTORS, LANES), acc)
         for g in range(GROUPS):
             for i in T.unroll(rows):
                 for c in T.vectorized(NR):

@@ -43,7 +43,7 @@ def clear(tile, accumulator):
     for i in T.unroll(tile.rows):
         for v in T.unroll(tile.vectors):
             for lane in T.vectorized(tile.lanes):
-                accumulator[i, v * tile.lanes + lane] = T.float32(0)
+                accumulator[i, v * tile.lanes + lane] = T.Cast(accumulator.dtype, 0)
 
 
 def divisor(number: int, largest: int) -> int:
