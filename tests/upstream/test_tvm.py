@@ -68,6 +68,20 @@ def test_a_result_that_nobody_holds_leaves_its_memory_to_the_next():
     assert len({np.from_dlpack(machine["double"](given)).ctypes.data for _ in range(3)}) == 1
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.schedules.cpu gives no buffer this scope")
+def test_a_local_buffer_of_a_few_values_is_on_the_stack():
+    @T.prim_func(s_tir=True)
+    def kernel(x: T.Buffer((8, 4), "float32"), y: T.Buffer((8, 4), "float32")):
+        for i in T.parallel(8):
+            doubled = T.alloc_buffer((4,), "float32", scope="local")
+            for k in range(4):
+                doubled[k] = x[i, k] * x[i, 3 - k]
+            for k in range(4):
+                y[i, k] = doubled[3 - k]
+
+    assert "AllocWorkspace" not in tvm.compile(tvm.IRModule({"kernel": kernel}), "llvm").mod.inspect_source("asm")
+
+
 @pytest.mark.xfail(strict=True, reason="tvm_frontend.importer: it takes it for com.microsoft's Attention")
 def test_the_onnx_importer_takes_attention():
     model = onnx.parser.parse_model("""

@@ -45,7 +45,7 @@ def causal_attention(
     @T.macro
     def put_values(values, qkv, b, h, j, S):
         # Rows 2j and 2j + 1; beyond the last one there are zeros.
-        both = T.alloc_buffer((2, FULL), "float32", scope="local")
+        both = T.alloc_buffer((2, FULL), "float32")
         for i in T.unroll(2):
             for d in range(FULL):
                 both[i, d] = T.float32(0)
@@ -128,7 +128,7 @@ def block_of_queries(
 
     @T.macro
     def score(scores, q, keys, b, h, count, first_key):
-        acc = T.alloc_buffer((ROWS, NQ), "float32", scope="local")
+        acc = T.alloc_buffer((ROWS, NQ), "float32")
         clear(head_tile, acc)
         for d in range(DEPTH):
             for i in T.unroll(ROWS):
@@ -160,7 +160,7 @@ def block_of_queries(
 
     @T.macro
     def weigh_values(mixed, weights, values, b, h, first_column, count):
-        acc = T.alloc_buffer((ROWS, NQ), "float32", scope="local")
+        acc = T.alloc_buffer((ROWS, NQ), "float32")
         clear(head_tile, acc)
         for j in range(count):
             for i in T.unroll(ROWS):
@@ -177,7 +177,7 @@ def block_of_queries(
 
     @T.macro
     def put_words(out, mixed, total, b, h, first, c, part):
-        together = T.alloc_buffer((AT_ONCE,), "float32", scope="local")
+        together = T.alloc_buffer((AT_ONCE,), "float32")
         for lane in T.vectorized(AT_ONCE):
             together[lane] = mixed[part * AT_ONCE + lane, c] / total[c]
         words = T.meta_var(AT_ONCE // 2)
@@ -188,8 +188,8 @@ def block_of_queries(
     def attend(out, scores, qkv, keys, values, b, h, first, S, offset):
         count = T.meta_var(offset + T.min(first + NQ, S))  # of the keys that a query of the block sees
         q = T.alloc_buffer((DEPTH * A_WORD, NQ), "float32")
-        highest = T.alloc_buffer((NQ,), "float32", scope="local")
-        total = T.alloc_buffer((NQ,), "float32", scope="local")
+        highest = T.alloc_buffer((NQ,), "float32")
+        total = T.alloc_buffer((NQ,), "float32")
         mixed = T.alloc_buffer((hs, NQ), "float32")
         load_queries(q, qkv, b, h, first, S)
         if PAIRED:

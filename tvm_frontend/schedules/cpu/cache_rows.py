@@ -66,8 +66,8 @@ class CacheRows:
 
         @T.macro
         def put(cache, b, h, row, x, t, first):
-            values = T.alloc_buffer((1, vectors * AT_ONCE), "float32", scope="local")
-            inverse = T.alloc_buffer((1,), "float32", scope="local")
+            values = T.alloc_buffer((1, vectors * AT_ONCE), "float32")
+            inverse = T.alloc_buffer((1,), "float32")
             for v in T.unroll(vectors):
                 for lane in T.vectorized(AT_ONCE):
                     values[0, v * AT_ONCE + lane] = T.float32(0)
@@ -77,7 +77,7 @@ class CacheRows:
             for d in range(rest):
                 values[0, whole * AT_ONCE + d] = x[b, t, first + whole * AT_ONCE + d]
             if scaled:
-                largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
+                largest = T.alloc_buffer((1, AT_ONCE), "int32")
                 fill(largest, SMALLEST)
                 for v in T.unroll(vectors):
                     note_largest(largest, values, 0, v * AT_ONCE)

@@ -65,7 +65,7 @@ def cached_attention(
 
     @T.macro
     def score(scores, q, keys, b, h, first_key, count):
-        partial = T.alloc_buffer((KEYS, LANES), "float32", scope="local")
+        partial = T.alloc_buffer((KEYS, LANES), "float32")
         for i in T.unroll(KEYS):
             for lane in T.vectorized(LANES):
                 partial[i, lane] = T.float32(0)
@@ -107,11 +107,11 @@ def cached_attention(
 
     @T.macro
     def attend_one(out, qkv, keys, values, b, h, t, count):
-        q = T.alloc_buffer((FULL,), "float32", scope="local")
+        q = T.alloc_buffer((FULL,), "float32")
         scores = T.alloc_buffer((length + max(KEYS, WIDE),), "float32")
-        highest = T.alloc_buffer((1, WIDE), "float32", scope="local")
-        total = T.alloc_buffer((1, WIDE), "float32", scope="local")
-        mixed = T.alloc_buffer((FULL,), "float32", scope="local")
+        highest = T.alloc_buffer((1, WIDE), "float32")
+        total = T.alloc_buffer((1, WIDE), "float32")
+        mixed = T.alloc_buffer((FULL,), "float32")
         for v in T.unroll(VECTORS):
             for lane in T.vectorized(LANES):
                 q[v * LANES + lane] = T.float32(0)

@@ -31,9 +31,9 @@ def layer_norm(C: int, lanes: int, epsilon: float, narrow: Arithmetic | None = N
 
     @T.macro
     def normalise_row(x_mc, gain, bias, out_mc, row):
-        partial = T.alloc_buffer((LANES,), "float32", scope="local")
-        mean = T.alloc_buffer((1,), "float32", scope="local")
-        scale = T.alloc_buffer((1,), "float32", scope="local")
+        partial = T.alloc_buffer((LANES,), "float32")
+        mean = T.alloc_buffer((1,), "float32")
+        scale = T.alloc_buffer((1,), "float32")
         for lane in T.vectorized(LANES):
             partial[lane] = T.float32(0)
         for v in range(vectors):
@@ -52,7 +52,7 @@ def layer_norm(C: int, lanes: int, epsilon: float, narrow: Arithmetic | None = N
         scale[0] = T.float32(1) / T.sqrt(scale[0] * T.float32(1 / C) + T.float32(epsilon))
         if NARROW:
             for v in range(C // AT_ONCE):
-                values = T.alloc_buffer((AT_ONCE,), "float32", scope="local")
+                values = T.alloc_buffer((AT_ONCE,), "float32")
                 for lane in T.vectorized(AT_ONCE):
                     values[lane] = normalised(x_mc, gain, bias, mean, scale, row, v * AT_ONCE + lane)
                 out_mc[row, T.ramp(v * WORDS, 1, WORDS)] = narrow.narrow(values[T.ramp(0, 1, AT_ONCE)])

@@ -68,7 +68,7 @@ def linear(
 
     @T.macro
     def put_words(acc, scales, table, addend, out, i, row, panel, part):
-        values = T.alloc_buffer((AT_ONCE,), "float32", scope="local")
+        values = T.alloc_buffer((AT_ONCE,), "float32")
         for lane in T.vectorized(AT_ONCE):
             values[lane] = result(
                 acc, scales, table, addend, i, row, part * AT_ONCE + lane, panel * NR + part * AT_ONCE + lane
@@ -78,7 +78,7 @@ def linear(
 
     @T.macro
     def rows_by_panel(rows, x, scales, offsets, w, table, addend, out, panel, first, last, ahead):
-        acc = T.alloc_buffer((sums_of(rows, arithmetic), NR), arithmetic.total, scope="local")
+        acc = T.alloc_buffer((sums_of(rows, arithmetic), NR), arithmetic.total)
         for i in T.unroll(rows):
             fetch_place(out, T.min(first + i, last), panel, OUT[2], NR // 2 if narrow_out else NR)
             if residual:
@@ -112,13 +112,19 @@ def linear(
         tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
         for task in T.parallel(panels * tasks, annotations=llvm):
             # The last block has the rest too: for a few rows alone all panels would be read once more.
-            # int64 is a place, read once here; let a value, which TVM writes out at each use: what is long is a place.
-            blocks: T.int64 = T.max(tasks // tasks_a_block, T.int64(1))
-            block: T.int64 = T.min(task // (panels * tasks_a_block), blocks - 1)
-            in_block: T.int64 = task - block * (panels * tasks_a_block)
-            tasks_here: T.int64 = T.Select(block == blocks - 1, tasks - block * tasks_a_block, T.int64(tasks_a_block))
-            panel: T.let = in_block // tasks_here
-            first_tile: T.let = (block * tasks_a_block + in_block % tasks_here) * tiles_a_task
+            # A place is read once here; let makes a value, which TVM writes out at each use: what is long is a place.
+            blocks = T.alloc_buffer((1,), "int64")
+            block = T.alloc_buffer((1,), "int64")
+            in_block = T.alloc_buffer((1,), "int64")
+            tasks_here = T.alloc_buffer((1,), "int64")
+            blocks[0] = T.max(tasks // tasks_a_block, T.int64(1))
+            block[0] = T.min(task // (panels * tasks_a_block), blocks[0] - 1)
+            in_block[0] = task - block[0] * (panels * tasks_a_block)
+            tasks_here[0] = T.Select(
+                block[0] == blocks[0] - 1, tasks - block[0] * tasks_a_block, T.int64(tasks_a_block)
+            )
+            panel: T.let = in_block[0] // tasks_here[0]
+            first_tile: T.let = (block[0] * tasks_a_block + in_block[0] % tasks_here[0]) * tiles_a_task
             for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
                 first: T.let = (first_tile + tile_of_rows) * MR
                 if M - first == 1:

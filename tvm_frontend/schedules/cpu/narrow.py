@@ -57,10 +57,10 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
 
     @T.macro
     def by_row(words, scales, x, tail, row):
-        inverse = T.alloc_buffer((1,), "float32", scope="local")
+        inverse = T.alloc_buffer((1,), "float32")
         inverse[0] = T.float32(1)
         if SCALED:
-            largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
+            largest = T.alloc_buffer((1, AT_ONCE), "int32")
             fill(largest, SMALLEST)
             for c in range(FULL):
                 note_largest(largest, x, row, c * AT_ONCE)
@@ -76,9 +76,9 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
 
     @T.macro
     def one_group(words, scales, offsets, row, g, x, x_row, first):
-        largest = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
-        total = T.alloc_buffer((1, AT_ONCE), "int32", scope="local")
-        whole = T.alloc_buffer((PARTS, AT_ONCE), "float32", scope="local")
+        largest = T.alloc_buffer((1, AT_ONCE), "int32")
+        total = T.alloc_buffer((1, AT_ONCE), "int32")
+        whole = T.alloc_buffer((PARTS, AT_ONCE), "float32")
         fill(largest, SMALLEST)
         fill(total, 0)
         for part in T.unroll(PARTS):
@@ -100,7 +100,7 @@ def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
 
     @T.macro
     def one_row(x, words, scales, offsets, row):
-        tail = T.alloc_buffer((1, UNIT), "float32", scope="local")
+        tail = T.alloc_buffer((1, UNIT), "float32")
         if RAGGED > 0:
             fill_up(tail, x, row)
         if GROUPED:

@@ -87,7 +87,7 @@ def _by_column(K: int, panels: int, tile: Tile, arithmetic: Arithmetic) -> Calla
         sums = T.meta_var(Tile(splits * rows, VECTORS, LANES))
         clear(sums, acc)
         if SPANS > 1:
-            part = T.alloc_buffer((splits * rows, NR), arithmetic.total, scope="local")
+            part = T.alloc_buffer((splits * rows, NR), arithmetic.total)
             for span in range(SPANS):
                 turns = T.meta_var(T.min(SPAN, TURNS - span * SPAN))
                 clear(sums, part)
@@ -116,7 +116,7 @@ def _by_group(K: int, tile: Tile, arithmetic: Arithmetic) -> Callable:
 
     @T.macro
     def multiply(rows, acc, x, scales, offsets, w, panel, first, last, ahead):
-        whole = T.alloc_buffer((rows, NR), "int32", scope="local")
+        whole = T.alloc_buffer((rows, NR), "int32")
         clear(Tile(rows, VECTORS, LANES), acc)
         for g in range(GROUPS):
             for i in T.unroll(rows):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,11 @@ def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
     assert np.isfinite(found[0, :19]).all()
 
 
+def assembly_of(kernel, target):
+    module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
+    return tvm.compile(module, target.to_tvm()).mod.inspect_source("asm")
+
+
 def inner_loops(assembly):
     """The blocks that end with a jump to their own beginning."""
     return [loop[0] for loop in re.finditer(r"^(\.LBB\w+):\n(?:(?!\.LBB).*\n)*?\s+j\w+\s+\1$", assembly, re.MULTILINE)]
@@ -106,9 +112,16 @@ def test_the_next_panel_is_fetched_and_sums_stay_in_registers(target, tile, K):
     if tile.lanes == 4:
         pytest.skip("without a fused multiply-add, 16 registers do not hold the tile")
     kernel = linear(K, 4 * tile.columns, tile, arithmetic_of("fp32", target), activation=None, residual=False)
-    text = tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
-    loops = [loop for loop in inner_loops(text.mod.inspect_source("asm")) if "prefetcht1" in loop]
+    loops = [loop for loop in inner_loops(assembly_of(kernel, target)) if "prefetcht1" in loop]
     assert loops
     for loop in loops:
         stores = [line for line in loop.splitlines() if re.search(r"v?mov[au]ps\s+%[xyz]mm\d+, ", line)]
         assert not stores
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_a_task_asks_for_no_memory(target, tile, fp32, activation):
+    """Each time would take as long as the products of a row of x with some hundred weights of each column."""
+    small = replace(tile, rows=4)  # a tile of 1 KB is more than TVM puts on the stack
+    assembly = assembly_of(linear(768, 4 * tile.columns, small, fp32, activation=activation, residual=True), target)
+    assert "AllocWorkspace" not in assembly
