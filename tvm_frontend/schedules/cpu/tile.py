@@ -1,7 +1,7 @@
 """The register tile that every kernel here is built from, and how large it may be on a CPU.
 
-It is a buffer of the scope that T.alloc_buffer gives it: below 1 KB TVM puts those on the stack. For one of scope local,
-which `i: T.int64 = …` makes too, it calls its allocator at each entry, whatever its size.
+It is a buffer of the scope that T.alloc_buffer gives it: below 1 KB TVM puts those on the stack. For one of scope
+local, which `i: T.int64 = …` makes too, it calls its allocator at each entry, whatever its size.
 """
 
 from collections.abc import Callable
