@@ -30,12 +30,17 @@ def tile(target: CompileTarget) -> Tile:
 
 
 @pytest.fixture(scope="session")
-def build(target: CompileTarget) -> Callable[[tvm.tirx.PrimFunc], Callable]:
+def library_of(target: CompileTarget) -> Callable[[tvm.tirx.PrimFunc], tvm.runtime.Executable]:
+    """Compile a kernel to a library, in which it is `run`."""
+    return lambda kernel: tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
+
+
+@pytest.fixture(scope="session")
+def build(library_of: Callable) -> Callable[[tvm.tirx.PrimFunc], Callable]:
     """Compile a kernel to a function of numpy arrays, whose last argument is the shape of its float32 result."""
 
     def compiled(kernel: tvm.tirx.PrimFunc) -> Callable[..., np.ndarray]:
-        module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
-        library = tvm.compile(module, target.to_tvm())
+        library = library_of(kernel)
 
         def run(*arguments: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             # What a kernel forgets to write stays NaN.

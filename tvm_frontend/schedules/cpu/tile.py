@@ -1,7 +1,8 @@
 """The register tile that every kernel here is built from, and how large it may be on a CPU.
 
 It is a buffer of the scope that T.alloc_buffer gives it: below 1 KB TVM puts those on the stack. For one of scope
-local, which `i: T.int64 = …` makes too, it calls its allocator at each entry, whatever its size.
+local, which `i: T.int64 = …` makes too, it calls its allocator at each entry, whatever its size; and once a task for
+AVX-512's tile of 8 × 2 registers, which is 1 KB.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import tvm
 
 from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
 from tvm_frontend.schedules.cpu.linear import BLOCK_BYTES, ROWS_A_TASK, linear
@@ -96,23 +95,19 @@ def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
     assert np.isfinite(found[0, :19]).all()
 
 
-def assembly_of(kernel, target):
-    module = tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")})
-    return tvm.compile(module, target.to_tvm()).mod.inspect_source("asm")
-
-
 def inner_loops(assembly):
     """The blocks that end with a jump to their own beginning."""
     return [loop[0] for loop in re.finditer(r"^(\.LBB\w+):\n(?:(?!\.LBB).*\n)*?\s+j\w+\s+\1$", assembly, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("K", [64, 768])
-def test_the_next_panel_is_fetched_and_sums_stay_in_registers(target, tile, K):
+def test_the_next_panel_is_fetched_and_sums_stay_in_registers(library_of, target, tile, K):
     """A fetch that the compiler takes for a write to memory would have them stored in each turn of the loop."""
     if tile.lanes == 4:
         pytest.skip("without a fused multiply-add, 16 registers do not hold the tile")
     kernel = linear(K, 4 * tile.columns, tile, arithmetic_of("fp32", target), activation=None, residual=False)
-    loops = [loop for loop in inner_loops(assembly_of(kernel, target)) if "prefetcht1" in loop]
+    assembly = library_of(kernel).mod.inspect_source("asm")
+    loops = [loop for loop in inner_loops(assembly) if "prefetcht1" in loop]
     assert loops
     for loop in loops:
         stores = [line for line in loop.splitlines() if re.search(r"v?mov[au]ps\s+%[xyz]mm\d+, ", line)]
@@ -120,8 +115,8 @@ def test_the_next_panel_is_fetched_and_sums_stay_in_registers(target, tile, K):
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
-def test_a_task_asks_for_no_memory(target, tile, fp32, activation):
+def test_a_task_asks_for_no_memory(library_of, tile, fp32, activation):
     """Each time would take as long as the products of a row of x with some hundred weights of each column."""
     small = replace(tile, rows=4)  # a tile of 1 KB is more than TVM puts on the stack
-    assembly = assembly_of(linear(768, 4 * tile.columns, small, fp32, activation=activation, residual=True), target)
-    assert "AllocWorkspace" not in assembly
+    kernel = linear(768, 4 * tile.columns, small, fp32, activation=activation, residual=True)
+    assert "AllocWorkspace" not in library_of(kernel).mod.inspect_source("asm")
