@@ -126,14 +126,12 @@ def compare(
             _check_all(runners, truth, config, plan, works, progress)
             right = _measure_losses(runners, truth, windows, progress)
         with Worker(limits.FACTORY, plan.threads) as probe:
+            probe.call("load", plan.threads)
             precisions = dict.fromkeys(contender.precision for contender in contenders)
-            before = _measure_limits(probe, precisions, config, plan, progress)
-            _time_all(runners, config, plan, progress)
-            after = _measure_limits(probe, precisions, config, plan, progress)
-    measured = {precision: best_of(before[precision], after[precision]) for precision in precisions}
-    rows = (rows_of(work, contenders, runners, config, measured, plan) for work in plan.works)
+            measured = _time_all(runners, probe, precisions, config, plan, progress)
+    rows = (rows_of(work, contenders, runners, config, measured[work], plan) for work in plan.works)
     return {
-        "limits": {precision: asdict(each) for precision, each in measured.items()},
+        "limits": {name: asdict(best_of(*(each[name] for each in measured.values()))) for name in precisions},
         "checks": [check for runner in runners for check in checks_of(runner, works, plan)],
         "rows": list(chain.from_iterable(rows)),
         "losses": [] if windows is None else losses_of(right, runners, plan),
@@ -151,8 +149,8 @@ def _checked_context(context: int, config: GPTConfig) -> int:
 def _steps(runners: list[Runner], works: list[Work], plan: Plan) -> int:
     """How often the progress bar moves."""
     checks = sum(runner.can(work) for runner in runners for work in works)
-    turns = sum(runner.can(work) for runner in runners for work in plan.works) * ROUNDS
-    return 2 * len(runners) + checks + turns + 3
+    turns = sum(1 + sum(runner.can(work) for runner in runners) for work in plan.works) * ROUNDS
+    return 2 * len(runners) + checks + turns + 1
 
 
 def _check_all(
@@ -178,29 +176,36 @@ def _measure_losses(runners: list[Runner], truth: Truth, windows: np.ndarray | N
     return truth.loss(windows)
 
 
-def _measure_limits(
-    probe: Worker, precisions: Iterable[str], config: GPTConfig, plan: Plan, progress: tqdm
-) -> dict[str, Limits]:
-    _show(progress, "measuring the machine's limits")
-    probe.call("load", plan.threads)
-    memory = probe.call("read_bytes_per_s", limits.UNCACHED_BYTES)
-    found = {}
-    for precision in precisions:
-        size = weight_bytes(config, precision)
-        peak, bandwidth = probe.call("peak_flops_per_s", precision), probe.call("read_bytes_per_s", size)
-        found[precision] = Limits(plan.threads, peak, bandwidth, size, memory, precision)
-    return found
-
-
-def _time_all(runners: list[Runner], config: GPTConfig, plan: Plan, progress: tqdm) -> None:
+def _time_all(
+    runners: list[Runner],
+    probe: Worker,
+    precisions: Iterable[str],
+    config: GPTConfig,
+    plan: Plan,
+    progress: tqdm,
+) -> dict[Work, dict[str, Limits]]:
+    """Time all that can be timed. Returns the machine's limits in the rounds of each work, by precision."""
     shares_s = shares_of(runners, plan.works, plan.minutes * 60)
+    measured = {}
     for work in plan.works:
         ids = work.ids(config, plan.seed)
         able = [runner for runner in runners if runner.can(work)]
+        rounds = []
         for number in range(ROUNDS):
+            _show(progress, f"the machine's limits: {work.phase} {work.name}")
+            rounds.append({name: _limits_now(probe, name, config, plan) for name in precisions})
             for runner in rotated(able, number):
                 _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
                 runner.take_turn(work, ids, shares_s[work] / ROUNDS, shares_s[work])
+        measured[work] = {name: best_of(*(each[name] for each in rounds)) for name in precisions}
+    return measured
+
+
+def _limits_now(probe: Worker, precision: str, config: GPTConfig, plan: Plan) -> Limits:
+    size = weight_bytes(config, precision)
+    peak, bandwidth = probe.call("peak_flops_per_s", precision), probe.call("read_bytes_per_s", size)
+    memory = probe.call("read_bytes_per_s", limits.UNCACHED_BYTES)
+    return Limits(plan.threads, peak, bandwidth, size, memory, precision)
 
 
 def _show(progress: tqdm, text: str) -> None:

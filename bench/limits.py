@@ -3,10 +3,19 @@
 Prefill is bound by arithmetic as soon as a few rows share a weight; below that, and in decode, by reading the weights.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from bench.worker import sample
 from gpt.config import GPTConfig
 from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token
+
+if TYPE_CHECKING:
+    import tvm
 
 FLOAT32_BYTES = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
@@ -24,7 +33,8 @@ WIDTHS = (4, 8, 16)
 ACCUMULATORS = (8, 12, 24)
 FMA_STEPS = 200_000  # of one call: a third of a millisecond or so
 BYTES_A_CALL = 200_000_000  # read in one call, by passing several times over what fits a cache
-READ_S, FMA_S = 0.6, 0.1  # of calls; memory is shared with the machine's other users, so its best moment comes seldom
+CALLS_S = 0.05  # of calls of a kernel, each time that a rate is asked for
+STREAMS = 2  # that a thread reads at once, 64 bytes of each in turn: CPUs fetch ahead for each
 FILL = {"float32": 0.5, "int32": 0x3F003F00}  # what the kernels read; a word is two bfloat16 of 0.5, or four int8
 UNCACHED_BYTES = 512_000_000  # more than the caches of most machines hold
 
@@ -75,25 +85,28 @@ def kernel(
 READ_KERNEL = """
 @T.prim_func(s_tir=True)
 def kernel(
-    data: T.Buffer(({threads}, {rows}, {accumulators}, {width}), "float32"),
-    out: T.Buffer(({threads}, {accumulators}, {width}), "float32"),
+    data: T.Buffer(({threads}, {streams}, {rows}, {accumulators}, {width}), "float32"),
+    out: T.Buffer(({threads}, {streams}, {accumulators}, {width}), "float32"),
 ):
     T.func_attr({{"global_symbol": "kernel", "tirx.noalias": True}})
     for thread in T.parallel({threads}):
         with T.sblock("one"):
             p = T.axis.spatial({threads}, thread)
-            sums = T.sblock_alloc_buffer(({accumulators}, {width}), "float32")
-            for a in T.unroll({accumulators}):
-                for lane in T.vectorized({width}):
-                    sums[a, lane] = 0.0
+            sums = T.sblock_alloc_buffer(({streams}, {accumulators}, {width}), "float32")
+            for s in T.unroll({streams}):
+                for a in T.unroll({accumulators}):
+                    for lane in T.vectorized({width}):
+                        sums[s, a, lane] = 0.0
             for passes in range({passes}):
                 for row in range({rows}):
-                    for a in T.unroll({accumulators}):
-                        for lane in T.vectorized({width}):
-                            sums[a, lane] = sums[a, lane] + data[p, row, a, lane]
-            for a in T.unroll({accumulators}):
-                for lane in T.vectorized({width}):
-                    out[p, a, lane] = sums[a, lane]
+                    for s in T.unroll({streams}):
+                        for a in T.unroll({accumulators}):
+                            for lane in T.vectorized({width}):
+                                sums[s, a, lane] = sums[s, a, lane] + data[p, s, row, a, lane]
+            for s in T.unroll({streams}):
+                for a in T.unroll({accumulators}):
+                    for lane in T.vectorized({width}):
+                        out[p, s, a, lane] = sums[s, a, lane]
 """
 FACTORY = f"{__name__}:Probe"
 
@@ -114,9 +127,9 @@ class Limits:
     precision: str = "fp32"
 
 
-def best_of(one: Limits, other: Limits) -> Limits:
-    """A limit is the best that was ever seen, so of two measurements of the same the higher rates."""
-    return Limits(**{name: max(value, getattr(other, name)) for name, value in asdict(one).items()})
+def best_of(*seen: Limits) -> Limits:
+    """A limit is the best that was seen, so of measurements of the same the highest rates."""
+    return Limits(*map(max, zip(*map(astuple, seen), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -198,38 +211,70 @@ def _bound_of(limits: Limits, flops: float, moved_bytes: float) -> Bound:
     return Bound(arithmetic_s, "arithmetic") if arithmetic_s >= reading_s else Bound(reading_s, "reading")
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """What one call of it does (operations, or bytes read), and the call."""
+
+    amount: float
+    call: Callable[[], object]
+
+    def rate(self) -> float:
+        """A second, in the fastest of the calls of a moment."""
+        return self.amount / min(sample(self.call, CALLS_S))
+
+
 class Probe:
-    """Measures the limits, in a worker. The best call counts: a limit is not an average."""
+    """Measures the limits, in a worker. The best call counts: a limit is not an average.
+
+    Kernels, and the memory that they read, are kept: asked again, it measures at once.
+    """
 
     def load(self, threads: int) -> None:
         """Make ready for `threads` threads."""
         self._threads = threads
+        self._multipliers: dict[str, list[Kernel]] = {}
+        self._readers: dict[int, Kernel] = {}
+        self._filled: dict[str, np.ndarray] = {}
 
     def peak_flops_per_s(self, precision: str = "fp32") -> float:
-        """Multiply-adds a second, times two, by the best of the kernels; of int4 as of int8, which it becomes."""
-        peak = max(self._fma(width, accumulators) for width in WIDTHS for accumulators in ACCUMULATORS)
-        if precision == "fp32":
-            return peak
-        narrow = "bf16" if precision == "bf16" else "int8"
-        return max(peak, *(self._dot(narrow, accumulators) for accumulators in ACCUMULATORS))
+        """Multiply-adds a second, times two, by the best of the kernels; of int4 as of int8, which it becomes.
+
+        The first time all kernels are tried, later the one that was the fastest then.
+        """
+        kernels = self._multipliers.get(precision) or self._make_multipliers(precision)
+        rates = [kernel.rate() for kernel in kernels]
+        self._multipliers[precision] = [kernels[rates.index(max(rates))]]
+        return max(rates)
 
     def read_bytes_per_s(self, working_set_bytes: int) -> float:
         """Bytes read a second from a working set of (about) that size, shared out among the threads."""
-        width, accumulators = 16, 8
-        row_bytes = self._threads * width * accumulators * FLOAT32_BYTES
+        if working_set_bytes not in self._readers:
+            self._readers[working_set_bytes] = self._make_reader(working_set_bytes)
+        return self._readers[working_set_bytes].rate()
+
+    def _make_reader(self, working_set_bytes: int) -> Kernel:
+        width, accumulators = 16, 4
+        row_bytes = self._threads * STREAMS * width * accumulators * FLOAT32_BYTES
         rows = max(1, round(working_set_bytes / row_bytes))
         passes = max(1, round(BYTES_A_CALL / (rows * row_bytes)))
-        shape = (self._threads, rows, accumulators, width)
-        seconds = self._best_s(READ_S, READ_KERNEL, [shape, (shape[0], *shape[2:])], rows=rows, passes=passes)
-        return rows * row_bytes * passes / seconds
+        shapes = [(self._threads, STREAMS, rows, accumulators, width), (self._threads, STREAMS, accumulators, width)]
+        call = self._compile(READ_KERNEL, shapes, streams=STREAMS, rows=rows, passes=passes)
+        return Kernel(rows * row_bytes * passes, call)
 
-    def _fma(self, width: int, accumulators: int) -> float:
+    def _make_multipliers(self, precision: str) -> list[Kernel]:
+        kernels = [self._make_fma(width, accumulators) for width in WIDTHS for accumulators in ACCUMULATORS]
+        if precision == "fp32":
+            return kernels
+        narrow = "bf16" if precision == "bf16" else "int8"
+        return kernels + [self._make_dot(narrow, accumulators) for accumulators in ACCUMULATORS]
+
+    def _make_fma(self, width: int, accumulators: int) -> Kernel:
         out = (self._threads, accumulators, width)
-        seconds = self._best_s(FMA_S, FMA_KERNEL, [(2, width), out], steps=FMA_STEPS)
-        return 2 * self._threads * accumulators * width * FMA_STEPS / seconds
+        call = self._compile(FMA_KERNEL, [(2, width), out], steps=FMA_STEPS)
+        return Kernel(2 * self._threads * accumulators * width * FMA_STEPS, call)
 
-    def _dot(self, precision: str, accumulators: int) -> float:
-        """As `_fma`, with what the target has for a word of bf16 or int8."""
+    def _make_dot(self, precision: str, accumulators: int) -> Kernel:
+        """As `_make_fma`, with what the target has for a word of bf16 or int8."""
         from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
         from tvm_frontend.target import resolve_target
 
@@ -238,31 +283,37 @@ class Probe:
         imports = {"pragma_import_llvm": arithmetic.llvm} if arithmetic.llvm else {}
         names, sizes = {"dot": arithmetic.dot, "imports": imports}, {"total": arithmetic.total, "steps": FMA_STEPS}
         shapes = [(2, width), (self._threads, accumulators, width)]
-        seconds = self._best_s(FMA_S, DOT_KERNEL, shapes, names, ("int32", arithmetic.total), **sizes)
-        return 2 * arithmetic.values * self._threads * accumulators * width * FMA_STEPS / seconds
+        call = self._compile(DOT_KERNEL, shapes, names, ("int32", arithmetic.total), **sizes)
+        return Kernel(2 * arithmetic.values * self._threads * accumulators * width * FMA_STEPS, call)
 
-    def _best_s(
+    def _compile(
         self,
-        budget_s: float,
         source: str,
         shapes: list[tuple[int, ...]],
         names: dict[str, object] | None = None,
         dtypes: tuple[str, str] = ("float32", "float32"),
         **sizes: object,
-    ) -> float:
-        """Seconds of the fastest of several calls of a kernel of an input and an output; names: that its text uses."""
-        import numpy as np
+    ) -> Callable[[], object]:
+        """A call of a kernel of an input and an output; names: that its text uses."""
         import tvm
         from tvm.script import from_source
         from tvm.script import tirx as T
 
-        from bench.worker import sample
         from tvm_frontend.target import resolve_target
 
-        threads, accumulators, width = shapes[-1]
-        text = source.format(threads=threads, accumulators=accumulators, width=width, **sizes)
+        *_, accumulators, width = shapes[-1]
+        text = source.format(threads=self._threads, accumulators=accumulators, width=width, **sizes)
         module = tvm.IRModule({"kernel": from_source(text, {"T": T, **(names or {})})})
         kernel = tvm.compile(module, target=resolve_target().to_tvm())["kernel"]
-        filled = [np.full(shape, FILL[dtype], dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-        tensors = [tvm.runtime.tensor(array) for array in filled]
-        return min(sample(lambda: kernel(*tensors), budget_s))
+        data, out = self._input(shapes[0], dtypes[0]), tvm.runtime.empty(shapes[1], dtypes[1])
+        return lambda: kernel(data, out)
+
+    def _input(self, shape: tuple[int, ...], dtype: str) -> "tvm.runtime.Tensor":
+        """Filled memory, the same for all kernels, of which one reads as much as its shape says."""
+        import tvm
+
+        size = math.prod(shape)
+        if size > self._filled.get(dtype, np.empty(0)).size:
+            self._filled[dtype] = np.from_dlpack(tvm.runtime.empty((size,), dtype))
+            self._filled[dtype].fill(FILL[dtype])
+        return tvm.runtime.from_dlpack(self._filled[dtype][:size].reshape(shape))

@@ -17,10 +17,12 @@ FAKES = """
 import os, signal
 from bench.backends import eager
 
-class Probe:
-    def load(self, threads): pass
-    def peak_flops_per_s(self, precision): return 1e11
-    def read_bytes_per_s(self, size): return 1e11
+class Probe:  # of a machine that gets faster with each round
+    def load(self, threads): self.round = 0
+    def peak_flops_per_s(self, precision):
+        self.round += 1
+        return self.round * 1e12
+    def read_bytes_per_s(self, size): return self.round * 1e10
 
 class eager_fake(eager.Engine): pass
 
@@ -96,8 +98,15 @@ def test_a_decode_has_the_bytes_that_must_be_read(compared: dict) -> None:
     row = compared["decode"]["eager_fake"]
     assert (row["phase"], row["work"], row["B"], row["T"]) == ("decode", "context 5", 1, 1)
     assert row["moved_bytes"] == decode_bytes(SEEDED["tiny"], 1, 5)
-    assert row["limit_ms"] == pytest.approx(1e3 * row["moved_bytes"] / 1e11)
     assert row["agrees"]
+
+
+def test_the_limit_is_that_of_the_rounds_of_the_work(compared: dict) -> None:
+    """Prefill has the first five rounds, decode the next, generation the last."""
+    row = compared["decode"]["eager_fake"]
+    assert row["limit_ms"] == pytest.approx(1e3 * row["moved_bytes"] / 10e10)
+    of_the_run = compared["limits"]["fp32"]
+    assert (of_the_run["peak_flops_per_s"], of_the_run["bandwidth_bytes_per_s"]) == (15e12, 15e10)
 
 
 def test_a_decode_that_forgets_its_context_disagrees(compared: dict) -> None:
