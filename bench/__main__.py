@@ -173,7 +173,7 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
         shapes += [f"1x{T}" for T in odd.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
     chosen = {} if config.seed is None else {"seed": config.seed}
-    return Plan(works, checked_threads(config.threads), config.minutes, **chosen)
+    return Plan(works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
 
 
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 from tqdm import tqdm
@@ -31,13 +31,15 @@ ROUNDS = 5
 class Plan:
     """What to compare. works: to time. minutes: for the timing itself; loading and checking come on top.
 
-    seed: of the random ids. precision: that is compared. baseline: the label of the engine that speed-ups are taken to.
-    Raises UserError for a value that makes no sense.
+    together: a round is of all works, so that their times may be compared with each other; otherwise a work has all of
+    its rounds before the next one begins. seed: of the random ids. precision: that is compared. baseline: the label of
+    the engine that speed-ups are taken to. Raises UserError for a value that makes no sense.
     """
 
     works: tuple[Work, ...]
     threads: int
     minutes: float = 0.75
+    together: bool = False
     seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))
     precision: str = "fp32"
     baseline: str = "eager"
@@ -186,19 +188,20 @@ def _time_all(
 ) -> dict[Work, dict[str, Limits]]:
     """Time all that can be timed. Returns the machine's limits in the rounds of each work, by precision."""
     shares_s = shares_of(runners, plan.works, plan.minutes * 60)
-    measured = {}
-    for work in plan.works:
-        ids = work.ids(config, plan.seed)
-        able = [runner for runner in runners if runner.can(work)]
-        rounds = []
-        for number in range(ROUNDS):
+    rounds: dict[Work, list[dict[str, Limits]]] = {work: [] for work in plan.works}
+    groups = [plan.works] if plan.together else [(work,) for work in plan.works]
+    for group in groups:
+        for number, work in product(range(ROUNDS), group):
             _show(progress, f"the machine's limits: {work.phase} {work.name}")
-            rounds.append({name: _limits_now(probe, name, config, plan) for name in precisions})
-            for runner in rotated(able, number):
+            rounds[work].append({name: _limits_now(probe, name, config, plan) for name in precisions})
+            ids = work.ids(config, plan.seed)
+            for runner in rotated([runner for runner in runners if runner.can(work)], number):
                 _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
                 runner.take_turn(work, ids, shares_s[work] / ROUNDS, shares_s[work])
-        measured[work] = {name: best_of(*(each[name] for each in rounds)) for name in precisions}
-    return measured
+    return {
+        work: {name: best_of(*(each[name] for each in limits)) for name in precisions}
+        for work, limits in rounds.items()
+    }
 
 
 def _limits_now(probe: Worker, precision: str, config: GPTConfig, plan: Plan) -> Limits:

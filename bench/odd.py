@@ -1,7 +1,10 @@
 """Prompts of odd lengths: does one take longer than its neighbours say, as where a kernel falls off its fast path."""
 
+from statistics import median
+
 import numpy as np
 
+from bench.verdict import medians_by_round
 from gpt.config import GPTConfig
 
 BAR = 1.25  # times the time interpolated from the neighbours
@@ -24,18 +27,22 @@ def sizes(config: GPTConfig) -> list[int]:
 def cliffs(rows: list[dict]) -> dict[str, dict[int, float]]:
     """Of each engine timed at odd lengths and their neighbours, one sequence each: T to its time over the interpolated.
 
-    From the medians, linear in T; of a single token, over the time of two.
+    Of each round, linear in T, and of those ratios the median; of a single token, over the time of two.
     """
-    times: dict[str, dict[int, float]] = {}
+    times: dict[str, dict[int, list[float | None]]] = {}
     for row in rows:
         if (row["phase"], row["status"], row["B"]) == ("prefill", "timed", 1):
-            times.setdefault(row["label"], {})[row["T"]] = row["median_ms"]
-    found = {
-        label: {
-            T: by_length[T] / float(np.interp(T, around, [by_length[each] for each in around]))
-            for T in ODD
-            if {T, *(around := neighbours(T))} <= by_length.keys()
-        }
-        for label, by_length in times.items()
-    }
-    return {label: ratios for label, ratios in found.items() if ratios}
+            times.setdefault(row["label"], {})[row["T"]] = medians_by_round(row)
+    found = {label: {T: _over_neighbours(T, by_length) for T in ODD} for label, by_length in times.items()}
+    known = {label: {T: ratio for T, ratio in ratios.items() if ratio} for label, ratios in found.items()}
+    return {label: ratios for label, ratios in known.items() if ratios}
+
+
+def _over_neighbours(T: int, times: dict[int, list[float | None]]) -> float | None:
+    """The median over the rounds that have all three times; None if there is none."""
+    around = neighbours(T)
+    if not {T, *around} <= times.keys():
+        return None
+    rounds = zip(times[T], *(times[each] for each in around), strict=True)
+    ratios = [odd / float(np.interp(T, around, known)) for odd, *known in rounds if None not in (odd, *known)]
+    return median(ratios) if ratios else None

@@ -1,6 +1,7 @@
 """The whole comparison, on engines made to fail in different ways and on real ones."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,21 +43,24 @@ def contender(engine: str, absent: str | None = None) -> Contender:
     return Contender(engine, "", "fp32", files, "a fake", absent)
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """One engine that is right, and four that are not there in the end, by engine and phase."""
-    folder = tmp_path_factory.mktemp("compared")
+def compare_fakes(folder: Path, contenders: list[Contender], plan: Plan) -> dict:
     (folder / "fakes_of_compare.py").write_text(FAKES)
-    contenders = [contender("eager_fake"), *map(contender, ("wrong", "forgets", "dies"))]
-    contenders.append(contender("gone", "not installed: pip install gone-package"))
     artifacts, _ = choose_artifacts(folder, "tiny")
     prepare(artifacts, contenders)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(Contender, "factory", property(lambda self: f"fakes_of_compare:{self.engine}"))
         patch.setattr(limits, "FACTORY", "fakes_of_compare:Probe")
-        plan = Plan((Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
-        found = compare(artifacts, SEEDED["tiny"], contenders, plan)
+        return compare(artifacts, SEEDED["tiny"], contenders, plan)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """One engine that is right, and four that are not there in the end, by engine and phase."""
+    contenders = [contender("eager_fake"), *map(contender, ("wrong", "forgets", "dies"))]
+    contenders.append(contender("gone", "not installed: pip install gone-package"))
+    plan = Plan((Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
+    found = compare_fakes(tmp_path_factory.mktemp("compared"), contenders, plan)
     by_engine = {row["engine"]: row for row in reversed(found["rows"])}
     return found | {
         "by_engine": by_engine,
@@ -119,6 +123,18 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
     row = next(row for row in compared["rows"] if (row["phase"], row["engine"]) == ("generate", "eager_fake"))
     assert (row["work"], row["unit"], row["top1_match"]) == ("6 tokens after 4", "token", 1.0)
     assert row["median_ms"] > row["limit_ms"]
+
+
+def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
+    """Of five rounds of two works, the one has the limits of the first, third, … ninth moment, the other the rest."""
+    plan = Plan((Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
+    rows = compare_fakes(tmp_path, [contender("eager_fake")], plan)["rows"]
+    assert [(row["work"], row["limit_binds"], len(row["samples_by_round"])) for row in rows] == [
+        ("1×1", "reading", 5),
+        ("1×2", "reading", 5),
+    ]
+    rates = [row["moved_bytes"] / row["limit_ms"] * 1e3 for row in rows]
+    assert rates == pytest.approx([9e10, 10e10])
 
 
 def test_odd_sizes_are_checked_too(compared: dict) -> None:

@@ -7,12 +7,12 @@ from bench.prepare import SEEDED
 from gpt.config import GPTConfig
 
 
-def rows(**by_length: float) -> list[dict]:
-    """Rows of one engine, T4 being the time at T=4."""
-    return [
-        {"label": "e", "phase": "prefill", "status": "timed", "B": 1, "T": int(name[1:]), "median_ms": time}
-        for name, time in by_length.items()
-    ]
+def row(T: int, *rounds_ms: float | None) -> dict:
+    """Of one engine at a length, with a call in each round, or none."""
+    samples = [ms for ms in rounds_ms if ms is not None]
+    counts = [int(ms is not None) for ms in rounds_ms]
+    names = {"label": "e", "phase": "prefill", "status": "timed", "B": 1, "T": T}
+    return names | {"samples_ms": samples, "samples_by_round": counts}
 
 
 def test_neighbours_are_the_multiples_of_16_around() -> None:
@@ -26,10 +26,17 @@ def test_what_fits_the_model_is_timed() -> None:
 
 
 def test_the_time_is_held_to_the_one_interpolated() -> None:
-    found = cliffs(rows(T16=1.0, T17=2.0, T32=2.6, T1=1.0, T2=0.5))
+    found = cliffs([row(16, 1.0), row(17, 2.0), row(32, 2.6), row(1, 1.0), row(2, 0.5)])
     assert found == {"e": {1: 2.0, 17: pytest.approx(2.0 / 1.1)}}
 
 
+def test_a_round_is_compared_with_itself() -> None:
+    """The machine is at half of its speed in the second round, and one length sits the fourth out."""
+    found = cliffs([row(2, 1.0, 2.0, 1.0, 3.0), row(1, 0.5, 1.0, 0.9, None)])
+    assert found == {"e": {1: 0.5}}
+
+
 def test_without_neighbours_nothing_is_said() -> None:
-    assert cliffs(rows(T17=2.0, T32=1.0)) == {}
-    assert cliffs([{"label": "e", "phase": "prefill", "status": "failed", "B": 1, "T": 1, "median_ms": None}]) == {}
+    assert cliffs([row(17, 2.0), row(32, 1.0)]) == {}
+    assert cliffs([row(1, None, 1.0), row(2, 1.0, None)]) == {}
+    assert cliffs([row(1) | {"status": "failed"}, row(2, 1.0)]) == {}
