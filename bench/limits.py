@@ -34,6 +34,7 @@ ACCUMULATORS = (8, 12, 24)
 FMA_STEPS = 200_000  # of one call: a third of a millisecond or so
 BYTES_A_CALL = 200_000_000  # read in one call, by passing several times over what fits a cache
 CALLS_S = 0.05  # of calls of a kernel, each time that a rate is asked for
+KEPT = 3  # of those for multiply-adds, as some are equally fast and one may have met a slow moment
 STREAMS = 2  # that a thread reads at once, 64 bytes of each in turn: CPUs fetch ahead for each
 FILL = {"float32": 0.5, "int32": 0x3F003F00}  # what the kernels read; a word is two bfloat16 of 0.5, or four int8
 UNCACHED_BYTES = 512_000_000  # more than the caches of most machines hold
@@ -239,12 +240,12 @@ class Probe:
     def peak_flops_per_s(self, precision: str = "fp32") -> float:
         """Multiply-adds a second, times two, by the best of the kernels; of int4 as of int8, which it becomes.
 
-        The first time all kernels are tried, later the one that was the fastest then.
+        The first time all kernels are tried, later those that were the fastest then.
         """
         kernels = self._multipliers.get(precision) or self._make_multipliers(precision)
-        rates = [kernel.rate() for kernel in kernels]
-        self._multipliers[precision] = [kernels[rates.index(max(rates))]]
-        return max(rates)
+        rates = {kernel: kernel.rate() for kernel in kernels}
+        self._multipliers[precision] = sorted(rates, key=rates.__getitem__)[-KEPT:]
+        return max(rates.values())
 
     def read_bytes_per_s(self, working_set_bytes: int) -> float:
         """Bytes read a second from a working set of (about) that size, shared out among the threads."""
