@@ -13,7 +13,7 @@ from bench.phases import Reference, Work
 from bench.worker import Worker, WorkerError
 from gpt.config import GPTConfig
 
-FEWEST_ROUNDS = 2  # of an engine too slow for its share of the time: with one it could not be compared with itself
+FEWEST_ROUNDS = 3  # of an engine too slow for its share of the time: of fewer, one disturbed call would be the median
 LOAD_DEADLINE_S = 300.0
 CALL_DEADLINE_S = 300.0  # the first call at a shape compiles in some engines
 WARMED_S = 5.0  # a call expected to take longer is timed without one before it that is not

@@ -119,9 +119,16 @@ def test_the_loss_is_noted_or_why_there_is_none(runner_of: Callable[..., Runner]
 
 def test_a_slow_engine_makes_one_call_a_turn_until_its_share_is_spent(runner_of: Callable[..., Runner]) -> None:
     runner = runner_of(seconds=3.0)
-    for _ in range(4):
-        runner.take_turn(WORK, IDS, turn_s=1, share_s=5)
-    assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,), (), ())
+    for _ in range(5):
+        runner.take_turn(WORK, IDS, turn_s=1, share_s=10)
+    assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,), (3.0,), (3.0,), ())
+
+
+def test_a_slow_engine_makes_three_calls_at_least(runner_of: Callable[..., Runner]) -> None:
+    runner = runner_of(seconds=3.0)
+    for _ in range(5):
+        runner.take_turn(WORK, IDS, turn_s=1, share_s=1)
+    assert runner.measurement_at(WORK).samples_s == ((3.0,), (3.0,), (3.0,), (), ())
 
 
 def test_what_a_slow_engine_compiles_for_a_shape_is_not_timed(runner_of: Callable[..., Runner]) -> None:
