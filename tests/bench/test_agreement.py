@@ -4,9 +4,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+import gpt.attention
 from bench.agreement import compare_logits, compare_tokens, odd_shapes, random_ids, tolerance_of
 from bench.prepare import SEEDED
+from gpt.checkpoint import seeded_checkpoint
 from gpt.config import GPTConfig
 
 
@@ -114,6 +117,21 @@ def test_the_tolerance_grows_with_depth_and_width() -> None:
     demo, gpt2 = tolerance_of("fp32", SEEDED["demo"]), tolerance_of("fp32", SEEDED["gpt2"])
     assert demo == pytest.approx(2**-24 * (17 * 512) ** 0.5)
     assert demo < gpt2 < 1e-4
+
+
+@pytest.mark.parametrize("mistake", ["a later token is seen", "a weight matrix is lost"])
+def test_fewer_bits_do_not_excuse_a_mistake(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = seeded_checkpoint(SEEDED["demo"])
+    ids = torch.from_numpy(random_ids(checkpoint.config, 1, 64, seed=0))
+    wrong = checkpoint.build(attention="explicit")
+    with torch.inference_mode():
+        right = checkpoint.build(attention="explicit").double()(ids).numpy()
+        if mistake == "a weight matrix is lost":
+            wrong.state_dict()["transformer.h.0.attn.c_proj.weight"].zero_()
+        else:
+            monkeypatch.setattr(gpt.attention, "_later", lambda scores: torch.full_like(scores, -torch.inf).triu(2))
+        agreement = compare_logits(right, wrong(ids).numpy(), tolerance_of("int8", checkpoint.config))
+    assert "above the tolerance 9.6e-02" in agreement.reason
 
 
 def test_odd_shapes_suit_the_model() -> None:
