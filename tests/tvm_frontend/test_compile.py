@@ -199,6 +199,7 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
 
 @pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
 def test_ctrl_c_half_way_leaves_nothing(model, phase):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it: inherited
     process = subprocess.Popen(
         [sys.executable, "-m", "tvm_frontend.compile", "model.onnx"],
         cwd=model.parent,
