@@ -53,8 +53,8 @@ PRECISIONS = {
         1 / 254,
         "weights and activations are rounded to 256 steps between the extremes of their tensor, which lie some five "
         "times the typical number from zero: 1.6 % of a product's typical size. Layers are added to each other, so "
-        "logits keep that share, and six times it is allowed, as the worst of some thousand positions is off by up to "
-        "five times the typical one. A wrong mask or a lost weight matrix is found, not a wrong epsilon",
+        "logits keep that share, and single positions of a trained model up to five times it: six times is allowed. A "
+        "wrong mask or a lost weight matrix is found, not a wrong epsilon",
         lambda u, M, K: 0.096,
     ),
     "int4": Precision(
