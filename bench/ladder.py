@@ -17,6 +17,7 @@ from bench.compare import parse_shape
 from bench.turns import Contestant, times_of
 from export.artifact import load_exported
 from gpt.cli import run_command
+from gpt.files import find_input
 from tvm_frontend.compile import compile_model
 
 PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # from rung to rung
@@ -62,6 +63,7 @@ def ladder(
         shape: of the prompts
         threads: that kernels run on; by default one a physical core
     """
+    model = find_input(model)
     config = load_exported(model).config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, parse_shape(shape, config))
     with TemporaryDirectory() as scratch:

@@ -32,7 +32,7 @@ from bench.memory import give_memory_back
 from bench.phases import phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import sha256_file
+from gpt.files import find_input, sha256_file
 from tvm_frontend.target import CUDA_ARCHS
 
 # Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
@@ -81,7 +81,7 @@ def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None)
     if onnx is not None:
         if seeded is not None:
             raise UserError(f"seeded {seeded!r} and {onnx}: which of the two models is it to be? Leave one out")
-        return adopt_foreign(onnx, folder)
+        return adopt_foreign(find_input(onnx), folder)
     if seeded is not None and seeded not in SEEDED:
         raise UserError(f"seeded {seeded!r}: not known; known are {', '.join(SEEDED)}")
     own = Artifacts(folder)
@@ -89,7 +89,7 @@ def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None)
         return own, f"the model in {own.checkpoint}"
     if seeded is None and own.exported.exists():
         raise UserError(
-            f"{own.exported} is there, but not {own.checkpoint} that it came from: bring the checkpoint back, "
+            f"{own.exported} is there, but not {own.checkpoint} that it came from: copy the checkpoint there, "
             f"or remove {own.exported}, or say --seeded demo"
         )
     name = seeded or "demo"

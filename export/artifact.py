@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
-from gpt.files import sha256_file
+from gpt.files import ARTIFACTS, other_kind, sha256_file
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PREFIX = "gpt_frontend."  # of our keys in the file's metadata_props
 FORMAT = 1
 HASH = "content_sha256"
+FLAGS = {"-cache": " --with-cache", "-past": " --cache past"}  # that make a file of a default name with this in it
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # to the dtype of weights and caches
 
 
@@ -110,8 +111,12 @@ def read_proto(path: Path | str) -> "onnx.ModelProto":
     from google.protobuf.message import DecodeError
 
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; make one with: python -m export.onnx CHECKPOINT -o {path}")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make one with: {_how_to_make(path)}")
+    if kind := other_kind(path, "ONNX file"):
+        raise UserError(f"{path}: not an ONNX file but {kind}")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name the ONNX file in it, or make one with python -m export.onnx")
     try:
         # Whatever the file is called; weights in other files are not ours.
         proto = onnx.load(path, format="protobuf", load_external_data=False)
@@ -122,6 +127,14 @@ def read_proto(path: Path | str) -> "onnx.ModelProto":
     if not proto.graph.node:  # protobuf takes an empty file for an empty message
         raise UserError(f"{path}: holds no graph; export it again with python -m export.onnx")
     return proto
+
+
+def _how_to_make(path: Path) -> str:
+    """The commands that make an ONNX file of this name: from a checkpoint on, if there is none."""
+    flag = next((flag for name, flag in FLAGS.items() if name in path.name), "")
+    output = "" if path in (ARTIFACTS / f"model{name}.onnx" for name in ("", *FLAGS)) else f" -o {path}"
+    export = f"python -m export.onnx{flag}{output}"
+    return export if (ARTIFACTS / "ckpt.pt").exists() else f"python -m gpt.train, then {export}"
 
 
 def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:

@@ -15,7 +15,7 @@ import tyro
 
 from export.huggingface import export_huggingface
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, sha256_file
+from gpt.files import atomic_output, beside, find_input, sha256_file
 
 NEEDED = ("ctranslate2", "transformers")
 VOCABULARY, DESCRIPTION = "vocabulary.json", "model.json"
@@ -72,7 +72,8 @@ def ctranslate2_command(
         checkpoint: a file written by python -m gpt.train
         output: the folder to write
     """
-    folder = convert_ctranslate2(checkpoint, output or checkpoint.with_name("ctranslate2"))
+    checkpoint = find_input(checkpoint)
+    folder = convert_ctranslate2(checkpoint, output or beside(checkpoint, "ctranslate2"))
     size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"wrote {folder} ({size_mb:.1f} MB): ctranslate2.Generator({str(folder)!r}) loads it")
 

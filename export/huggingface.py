@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output
+from gpt.files import atomic_output, beside, find_input
 from gpt.pretrained import CONFIG, CONV1D, REQUIRED, WEIGHTS, load_pretrained
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 
@@ -195,7 +195,8 @@ def huggingface_command(
         checkpoint: a file written by python -m gpt.train
         output: the folder to write
     """
-    folder = export_huggingface(checkpoint, output or checkpoint.with_name("huggingface"))
+    checkpoint = find_input(checkpoint)
+    folder = export_huggingface(checkpoint, output or beside(checkpoint, "huggingface"))
     size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"wrote {folder} ({size_mb:.1f} MB): AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
 

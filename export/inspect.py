@@ -20,6 +20,7 @@ from export.graph import GraphReader, dims_of, dtype_of, opsets_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.costs import prefill_flops_per_token
+from gpt.files import find_input
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -127,7 +128,7 @@ def inspect_command(
     Args:
         model: any ONNX file
     """
-    for line in describe(model):
+    for line in describe(find_input(model)):
         print(line)
 
 

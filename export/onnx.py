@@ -23,7 +23,7 @@ from export.storage import place_weights, remove_other_weights, settle_weights
 from export.trace import WEIGHTS, trace
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, check_output
+from gpt.files import atomic_output, beside, check_output, find_input
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
 # What each of torch's exporters really writes: dynamo writes 18 for 13 to 16 and breaks at 26.
@@ -174,7 +174,8 @@ def export_command(
         raise UserError("--with-cache and --cache past are two forms; give one of them")
     form = {None: "forward", "static": "cached", "past": "past"}[cache or ("static" if with_cache else None)]
     request = Request(form, opset, exporter, precision, last)
-    exported, lacking, proofs = _export(checkpoint, output or checkpoint.with_name(request.default_name), request)
+    checkpoint = find_input(checkpoint)
+    exported, lacking, proofs = _export(checkpoint, output or beside(checkpoint, request.default_name), request)
     print("\n".join([*_precision_lines(lacking, exported.dtype), *_proof_lines(proofs)]))
     size_mb = exported.size_bytes / 1e6
     print(

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, check_output
+from gpt.files import atomic_output, check_output, find_input
 
 SEED = 0
 XML, BIN, DESCRIPTION = "model.xml", "model.bin", "model.json"
@@ -259,6 +259,7 @@ def quantize_command(
         tool: whose: onnxruntime (weights and activations in 8 bits) or openvino (weights in 8 or 4)
         bits: of a weight
     """
+    model = find_input(model)
     if tool == "onnxruntime":
         if bits != 8:
             raise UserError("bits=4: ONNX Runtime's dynamic quantisation has 8 only; take --tool openvino")

@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt.bigram import Bigram
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
-from gpt.files import atomic_output, sha256_file
+from gpt.files import ARTIFACTS, atomic_output, other_kind, sha256_file
 from gpt.model import GPT
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.zoo import build_model
@@ -134,7 +134,10 @@ def _read(path: Path) -> Any:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make one with: python -m gpt.train") from error
+        if kind := other_kind(path, "checkpoint"):
+            raise UserError(f"{path}: not a checkpoint but {kind}") from error
+        make = "python -m gpt.train" + ("" if path == ARTIFACTS / "ckpt.pt" else f" -o {path}")
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make one with: {make}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused, because it holds more than tensors and plain values and could run code when loaded; "
@@ -148,7 +151,10 @@ def _check_whole(path: Path) -> None:
     """Raise UserError unless the file is a zip archive, as torch.save writes, whose parts match their checksums."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise UserError(f"{path}: not a checkpoint; make one with: python -m gpt.train")
+            kind = other_kind(path, "checkpoint")
+            raise UserError(
+                f"{path}: not a checkpoint" + (f" but {kind}" if kind else "; make one with: python -m gpt.train")
+            )
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

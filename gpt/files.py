@@ -3,23 +3,29 @@
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt.cli import UserError
 
+ARTIFACTS = Path("artifacts")  # where every command writes unless it is told another place
+
 
 @contextmanager
 def atomic_output(path: Path | str, *, directory: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
 
-    With `directory=True` the temporary path is an empty directory, and an old directory at `path` is replaced.
+    With `directory=True` the temporary path is an empty directory, and an old directory at `path` is replaced. Folders
+    above `path` are made, and after a failure those go again.
     Raises UserError when the place cannot be written (permissions, disk full, a parent that is a file).
     """
     path = Path(path)
     scratch = None
+    new = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -39,6 +45,50 @@ def atomic_output(path: Path | str, *, directory: bool = False) -> Iterator[Path
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+        for folder in new:
+            with suppress(OSError):  # it holds the output, or another's: it stays
+                folder.rmdir()
+
+
+def find_input(path: Path) -> Path:
+    """The file that a command reads: `path`, or artifacts/`path` where only that is there, which is said on stderr.
+
+    Every command writes to artifacts by default, so a name like ckpt.pt is most likely of a file in there.
+    """
+    inside = ARTIFACTS / path
+    if path.is_absolute() or path.exists() or not inside.exists():
+        return path
+    print(f"{path} is not here: {inside} is taken", file=sys.stderr)
+    return inside
+
+
+def other_kind(path: Path, wanted: str) -> str | None:
+    """What `path` is instead of what a command wants, with the command that takes it; None where it cannot be told.
+
+    wanted: `checkpoint`, `ONNX file` or `compiled model`. Checkpoints of torch.save, compiled models and folders of
+    Hugging Face's are known by their content, ONNX files by their name.
+    """
+    kind = None
+    if (path / "model.json").is_file():
+        kind = "compiled model", "compare it with: python -m bench"
+    elif (path / "config.json").is_file():
+        kind = "folder of Hugging Face's", f"make a checkpoint of it with: python -m gpt.pretrained {path}"
+    elif path.is_file() and _is_torch_save(path):
+        kind = "checkpoint", f"export it first with: python -m export.onnx {path}"
+    elif path.is_file() and path.suffix == ".onnx":
+        kind = "ONNX file", f"compile it with: python -m tvm_frontend.compile {path}"
+    if kind is None or kind[0] == wanted:
+        return None
+    article = "an" if kind[0].startswith("O") else "a"
+    return f"{article} {kind[0]}; {kind[1]}"
+
+
+def beside(source: Path, name: str) -> Path:
+    """Where a command writes what it makes of `source`: beside it, or in artifacts if that lies in the folder here.
+
+    So what is made of ./ckpt.pt is where the next command looks for it.
+    """
+    return (ARTIFACTS if source.parent == Path() else source.parent) / name
 
 
 def check_output(path: Path | str) -> None:
@@ -75,3 +125,14 @@ def _replace(part: Path, path: Path, old: Path) -> None:
 
 def _is_within(path: str | bytes | int, folder: Path) -> bool:
     return isinstance(path, str) and Path(path).absolute().is_relative_to(folder.absolute())
+
+
+def _is_torch_save(path: Path) -> bool:
+    """Whether a file is an archive as torch.save writes it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False

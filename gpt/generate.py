@@ -19,6 +19,7 @@ from gpt.cache import KVCache
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.device import find_device
+from gpt.files import find_input
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
 
@@ -159,7 +160,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, seed)
     where = find_device(device)
     text = _prompt_of(prompt, prompt_file)
-    found = load_checkpoint(checkpoint)
+    found = load_checkpoint(find_input(checkpoint))
     tokenizer = tokenizer_from_json(found.tokenizer)
     model = found.build("sdpa").to(where)
     steps = generate_samples(model, tokenizer.encode(text), tokens, samples, sampling, cache=cache)

@@ -16,6 +16,7 @@ from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.costs import decode_flops_per_token, prefill_flops_per_token, training_flops_per_token
+from gpt.files import find_input
 from gpt.memory import PHASES, phase_memory
 
 
@@ -97,7 +98,7 @@ def run(
         checkpoint: what python -m gpt.train or gpt.pretrained wrote
         batch_size: sequences at once, for the memory
     """
-    for line in describe(load_checkpoint(checkpoint), batch_size):
+    for line in describe(load_checkpoint(find_input(checkpoint)), batch_size):
         print(line)
 
 

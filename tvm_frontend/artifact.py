@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
+from gpt.files import other_kind
 from gpt.tokenizer import check_ids
 from tvm_frontend.target import check_runs_here
 from tvm_frontend.threads import chosen_threads
@@ -148,6 +149,8 @@ def load_compiled(path: Path | str) -> CompiledModel:
     """
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
+        if kind := other_kind(path, "compiled model"):
+            raise UserError(f"{path}: not a compiled model but {kind}")
         raise UserError(f"{path}: no compiled model there (no {DESCRIPTION}); {REMAKE}")
     try:
         content = json.loads((path / DESCRIPTION).read_text())

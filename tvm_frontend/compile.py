@@ -20,7 +20,7 @@ import tyro
 from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
-from gpt.files import atomic_output
+from gpt.files import atomic_output, find_input
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
@@ -217,7 +217,7 @@ def compile_command(
     """
     if (batch is None) != (tokens is None):
         raise UserError("--batch and --tokens: give both or neither")
-    model = model or default_model(frontend)
+    model = find_input(model or default_model(frontend))
     timing = tvm.ir.instrument.PassTimingInstrument()
     with tvm.transform.PassContext(instruments=[timing] if print_pass_times else []):
         compiled = compile_model(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from gpt.cli import UserError, run_command
+from gpt.files import find_input
 from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
 from tvm_frontend.schedules.cuda.launch import NAMESPACE
@@ -210,7 +211,7 @@ def inspect_command(
         tokens: new ones of each sequence
         context: tokens of each sequence that are in the cache
     """
-    compiled = load_compiled(model)
+    compiled = load_compiled(find_input(model))
     if compiled.target["kind"] != "cuda":
         raise UserError(f"{model}: compiled for {compiled.target['kind']}; this command reads the code of GPUs")
     if compiled.frontend == RELAY:

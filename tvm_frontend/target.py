@@ -1,6 +1,7 @@
 """What code is compiled for: kinds, CPU and arch names, and what each can do. The only file that knows them."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,12 @@ def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | N
     UserError for an unknown kind, mcpu or arch, and for an arch given with llvm.
     """
     if kind not in KINDS:
-        raise UserError(f"target {kind!r}: not known{_near(kind, KINDS)}; known are {', '.join(KINDS)}")
+        instead = _flags_for(kind)
+        raise UserError(
+            f"target {kind!r}: say {instead}"
+            if instead
+            else f"target {kind!r}: not known{_near(kind, KINDS)}; known are {', '.join(KINDS)}"
+        )
     if kind == "llvm" and arch is not None:
         raise UserError(f"arch {arch!r} is a GPU's and target llvm is the CPU: leave --arch out, or say --target cuda")
     archs = tuple(dict.fromkeys((arch or DEFAULT_ARCH).split(","))) if kind == "cuda" else ()
@@ -116,6 +122,20 @@ def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | N
     else:
         features = _known_cpu_features(mcpu)
     return CompileTarget(kind, mcpu, archs, features)
+
+
+def _flags_for(target: str) -> str | None:
+    """The flags that say what `target` says in another way, as TVM's own `llvm -mcpu=NAME`, `sm_90` or `cpu`."""
+    name, *options = target.split()
+    given = dict(option.lstrip("-").split("=", 1) for option in options if "=" in option)
+    if re.fullmatch(r"(sm|compute)_?\d+a?", name):
+        return f"--target cuda --arch sm_{re.sub(r'[a-z_]', '', name)}"
+    kind = {"cpu": "llvm", "host": "llvm", "native": "llvm", "gpu": "cuda", "nvidia": "cuda"}.get(name)
+    kind = kind or (name if name in KINDS else None)
+    if kind is None:
+        return None
+    flags = [f"--{flag} {given[flag]}" for flag in ({"llvm": ["mcpu"], "cuda": ["arch"]}[kind]) if flag in given]
+    return " ".join([f"--target {kind}", *flags])
 
 
 def resolve_relay_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:

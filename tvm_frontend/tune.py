@@ -44,7 +44,7 @@ from tvm.s_tir.meta_schedule.runner.local_runner import LocalRunnerFuture
 from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output
+from gpt.files import atomic_output, find_input
 from tvm_frontend.artifact import RELAY, CompiledModel
 from tvm_frontend.compile import (
     FRONTEND_NAMES,
@@ -426,7 +426,7 @@ def tune_command(
         frontend: who reads the model, as in python -m tvm_frontend.compile
         dump_ir: write the IR after each phase into this folder
     """
-    model = model or default_model(frontend)
+    model = find_input(model or default_model(frontend))
     compiled = tune_model(
         model,
         output,

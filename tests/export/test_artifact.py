@@ -103,7 +103,7 @@ def test_a_text_is_refused_whatever_it_is_called(tmp_path, name):
 
 def test_what_is_not_there_or_a_folder_is_refused(tmp_path):
     refused(tmp_path / "none.onnx", "no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "a folder; name the ONNX file in it")
 
 
 def test_the_description_is_read_without_torch_and_without_onnx_at_import():

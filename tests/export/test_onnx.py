@@ -251,11 +251,31 @@ def test_the_command_prints_the_errors_at_each_shape(checkpoint_path, tmp_path):
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  prompt ")]
     assert [(int(B), int(T)) for _, B, T, *_ in rows] == [(1, 1), (3, 1), (1, 17), (3, 17), (1, 32), (3, 32)]
     assert all(0 <= float(error) < 1e-4 for row in rows for error in row[3:5])
-    size = f"{(tmp_path / 'model.onnx').stat().st_size / 1e6:.1f} MB"
-    assert f"wrote model.onnx (forward, {size}, opset 23, dynamo, fp32" in done.stdout
-    assert load_exported(tmp_path / "model.onnx").checkpoint_sha256 == load_checkpoint(checkpoint_path).sha256
+    written = tmp_path / "artifacts" / "model.onnx"  # where the compiler looks for it
+    size = f"{written.stat().st_size / 1e6:.1f} MB"
+    assert f"wrote artifacts/model.onnx (forward, {size}, opset 23, dynamo, fp32" in done.stdout
+    assert load_exported(written).checkpoint_sha256 == load_checkpoint(checkpoint_path).sha256
     assert "Traceback" not in done.stderr
     assert "arning" not in done.stderr
+
+
+def test_a_checkpoint_that_is_only_in_artifacts_is_taken_from_there(checkpoint_path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "ckpt.pt").write_bytes(checkpoint_path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export.onnx", "ckpt.pt"])
+    run_command(export.onnx.main)
+    printed = capsys.readouterr()
+    assert "wrote artifacts/model.onnx" in printed.out
+    assert printed.err.startswith("ckpt.pt is not here: artifacts/ckpt.pt is taken\n")
+
+
+def test_an_absent_checkpoint_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, make in (("ckpt.pt", "-o ckpt.pt"), ("artifacts/ckpt.pt", "")):
+        says = rf"^{path}: cannot be read \(No such file or directory\); make one with: python -m gpt.train ?{make}$"
+        with pytest.raises(UserError, match=says):
+            export_onnx(Path(path), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt.cli import UserError
-from gpt.files import atomic_output, check_output, sha256_file
+from gpt.files import atomic_output, beside, check_output, find_input, other_kind, sha256_file
 
 
 def entries(folder: Path) -> list[str]:
@@ -32,6 +33,15 @@ def test_a_failure_leaves_nothing(tmp_path, error):
     with pytest.raises(error):
         fail_half_way(tmp_path / "out.txt", error())
     assert entries(tmp_path) == []
+
+
+def test_a_failure_takes_the_folders_that_were_made_for_it_along(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(RuntimeError):
+        fail_half_way(tmp_path / "old" / "new" / "newer" / "out.txt", RuntimeError())
+    check_output(tmp_path / "artifacts" / "out.txt")
+    assert entries(tmp_path) == ["old"]
+    assert entries(tmp_path / "old") == []
 
 
 def test_a_failure_keeps_the_old_file(tmp_path):
@@ -120,3 +130,51 @@ def test_check_output_finds_a_bad_place(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_an_input_that_is_only_in_artifacts_is_taken_from_there_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("artifacts").mkdir()
+    Path("artifacts", "ckpt.pt").touch()
+    assert find_input(Path("ckpt.pt")) == Path("artifacts/ckpt.pt")
+    assert capsys.readouterr().err == "ckpt.pt is not here: artifacts/ckpt.pt is taken\n"
+    Path("ckpt.pt").touch()
+    assert find_input(Path("ckpt.pt")) == Path("ckpt.pt")
+    for absent in (Path("none.pt"), tmp_path / "none.pt", Path("artifacts/none.pt")):
+        assert find_input(absent) == absent
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("ckpt.pt", "artifacts/model.onnx"),
+        ("./ckpt.pt", "artifacts/model.onnx"),
+        ("artifacts/ckpt.pt", "artifacts/model.onnx"),
+        ("runs/a/ckpt.pt", "runs/a/model.onnx"),
+        ("/data/ckpt.pt", "/data/model.onnx"),
+    ],
+)
+def test_what_is_made_of_a_file_here_goes_to_artifacts_and_of_another_beside_it(source, expected):
+    assert beside(Path(source), "model.onnx") == Path(expected)
+
+
+def test_a_file_of_another_kind_is_named_with_the_command_that_takes_it(tmp_path):
+    checkpoint, onnx, compiled, huggingface = (tmp_path / name for name in ("a.onnx", "b.onnx", "compiled", "hf"))
+    torch.save({"kind": "any"}, checkpoint)
+    onnx.write_bytes(b"\x08\x0a")
+    for folder, name in ((compiled, "model.json"), (huggingface, "config.json")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    assert other_kind(checkpoint, "ONNX file") == (
+        f"a checkpoint; export it first with: python -m export.onnx {checkpoint}"
+    )
+    assert other_kind(checkpoint, "checkpoint") is None
+    assert other_kind(onnx, "checkpoint") == f"an ONNX file; compile it with: python -m tvm_frontend.compile {onnx}"
+    assert other_kind(onnx, "ONNX file") is None
+    assert other_kind(compiled, "ONNX file") == "a compiled model; compare it with: python -m bench"
+    assert other_kind(compiled, "compiled model") is None
+    assert other_kind(huggingface, "checkpoint").endswith(f"python -m gpt.pretrained {huggingface}")
+    (tmp_path / "text").write_text("PK or not")
+    for unknown in (tmp_path, tmp_path / "text", tmp_path / "none"):
+        assert other_kind(unknown, "checkpoint") is None

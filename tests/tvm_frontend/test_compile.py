@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from gpt.checkpoint import save_checkpoint
 from gpt.cli import UserError, run_command
 from tvm_frontend import compile as compile_module
 from tvm_frontend import cuda_toolchain
@@ -106,8 +107,12 @@ def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, e
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["none.onnx"], "none.onnx: no such file; make one with: python -m export.onnx"),
+        (["none.onnx"], "none.onnx: no such file; make one with: python -m gpt.train, then python -m export.onnx"),
         (["--target", "tpu"], "target 'tpu': not known; known are llvm, cuda"),
+        (["--target", "sm_90"], "target 'sm_90': say --target cuda --arch sm_90"),
+        (["--target", "llvm -mcpu=znver4"], "target 'llvm -mcpu=znver4': say --target llvm --mcpu znver4"),
+        (["--target", "cuda -arch=sm_80"], "target 'cuda -arch=sm_80': say --target cuda --arch sm_80"),
+        (["--target", "gpu"], "target 'gpu': say --target cuda"),
         (["--target", "cuda", "--arch", "sm_50"], "arch 'sm_50': not known.*sm_86"),
         (["--arch", "sm_86"], "say --target cuda"),
         (["--mcpu", "skylark"], "mcpu 'skylark': not known to LLVM.*near: skylake"),
@@ -127,6 +132,36 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(model, command, monkeypa
     assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", err), err
     assert names(model.parent) == ["full", "model.onnx"]
     assert (model.parent / "full" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "commands"),
+    [
+        ("artifacts/model.onnx", False, "python -m gpt.train, then python -m export.onnx"),
+        ("artifacts/model.onnx", True, "python -m export.onnx"),
+        ("artifacts/model-cache.onnx", True, "python -m export.onnx --with-cache"),
+        ("my.onnx", True, "python -m export.onnx -o my.onnx"),
+    ],
+)
+def test_without_an_export_the_commands_that_lead_there_are_named(
+    command, monkeypatch, tmp_path, name, checkpoint, commands
+):
+    monkeypatch.chdir(tmp_path)
+    if checkpoint:
+        (tmp_path / "artifacts").mkdir()
+        (tmp_path / "artifacts" / "ckpt.pt").touch()
+    expected = 2, "", f"error: {name}: no such file; make one with: {commands}\n"
+    assert command(name) == expected
+    if name == "artifacts/model.onnx":
+        assert command() == expected  # where it looks if it is not told
+
+
+def test_a_checkpoint_is_named_as_one(command, checkpoint, tmp_path):
+    path = tmp_path / "ckpt.pt"
+    save_checkpoint(path, checkpoint)
+    code, out, err = command(path)
+    said = f"not an ONNX file but a checkpoint; export it first with: python -m export.onnx {path}"
+    assert (code, out, err) == (2, "", f"error: {path}: {said}\n")
 
 
 def test_another_opt_level_is_refused(model, command):
