@@ -19,6 +19,7 @@ from bench.agreement import PRECISIONS
 from bench.phases import PHASES
 from bench.units import duration, factor, milliseconds, percent, size, times
 from bench.verdict import (
+    absent_engines,
     glance,
     headline_of,
     in_group,
@@ -69,7 +70,8 @@ def table_text(results: dict) -> str:
             block += ["  " + "  ".join(_aligned(line, widths)) for line in lines]
             block += [f"  {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "timed"]
             blocks.append("\n".join(block))
-    blocks += ["\n".join(lines) for lines in (_loss_lines(results), _cliff_lines(results)) if lines]
+    last = (_loss_lines(results), _cliff_lines(results), _absent_lines(results))
+    blocks += ["\n".join(lines) for lines in last if lines]
     return "\n\n".join(blocks)
 
 
@@ -88,6 +90,10 @@ def _cliff_lines(results: dict) -> list[str]:
         for label, ratios in found.items()
     ]
     return [f"odd lengths: time over that interpolated from the neighbours; the bar is {odd.BAR}", *lines] * bool(found)
+
+
+def _absent_lines(results: dict) -> list[str]:
+    return [f"{name} is absent: {reason}" for name, reason in absent_engines(results).items()]
 
 
 def loss_text(each: dict) -> str:
@@ -193,6 +199,7 @@ def _group(results: dict, with_plots: bool) -> dict:
         "precision": results["precision"],
         "baseline": results["baseline"],
         "statements": statements(results),
+        "absent": absent_engines(results),
         "glance": glance(results),
         "reliability": reliability(results),
         "sections": [_section(results, phase, with_plots) for phase in phases_in(results)],

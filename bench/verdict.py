@@ -1,5 +1,6 @@
 """What the results come to: the sentence at the top of the report, and the numbers behind it."""
 
+from collections import Counter
 from statistics import median
 
 from bench.units import duration, percent
@@ -19,19 +20,36 @@ def in_group(results: dict, precision: str) -> dict:
     return results | parts | {"precision": precision, "baseline": results["baselines"][precision]}
 
 
+def present(results: dict) -> Rows:
+    """The rows of engines that can run here; `absent_engines` says the others once, instead of a row in each table."""
+    return [row for row in results["rows"] if row["status"] != "absent"]
+
+
+def absent_engines(results: dict) -> dict[str, str]:
+    """Why each absent engine is not in the tables, by its name; by its label, if a variant of it is here."""
+    here = {row["engine"] for row in present(results)}
+    absent = [row for row in results["rows"] if row["status"] == "absent"]
+    reasons = {(row["engine"], row["reason"]) for row in absent}
+    counts = Counter(engine for engine, _ in reasons)
+    return {
+        row["engine"] if row["engine"] not in here and counts[row["engine"]] == 1 else row["label"]: row["reason"]
+        for row in absent
+    }
+
+
 def phases_in(results: dict) -> list[str]:
     """The phases of the rows, in their order."""
-    return list(dict.fromkeys(row["phase"] for row in results["rows"]))
+    return list(dict.fromkeys(row["phase"] for row in present(results)))
 
 
 def works_in(results: dict, phase: str) -> list[str]:
     """The names of a phase's pieces of work, in the rows' order."""
-    return list(dict.fromkeys(row["work"] for row in results["rows"] if row["phase"] == phase))
+    return list(dict.fromkeys(row["work"] for row in present(results) if row["phase"] == phase))
 
 
 def rows_at(results: dict, phase: str, work: str) -> Rows:
     """The rows of one piece of work, fastest first, those without a time last."""
-    rows = [row for row in results["rows"] if (row["phase"], row["work"]) == (phase, work)]
+    rows = [row for row in present(results) if (row["phase"], row["work"]) == (phase, work)]
     return sorted(rows, key=lambda row: row["median_ms"] or float("inf"))
 
 
@@ -47,7 +65,7 @@ def limited(rows: Rows) -> dict:
 
 def headline_of(results: dict, phase: str) -> str:
     """The work of a phase that the verdict is about: the one of most tokens that was timed, the last of equals."""
-    rows = [row for row in results["rows"] if row["phase"] == phase]
+    rows = [row for row in present(results) if row["phase"] == phase]
     rows = [row for row in rows if row["status"] == "timed"] or rows
     return max(reversed(rows), key=lambda row: row["B"] * (row["T"] + row["context"]))["work"]
 
@@ -95,7 +113,7 @@ def statements(results: dict) -> list[str]:
     """The comparison in few sentences: who is fastest in each phase, how near its limit, and are the numbers right."""
     found = [_lead_of(results, phase) for phase in phases_in(results)]
     if not timed(results):
-        found = ["No engine could be timed: see the reasons in the table."]
+        found = ["No engine could be timed: see the reasons below."]
     return [each for each in (*found, *reliability(results)) if each]
 
 

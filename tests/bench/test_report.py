@@ -8,7 +8,7 @@ import pytest
 
 from bench import report
 from bench.report import table_text, write_report
-from bench.verdict import in_group
+from bench.verdict import absent_engines, in_group
 from gpt.cli import UserError
 
 
@@ -94,13 +94,12 @@ def test_each_phase_is_a_section(html: str) -> None:
 
 def test_a_decode_says_what_must_be_read_and_how_fast_it_was(results: dict) -> None:
     block = next(block for block in table_text(results).split("\n\n") if block.startswith("decode"))
-    head, columns, fastest, _, absent = block.split("\n")
+    head, columns, fastest, _ = block.split("\n")
     assert head == "decode context 15 · 2 threads · 2.10 MB must be read a token, limit 0.100 ms, by reading"
     assert columns.split("  ")[1] == "engine"
     assert fastest.split()[:2] == ["fast", "O3"]
     assert fastest.split()[2] == "0.210"
     assert " 10.0 " in fastest  # 2.1 MB in 0.21 ms are 10 GB/s
-    assert absent == "  gone: absent: not installed: pip install gone"
 
 
 def test_a_generation_says_tokens_a_second(results: dict) -> None:
@@ -115,7 +114,35 @@ def test_the_terminal_table_is_aligned_and_complete(results: dict) -> None:
     assert table[0].startswith("prefill 1×16 · 2 threads · limit 0.500 ms")
     assert [line.split("  ")[1] for line in table[2:5]] == ["fast O3", "eager", "fast O0"]
     assert len({len(line) for line in table[1:5]}) == 1
-    assert "gone: absent: not installed" in text
+    assert text.split("\n\n")[-1] == "gone is absent: not installed: pip install gone"
+
+
+def test_an_absent_engine_is_one_line_and_not_a_row_in_every_table(html: str, results: dict, tmp_path: Path) -> None:
+    assert html.count("not installed: pip install gone") == 1
+    write_report(results, tmp_path)
+    markdown = (tmp_path / "report.md").read_text()
+    assert markdown.count("gone") == 2  # its name and how to install it, in the one line
+    assert table_text(results).count("not installed") == 1
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["no package", "no package"], {"slow": "no package"}),
+        (["no package", "no kernel"], {"slow O0": "no package", "slow O3": "no kernel"}),
+        ([None, "no kernel"], {"slow O3": "no kernel"}),
+    ],
+)
+def test_an_absent_engine_has_its_name_unless_its_variants_differ(
+    results: dict, reasons: list[str | None], expected: dict[str, str]
+) -> None:
+    row = results["rows"][0]
+    results["rows"] = [
+        row
+        | {"engine": "slow", "label": f"slow {variant}", "status": "absent" if reason else "timed", "reason": reason}
+        for variant, reason in zip(("O0", "O3"), reasons, strict=True)
+    ]
+    assert absent_engines(results) == expected
 
 
 def test_markdown_has_a_table_for_each_work(results: dict, tmp_path: Path) -> None:
