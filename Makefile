@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 RELAY_INSTALLED := .venv-relay/installed
-# Relay's packages are of Python 3.11: PYTHON if it is that, or another that is here.
-RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11; do \
-	$$python -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && break; done)
+# Relay's packages are of Python 3.11: PYTHON if it is that, or another that is here and can make environments.
+RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11 /usr/bin/python3.11; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+NO_RELAY := Relay is left out: no Python 3.11 with venv found, of which its packages are; RELAY_PYTHON=path names one
 
 .PHONY: help demo test bench relay docker-test lint clean
 
@@ -22,16 +24,18 @@ help:
 # A change of a pin installs again; otherwise a second run installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,quantize,tune]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,gpt2,quantize,tune]"
 	@touch $@
 
 $(RELAY_INSTALLED): tvm_frontend/relay/requirements.txt
-	@test -n "$(RELAY_PYTHON)" || { echo "make relay: no Python 3.11 with venv found; RELAY_PYTHON=path names one"; exit 2; }
+	@test -n "$(RELAY_PYTHON)" || { echo "$(NO_RELAY)"; exit 2; }
 	$(RELAY_PYTHON) -m venv --clear .venv-relay
 	.venv-relay/bin/python -m pip install --disable-pip-version-check --no-deps -r tvm_frontend/relay/requirements.txt
 	@touch $@
 
+# With Relay's rows beside Relax's where Relay's environment can be made.
 demo: $(INSTALLED)
+	$(if $(RELAY_PYTHON),@$(MAKE) --no-print-directory relay,@echo "$(NO_RELAY)")
 	$(BIN)/python -m gpt.train demo --overwrite $(if $(CORPUS),--corpus "$(CORPUS)")
 	$(BIN)/python -m export.onnx artifacts/ckpt.pt
 	$(BIN)/python -m export.onnx artifacts/ckpt.pt --with-cache

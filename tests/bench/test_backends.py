@@ -62,7 +62,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {contender.engine for contender in find_contenders(sorted(files))} == files
+    assert {contender.engine for contender in find_contenders()} == files  # those that cannot run here too
 
 
 def test_engines_meet_at_one_precision() -> None:
