@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.worker import MOST_CHARACTERS, ROOT
+from bench.harness.worker import MOST_CHARACTERS, ROOT
 
 CASES = ROOT / "tests" / "tvm_frontend" / "schedules" / "cuda"
 ON = {"cuda": "on_gpu", "cpu": "emulated"}  # a device, and the word for it in the tests' names

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import DEVICE_COMPILED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine, Inputs
 from bench.gpu.engines import PHASES
+from bench.models.artifacts import DEVICE_COMPILED
 
 if TYPE_CHECKING:
     import torch

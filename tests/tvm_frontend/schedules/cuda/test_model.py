@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bench.agreement import tolerance_of
+from bench.correctness.agreement import tolerance_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import pipeline
