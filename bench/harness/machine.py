@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 
 from gpt.cli import UserError
-from tvm_frontend.threads import physical_cores
+from tvm_frontend.runtime.threads import physical_cores
 
 
 def checked_threads(threads: int | None) -> int:

@@ -162,7 +162,7 @@ class Probe:
 
     def _make_dot(self, precision: str, accumulators: int) -> Kernel:
         """As `_make_fma`, with what the target has for a word of bf16 or int8."""
-        from tvm_frontend.schedules.cpu.arithmetic import arithmetic_of
+        from tvm_frontend.kernels.cpu.formats import arithmetic_of
         from tvm_frontend.target import resolve_target
 
         target = resolve_target()

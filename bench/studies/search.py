@@ -78,8 +78,8 @@ def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, f
 
     from tvm_frontend.graph import ENTRY
     from tvm_frontend.pipeline import compile_graph
+    from tvm_frontend.runtime.threads import use_threads
     from tvm_frontend.target import resolve_target
-    from tvm_frontend.threads import use_threads
 
     start = time.perf_counter()
     compiled = compile_graph(linear_graph, resolve_target(), opt_level, search=search)

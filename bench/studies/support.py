@@ -23,7 +23,7 @@ from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.relax_onnx import FIX
-from tvm_frontend.session import CachedSession
+from tvm_frontend.runtime.session import CachedSession
 
 SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=2, n_head=2, n_embd=20)
 MODELS = {

@@ -44,7 +44,7 @@ class Engine(DeviceEngine):
         import torch
 
         from tvm_frontend.artifact import load_compiled
-        from tvm_frontend.device_session import DeviceSession
+        from tvm_frontend.runtime.device_session import DeviceSession
 
         model = load_compiled(artifacts.folder / self.variant.files["decode"].format(target=artifacts.target))
         kind = {"cuda": "cuda", "cpu": "llvm"}[self.device]
