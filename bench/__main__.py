@@ -22,17 +22,20 @@ from typing import Literal
 
 import tyro
 
-from bench import foreign, loss, odd, reference
-from bench.agreement import PRECISIONS
-from bench.artifacts import Artifacts
 from bench.backends import Contender, contenders_of, find_contenders, refuse_absent
-from bench.compare import ROUNDS, Plan, compare, works_of
-from bench.compiled import compiled_of
-from bench.limits import Limits, best_of
-from bench.machine import checked_threads, describe_machine
-from bench.prepare import CannotMake, choose_artifacts, config_of, prepare
-from bench.report import table_text, write_report
-from bench.verdict import GROUPED, in_group, statements
+from bench.correctness import loss, reference
+from bench.correctness.agreement import PRECISIONS
+from bench.harness.machine import checked_threads, describe_machine
+from bench.harness.plan import ROUNDS, Plan, works_of
+from bench.harness.race import compare
+from bench.models import external
+from bench.models.artifacts import Artifacts
+from bench.models.build import CannotMake, choose_artifacts, config_of, prepare
+from bench.report import cliffs
+from bench.report.build_stats import compiled_of
+from bench.report.page import table_text, write_report
+from bench.report.summary import GROUPED, in_group, statements
+from bench.roofline.bounds import Limits, best_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
@@ -68,7 +71,7 @@ def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
-    model, truth = config_of(artifacts), foreign.Reference if config.onnx else reference.Reference
+    model, truth = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
         precision: those_that_can(contenders, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
@@ -130,7 +133,7 @@ def those_that_can(
     for each in contenders:
         if not set(each.phases) & set(phases):
             continue
-        able = foreign.without_checkpoint(each) if onnx_alone else each
+        able = external.without_checkpoint(each) if onnx_alone else each
         if not able.absent:
             try:
                 prepare(artifacts, [able], phases, prompts)
@@ -163,14 +166,14 @@ def unless_many_shapes(contender: Contender, config: BenchConfig) -> Contender:
 
 def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
     """What to do, but for the precision. Raises UserError for what makes no sense."""
-    phases = foreign.checked_phases(config.phases) if config.onnx else config.phases
+    phases = external.checked_phases(config.phases) if config.onnx else config.phases
     shapes, contexts = list(config.shapes), list(config.contexts)
     if config.sweep:
         shapes += [f"{B}x{T}" for B in SWEEP_B for T in SWEEP_T if model.block_size >= T]
         contexts += [context for context in SWEEP_CONTEXTS if context < model.block_size]
     if config.odd:
         phases = phases or ("prefill",)
-        shapes += [f"1x{T}" for T in odd.sizes(model)]
+        shapes += [f"1x{T}" for T in cliffs.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
     chosen = {} if config.seed is None else {"seed": config.seed}
     return Plan(works, checked_threads(config.threads), config.minutes, config.odd, **chosen)

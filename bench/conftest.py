@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.agreement import PRECISIONS
-from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
-from bench.compare import Plan, works_of
-from bench.machine import checked_threads, describe_machine
-from bench.phases import PHASES, Work
-from bench.prepare import choose_artifacts, config_of, prepare
-from bench.reference import Truth
-from bench.runner import Runner
-from bench.worker import Worker
+from bench.correctness.agreement import PRECISIONS
+from bench.correctness.reference import Truth
+from bench.harness.machine import checked_threads, describe_machine
+from bench.harness.plan import Plan, works_of
+from bench.harness.runner import Runner
+from bench.harness.work import PHASES, Work
+from bench.harness.worker import Worker
+from bench.models.artifacts import Artifacts
+from bench.models.build import choose_artifacts, config_of, prepare
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 

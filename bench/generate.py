@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bench.artifacts import Artifacts
 from bench.backends import Backend, Contender, find_contenders
-from bench.machine import checked_threads
-from bench.phases import Generate, phases_of
-from bench.prepare import choose_artifacts, config_of, prepare
+from bench.harness.machine import checked_threads
+from bench.harness.work import Generate, phases_of
+from bench.models.artifacts import Artifacts
+from bench.models.build import choose_artifacts, config_of, prepare
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig

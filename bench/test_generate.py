@@ -12,7 +12,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import CLOCK, Setup
-from bench.machine import describe_machine
+from bench.harness.machine import describe_machine
 from gpt.checkpoint import seeded_checkpoint
 from gpt.config import GPTConfig
 from gpt.generate import generate

@@ -22,7 +22,7 @@ from check_archs import check_archs
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from bench.agreement import compare_logits, odd_shapes, random_ids, tolerance_of
+from bench.correctness.agreement import compare_logits, odd_shapes, random_ids, tolerance_of
 from export.onnx import export_onnx
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError, run_command

@@ -80,14 +80,18 @@ ABSENCES = {
             "tests/gpt/test_pretrained.py",
             "tests/export/test_huggingface.py",
             "tests/export/test_foreign.py",
-            "tests/bench/test_foreign.py",
+            "tests/bench/models/test_external.py",
             "tests/tvm_frontend/test_family.py",
         ),
         packages=("transformers",),
     ),
     "second core": Absence(
         "import os; assert len(os.sched_getaffinity(0)) == 1",
-        ("tests/tvm_frontend/test_threads.py", "tests/tvm_frontend/test_session.py", "tests/bench/test_worker.py"),
+        (
+            "tests/tvm_frontend/runtime/test_threads.py",
+            "tests/tvm_frontend/runtime/test_session.py",
+            "tests/bench/harness/test_worker.py",
+        ),
         cores=1,
     ),
 }

@@ -25,8 +25,8 @@ TORCH_FREE = (
     "gpt/config.py",
     "gpt/tokenizer.py",
     "export/artifact.py",
-    "bench/artifacts.py",
-    "bench/worker.py",
+    "bench/models/artifacts.py",
+    "bench/harness/worker.py",
 )
 
 
@@ -82,5 +82,5 @@ def test_what_runs_in_relays_environment_imports_nothing_of_ours() -> None:
 
 def test_the_rule_sees_imports_inside_functions(tmp_path: Path) -> None:
     path = tmp_path / "late.py"
-    path.write_text("def f():\n    import torch.nn\n    from bench.measure import Ratio\n")
-    assert list(imports_of(path)) == ["torch.nn", "bench.measure.Ratio"]
+    path.write_text("def f():\n    import torch.nn\n    from bench.harness.measure import Ratio\n")
+    assert list(imports_of(path)) == ["torch.nn", "bench.harness.measure.Ratio"]

@@ -14,12 +14,12 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
 from gpt.tokenizer import check_ids
+from tvm_frontend.runtime.threads import chosen_threads
 from tvm_frontend.target import check_runs_here
-from tvm_frontend.threads import chosen_threads
 
 if TYPE_CHECKING:
     from tvm_frontend.relay.session import RelaySession
-    from tvm_frontend.session import CachedSession, Session
+    from tvm_frontend.runtime.session import CachedSession, Session
 
 FORMAT = 7
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
@@ -81,9 +81,9 @@ class CompiledModel:
             from tvm_frontend.relay.session import RelaySession
 
             return RelaySession(self, chosen_threads(threads), arch)
-        from tvm_frontend.device_session import DeviceSession
         from tvm_frontend.graph import CHOOSE
-        from tvm_frontend.session import CachedSession, Session
+        from tvm_frontend.runtime.device_session import DeviceSession
+        from tvm_frontend.runtime.session import CachedSession, Session
 
         kind = Session
         if self.form == "cached":

@@ -24,10 +24,10 @@ from gpt.files import atomic_output, find_input
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
+from tvm_frontend.kernels import PRECISIONS
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OPT_LEVELS as RELAY_OPT_LEVELS
 from tvm_frontend.relay.compile import compile_relay
-from tvm_frontend.schedules import PRECISIONS
 from tvm_frontend.target import resolve_target
 
 if TYPE_CHECKING:

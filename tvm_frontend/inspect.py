@@ -18,8 +18,8 @@ from gpt.cli import UserError, run_command
 from gpt.files import find_input
 from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
-from tvm_frontend.schedules.cuda.launch import NAMESPACE
-from tvm_frontend.schedules.cuda.work import Shape, work_of
+from tvm_frontend.kernels.cuda.launch import NAMESPACE
+from tvm_frontend.kernels.cuda.roofline import Shape, work_of
 
 # What a multiprocessor has: threads, registers, bytes of shared memory, blocks (CUDA programming guide, compute
 # capabilities). A block takes 1 KB of shared memory more than it asks for.

@@ -15,6 +15,10 @@ from gpt.cli import UserError
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, FORGET, Graph
+from tvm_frontend.kernels import kernels_for
+from tvm_frontend.kernels.cuda import CudaKernels
+from tvm_frontend.kernels.cuda.default import schedule_cuda
+from tvm_frontend.kernels.cuda.launch import source
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
@@ -26,10 +30,6 @@ from tvm_frontend.passes.fuse_linear import fuse_linear
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.split_head import split_head
-from tvm_frontend.schedules import kernels_for
-from tvm_frontend.schedules.cuda import CudaKernels
-from tvm_frontend.schedules.cuda.default import schedule_cuda
-from tvm_frontend.schedules.cuda.launch import source
 from tvm_frontend.target import CompileTarget
 
 if TYPE_CHECKING:

@@ -57,8 +57,8 @@ from tvm_frontend.compile import (
 from tvm_frontend.frontends import DEFAULT, Source
 from tvm_frontend.graph import Graph
 from tvm_frontend.relay.compile import compile_relay
+from tvm_frontend.runtime.threads import chosen_threads, use_threads
 from tvm_frontend.target import CompileTarget, check_runs_here
-from tvm_frontend.threads import chosen_threads, use_threads
 
 WORKLOADS, RECORDS, SUMMARY = "workloads.json", "records.json", "search.json"
 BATCH = 64  # candidates between two looks at the results, MetaSchedule's own number; fewer where tasks are many

@@ -13,19 +13,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.artifacts import Artifacts
-from bench.loss import nats_of
-from bench.worker import OURS, Interpreter
+from bench.correctness.loss import nats_of
+from bench.harness.worker import OURS, Interpreter
+from bench.models.artifacts import Artifacts
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run an engine. files: the phases that it can do, with the file of `bench.artifacts` that each needs.
+    """A way to run an engine. files: the phases that it can do, with the file of `models.artifacts` that each needs.
 
-    precision: of its products, a name in `bench.agreement.PRECISIONS`. requires: packages besides the engine's. about:
-    what sets it apart. unable: why it cannot run anywhere, None if it can.
+    precision: of its products, a name in `bench.correctness.agreement.PRECISIONS`. requires: packages besides the
+    engine's. about: what sets it apart. unable: why it cannot run anywhere, None if it can.
     """
 
     files: dict[str, str]
@@ -182,9 +182,9 @@ class Backend(ABC):
 class Contender:
     """One engine in one variant: what a row of the results is about.
 
-    precision: of its products, a name in `bench.agreement.PRECISIONS`. files: each phase that it can do, with the file
-    that it needs for it. absent: why it cannot run here, or None. static, interpreter: as `Backend` has them. package:
-    the registry that has it.
+    precision: of its products, a name in `bench.correctness.agreement.PRECISIONS`. files: each phase that it can do,
+    with the file that it needs for it. absent: why it cannot run here, or None. static, interpreter: as `Backend` has
+    them. package: the registry that has it.
     """
 
     engine: str

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.artifacts import CTRANSLATE2, Artifacts
 from bench.backends import Backend, Variant
+from bench.models.artifacts import CTRANSLATE2, Artifacts
 
 FILES = dict.fromkeys(("prefill", "generate"), CTRANSLATE2)
 

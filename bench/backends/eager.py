@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import CHECKPOINT, Artifacts
 from bench.backends import Backend, Variant
+from bench.models.artifacts import CHECKPOINT, Artifacts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.artifacts import Artifacts
 from bench.backends import eager
+from bench.models.artifacts import Artifacts
 
 if TYPE_CHECKING:
     from torch import Tensor

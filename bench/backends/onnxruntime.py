@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import CACHED, CACHED_INT8, EXPORTED, EXPORTED_INT8, Artifacts
 from bench.backends import Backend, Variant
+from bench.models.artifacts import CACHED, CACHED_INT8, EXPORTED, EXPORTED_INT8, Artifacts
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, IOBinding

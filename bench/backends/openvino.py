@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import EXPORTED, OPENVINO, OPENVINO_PAST, PAST, Artifacts
 from bench.backends import Backend, Variant
+from bench.models.artifacts import EXPORTED, OPENVINO, OPENVINO_PAST, PAST, Artifacts
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model, Tensor

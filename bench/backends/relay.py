@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.artifacts import COMPILED_RELAY, Artifacts
 from bench.backends import Backend, Variant
-from bench.worker import Interpreter
+from bench.harness.worker import Interpreter
+from bench.models.artifacts import COMPILED_RELAY, Artifacts
 from gpt.cli import UserError
 from tvm_frontend.artifact import GRAPH, WEIGHTS, load_compiled
 from tvm_frontend.relay.environment import find_environment, why_absent

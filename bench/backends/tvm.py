@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
 from bench.backends import Backend, Variant
+from bench.models.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
 
 if TYPE_CHECKING:
-    from tvm_frontend.session import CachedSession, Session
+    from tvm_frontend.runtime.session import CachedSession, Session
 
 
 def _files(forward: str, with_cache: str) -> dict[str, str]:

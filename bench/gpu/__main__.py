@@ -24,19 +24,19 @@ from typing import Any
 
 import tyro
 
-from bench.artifacts import CHECKPOINT
 from bench.backends import Contender, refuse_absent
-from bench.compare import ROUNDS, Plan
 from bench.gpu.device import DeviceArtifacts, target_of
 from bench.gpu.engines import BASELINE, find_contenders
 from bench.gpu.kernels import check_kernels
 from bench.gpu.phases import PHASES, FirstToken
 from bench.gpu.race import run_race
 from bench.gpu.table import KERNELS, write_table
-from bench.machine import checked_threads
-from bench.memory import give_memory_back
-from bench.prepare import SEEDED, prepare
-from bench.worker import MOST_CHARACTERS
+from bench.harness.machine import checked_threads
+from bench.harness.memory import give_memory_back
+from bench.harness.plan import ROUNDS, Plan
+from bench.harness.worker import MOST_CHARACTERS
+from bench.models.artifacts import CHECKPOINT
+from bench.models.build import SEEDED, prepare
 from gpt.cli import UserError, run_command
 from gpt.costs import matmul_parameters
 from gpt.files import atomic_output
@@ -49,7 +49,7 @@ KERNELS_SHARE = 0.3  # of the time, at most
 class GpuConfig:
     """Measure a GPU and every engine on it."""
 
-    models: tuple[str, ...] = MODELS  # shapes of bench.prepare, with random weights
+    models: tuple[str, ...] = MODELS  # shapes of bench.models.build, with random weights
     phases: tuple[str, ...] = tuple(PHASES)  # of first-token, decode, generate
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
     minutes: float = 8.0  # for all of it: what is not begun by then is left out, and named

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-from bench.worker import FEWEST_SAMPLES, WARM_UP, sample
+from bench.harness.worker import FEWEST_SAMPLES, WARM_UP, sample
 
 MOST_SAMPLES = 200  # a turn
 LATE_S = 1e-3  # what the host may notice the end of the work later

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from bench.artifacts import Artifacts
 from bench.gpu.clock import sample_on
-from bench.limits import Limits, weight_bytes
-from bench.machine import describe_machine
-from bench.worker import Worker
+from bench.harness.machine import describe_machine
+from bench.harness.worker import Worker
+from bench.models.artifacts import Artifacts
+from bench.roofline.bounds import Limits, weight_bytes
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.cuda_toolchain import gpu_arch
@@ -62,7 +62,7 @@ class Probe:
         self._device = device
 
     def describe(self) -> dict[str, str | int]:
-        """What it is, for readers; of a CPU what `bench.machine` says."""
+        """What it is, for readers; of a CPU what `bench.harness.machine` says."""
         import torch
 
         here = describe_machine()

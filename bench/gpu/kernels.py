@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.worker import MOST_CHARACTERS, ROOT
+from bench.harness.worker import MOST_CHARACTERS, ROOT
 
-CASES = ROOT / "tests" / "tvm_frontend" / "schedules" / "cuda"
+CASES = ROOT / "tests" / "tvm_frontend" / "kernels" / "cuda"
 ON = {"cuda": "on_gpu", "cpu": "emulated"}  # a device, and the word for it in the tests' names
 NO_CASES = "{}: not there; run it in a checkout, which has the tests"
 MOST_PROCESSES = 8  # each compiles its kernels, and has a context on the GPU

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from bench.agreement import Agreement, compare_steps, compare_tokens
-from bench.limits import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
-from bench.phases import Ask, Decode, Generate, Reference, Request, Work
-from bench.units import shape_name
+from bench.correctness.agreement import Agreement, compare_steps, compare_tokens
+from bench.harness.work import Ask, Decode, Generate, Reference, Request, Work
+from bench.report.format import shape_name
+from bench.roofline.bounds import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
 from gpt.config import GPTConfig
 
 BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # that are timed, as they fit the model

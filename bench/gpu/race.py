@@ -11,16 +11,16 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.backends import Contender
-from bench.compare import ROUNDS, Plan
 from bench.gpu.device import FACTORY, DeviceArtifacts, measure_limits
 from bench.gpu.engines import takes_any_shape
 from bench.gpu.reference import TruthAt
-from bench.limits import Limits, best_of
-from bench.measure import rotated
-from bench.phases import Work
-from bench.rows import checks_of, rows_of
-from bench.runner import Runner
-from bench.worker import Worker, WorkerError
+from bench.harness.measure import rotated
+from bench.harness.plan import ROUNDS, Plan
+from bench.harness.results import checks_of, rows_of
+from bench.harness.runner import Runner
+from bench.harness.work import Work
+from bench.harness.worker import Worker, WorkerError
+from bench.roofline.bounds import Limits, best_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
@@ -84,7 +84,7 @@ class _Race:
     notes: dict[str, dict[str, str]]
 
     def results(self) -> dict[str, Any]:
-        """As plain JSON: `rows` as in `bench.report`, `checks`, `limits`, `device`, `versions`, `notes`."""
+        """As plain JSON: `rows` as in `bench.report.page`, `checks`, `limits`, `device`, `versions`, `notes`."""
         rows = [
             row
             for work in self.plan.works

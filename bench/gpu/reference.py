@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.correctness.reference import Truth
 from bench.gpu.device import DeviceArtifacts
-from bench.reference import Truth
-from bench.runner import CALL_DEADLINE_S
-from bench.worker import WorkerError
+from bench.harness.runner import CALL_DEADLINE_S
+from bench.harness.worker import WorkerError
 from gpt.config import GPTConfig
 
 FACTORY = f"{__name__}:Reference"

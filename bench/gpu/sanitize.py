@@ -20,7 +20,7 @@ import tyro
 
 from bench.gpu.kernels import CASES, NO_CASES, command_of
 from bench.gpu.table import SANITIZER, write_table
-from bench.worker import MOST_CHARACTERS, ROOT
+from bench.harness.worker import MOST_CHARACTERS, ROOT
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import find_tool, gpu_arch

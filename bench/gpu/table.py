@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from bench.compare import ROUNDS
 from bench.gpu.engines import OURS
-from bench.units import milliseconds, percent, times
+from bench.harness.plan import ROUNDS
+from bench.report.format import milliseconds, percent, times
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.artifacts import Artifacts
 from bench.backends import find_contenders
-from bench.prepare import SEEDED, choose_artifacts, prepare
+from bench.models.artifacts import Artifacts
+from bench.models.build import SEEDED, choose_artifacts, prepare
 from gpt.config import GPTConfig
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 import bench.backends
-from bench.agreement import PRECISIONS
-from bench.artifacts import CHECKPOINT, Artifacts
 from bench.backends import Backend, Variant, engine_names, find_contenders
-from bench.phases import PHASES
-from bench.prepare import MAKINGS, SEEDED
+from bench.correctness.agreement import PRECISIONS
+from bench.harness.work import PHASES
+from bench.models.artifacts import CHECKPOINT, Artifacts
+from bench.models.build import MAKINGS, SEEDED
 from gpt.cli import UserError
 
 V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size

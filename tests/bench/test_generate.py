@@ -7,9 +7,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from bench.artifacts import Artifacts
 from bench.generate import MOST_TOKENS, run
-from bench.prepare import SEEDED
+from bench.models.artifacts import Artifacts
+from bench.models.build import SEEDED
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from bench.artifacts import Artifacts
+from bench.models.artifacts import Artifacts
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., CompletedProcess]

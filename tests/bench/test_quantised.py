@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.agreement import PRECISIONS, tolerance_of
-from bench.artifacts import Artifacts
 from bench.backends import Contender, find_contenders
-from bench.phases import PHASES
-from bench.prepare import MAKINGS, CannotMake, prepare
-from bench.reference import Truth
-from bench.runner import Runner
-from bench.worker import Worker
+from bench.correctness.agreement import PRECISIONS, tolerance_of
+from bench.correctness.reference import Truth
+from bench.harness.runner import Runner
+from bench.harness.work import PHASES
+from bench.harness.worker import Worker
+from bench.models.artifacts import Artifacts
+from bench.models.build import MAKINGS, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 

@@ -18,7 +18,7 @@ from gpt.tokenizer import CharTokenizer
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.graph import ENTRY, Graph
-from tvm_frontend.session import Session
+from tvm_frontend.runtime.session import Session
 
 Export = Callable[..., tuple[Checkpoint, ExportedModel]]
 

@@ -11,7 +11,7 @@ from tvm.s_tir import ScheduleError, dlight
 from gpt.cli import UserError
 from tvm_frontend import cuda_toolchain
 from tvm_frontend.cuda_toolchain import cubin_archs, cuda_machine_code, find_compiler, verify_cuda_library
-from tvm_frontend.schedules.cuda.default import ScheduleKernels, schedule_cuda
+from tvm_frontend.kernels.cuda.default import ScheduleKernels, schedule_cuda
 from tvm_frontend.target import resolve_target
 
 B, T = tvm.tirx.Var("B", "int64"), tvm.tirx.Var("T", "int64")

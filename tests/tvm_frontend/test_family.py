@@ -12,7 +12,7 @@ import torch
 from export.foreign import adopt
 from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
-from tvm_frontend.importer import import_onnx
+from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.pipeline import graph_phases
 from tvm_frontend.target import resolve_target
 

@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from gpt.config import GPTConfig
-from tvm_frontend.importer import import_onnx
+from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.pipeline import compile_graph, graph_phases
 from tvm_frontend.target import resolve_target
 

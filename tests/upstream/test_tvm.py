@@ -37,7 +37,7 @@ def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():
     assert "noalias" in entry
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.schedules finds the parser itself")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.kernels finds the parser itself")
 def test_a_macro_is_expanded_without_reading_the_source_of_its_callers(monkeypatch):
     lines_read = []
     getframeinfo = inspect.getframeinfo
@@ -68,7 +68,7 @@ def test_a_result_that_nobody_holds_leaves_its_memory_to_the_next():
     assert len({np.from_dlpack(machine["double"](given)).ctypes.data for _ in range(3)}) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.schedules.cpu gives no buffer this scope")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.kernels.cpu gives no buffer this scope")
 def test_a_local_buffer_of_a_few_values_is_on_the_stack():
     @T.prim_func(s_tir=True)
     def kernel(x: T.Buffer((8, 4), "float32"), y: T.Buffer((8, 4), "float32")):
@@ -82,7 +82,9 @@ def test_a_local_buffer_of_a_few_values_is_on_the_stack():
     assert "AllocWorkspace" not in tvm.compile(tvm.IRModule({"kernel": kernel}), "llvm").mod.inspect_source("asm")
 
 
-@pytest.mark.xfail(strict=True, reason="tvm_frontend.importer: it takes it for com.microsoft's Attention")
+@pytest.mark.xfail(
+    strict=True, reason="tvm_frontend.frontends.onnx.importer: it takes it for com.microsoft's Attention"
+)
 def test_the_onnx_importer_takes_attention():
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 23]>

@@ -1,8 +1,8 @@
 """A GPU chooses the next token itself: the library of a model with a cache has a kernel for it beside the functions."""
 
 from tvm_frontend.graph import CHOOSE, ENTRY, HEAD, Graph
+from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.passes.rewrite import with_root
-from tvm_frontend.schedules.cuda import CudaKernels
 
 
 def add_choice(graph: Graph, kernels: CudaKernels) -> Graph:

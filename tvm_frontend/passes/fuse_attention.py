@@ -4,8 +4,8 @@ from tvm import relax
 from tvm.relax.dpl import is_op, is_tuple_get_item, wildcard
 
 from tvm_frontend.graph import Graph
+from tvm_frontend.kernels import Kernels
 from tvm_frontend.passes.rewrite import Matched, Rewriting, same_shape
-from tvm_frontend.schedules import Kernels
 
 
 def fuse_attention(graph: Graph, kernels: Kernels) -> Graph:

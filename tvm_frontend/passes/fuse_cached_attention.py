@@ -7,8 +7,8 @@ from tvm import relax
 from tvm.relax.dpl import is_call_tir, is_const, is_op, is_tuple_get_item, wildcard
 
 from tvm_frontend.graph import Graph
+from tvm_frontend.kernels import Kernels
 from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
-from tvm_frontend.schedules import Kernels
 
 TO_HEADS = [0, 2, 1, 3]  # [B, T, nh, hs] to [B, nh, T, hs], and back
 

@@ -4,8 +4,8 @@ from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
 
 from tvm_frontend.graph import Graph
+from tvm_frontend.kernels import Kernels
 from tvm_frontend.passes.rewrite import Matched, Rewriting
-from tvm_frontend.schedules import Kernels
 
 
 def fuse_layer_norm(graph: Graph, kernels: Kernels) -> Graph:

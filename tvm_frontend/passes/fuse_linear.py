@@ -5,8 +5,8 @@ from tvm import relax
 from tvm.relax.dpl import DFPattern, is_op, wildcard
 
 from tvm_frontend.graph import Graph
+from tvm_frontend.kernels import Kernels
 from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
-from tvm_frontend.schedules import Kernels
 
 ACTIVATIONS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu", "relax.nn.relu": "relu"}
 

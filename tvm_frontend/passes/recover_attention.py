@@ -5,8 +5,8 @@ from tvm import relax
 from tvm.relax import op
 from tvm.relax.dpl import is_op, wildcard
 
+from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER
 from tvm_frontend.graph import Graph
-from tvm_frontend.operators.masks import HIDE_LATER
 from tvm_frontend.passes.rewrite import Matched, Rewriting, calls, number_of, same_shape
 
 SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back

@@ -18,8 +18,8 @@ from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
 from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.relay.worker import DATABASE, weights_of
+from tvm_frontend.runtime.threads import chosen_threads
 from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
-from tvm_frontend.threads import chosen_threads
 
 OPT_LEVELS = (0, 1, 2, 3)
 NEWEST_OPSET = 18  # that Relay's importer was written for

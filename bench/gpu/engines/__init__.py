@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.agreement import PRECISIONS
 from bench.backends import Contender
 from bench.backends import find_contenders as find_in
+from bench.correctness.agreement import PRECISIONS
 
 PHASES = ("first-token", "decode", "generate")  # of `bench.gpu.phases`, all of which an engine with a cache has
 UNASKED = "it needs a module for each prompt, each compiled in some half a minute or more; --engine {} asks for it"

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.artifacts import CHECKPOINT
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
 from bench.gpu.engines import PHASES
+from bench.models.artifacts import CHECKPOINT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.artifacts import DEVICE_CACHED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine, Inputs
 from bench.gpu.engines import PHASES
+from bench.models.artifacts import DEVICE_CACHED
 from gpt.cli import UserError
 
 if TYPE_CHECKING:

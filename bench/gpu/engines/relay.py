@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.artifacts import DEVICE_RELAY
 from bench.backends import Variant, relay
 from bench.gpu.clock import sample_queues
 from bench.gpu.device import DeviceArtifacts
+from bench.models.artifacts import DEVICE_RELAY
 
 
 class Engine(relay.Engine):

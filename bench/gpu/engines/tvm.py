@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.artifacts import DEVICE_COMPILED
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine, Inputs
 from bench.gpu.engines import PHASES
+from bench.models.artifacts import DEVICE_COMPILED
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Engine(DeviceEngine):
         import torch
 
         from tvm_frontend.artifact import load_compiled
-        from tvm_frontend.device_session import DeviceSession
+        from tvm_frontend.runtime.device_session import DeviceSession
 
         model = load_compiled(artifacts.folder / self.variant.files["decode"].format(target=artifacts.target))
         kind = {"cuda": "cuda", "cpu": "llvm"}[self.device]

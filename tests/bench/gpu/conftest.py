@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu.device import DeviceArtifacts
-from bench.prepare import prepare
+from bench.models.build import prepare
 
 
 @pytest.fixture(scope="session")

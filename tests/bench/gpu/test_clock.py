@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.gpu import clock
-from bench.worker import FEWEST_SAMPLES
+from bench.harness.worker import FEWEST_SAMPLES
 
 
 class Device:

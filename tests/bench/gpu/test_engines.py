@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from bench.agreement import compare_steps, compare_tokens, random_ids, tolerance_of
 from bench.backends import engine_names
+from bench.correctness.agreement import compare_steps, compare_tokens, random_ids, tolerance_of
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
 from bench.gpu.engines import PHASES as ALL_PHASES
@@ -19,7 +19,7 @@ from bench.gpu.engines.sdpa import Engine as Sdpa
 from bench.gpu.engines.tvm import Engine as Tvm
 from bench.gpu.phases import PHASES
 from bench.gpu.reference import Reference
-from bench.prepare import MAKINGS, SEEDED, prepare
+from bench.models.build import MAKINGS, SEEDED, prepare
 from gpt.cli import UserError
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from bench.worker import ROOT
+from bench.harness.worker import ROOT
 from tvm_frontend.cuda_toolchain import gpu_arch
 from tvm_frontend.relay.environment import why_absent
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from bench.backends import Contender, find_contenders
-from bench.compare import ROUNDS, Plan
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.phases import PHASES, FirstToken, Step, Tokens
 from bench.gpu.race import NOT_REACHED, run_race
-from bench.limits import Limits, decode_bytes, prefill_flops
-from bench.prepare import SEEDED
+from bench.harness.plan import ROUNDS, Plan
+from bench.models.build import SEEDED
+from bench.roofline.bounds import Limits, decode_bytes, prefill_flops
 
 CONFIG = SEEDED["tiny"]
 FAKES = {

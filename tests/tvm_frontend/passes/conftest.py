@@ -8,8 +8,8 @@ import tvm
 from tvm import relax
 
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.kernels import Kernels, kernels_for
 from tvm_frontend.pipeline import bundle_weights, lower, machine_code
-from tvm_frontend.schedules import Kernels, kernels_for
 from tvm_frontend.target import CompileTarget, resolve_target
 
 B, T = tvm.tirx.Var("B", "int64"), tvm.tirx.Var("T", "int64")

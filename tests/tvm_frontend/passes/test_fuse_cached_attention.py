@@ -6,8 +6,8 @@ import pytest
 import tvm
 from tvm import relax
 
+from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.graph import ENTRY, Graph
-from tvm_frontend.importer import import_onnx
 from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.pipeline import bundle_weights, lower, machine_code
 

@@ -2,7 +2,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from tvm_frontend.importer import import_onnx
+from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
 from tvm_frontend.passes.fuse_attention import fuse_attention
 from tvm_frontend.passes.recover_attention import recover_attention

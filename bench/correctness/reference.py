@@ -1,0 +1,50 @@
+"""What every engine is held to: the eager model in float64."""
+
+import numpy as np
+
+from bench.backends import eager
+from bench.harness.runner import CALL_DEADLINE_S, LOAD_DEADLINE_S
+from bench.harness.worker import Worker
+from bench.models.artifacts import Artifacts
+from gpt.config import GPTConfig
+
+FACTORY = f"{__name__}:Reference"
+
+
+class Reference(eager.Engine):
+    """Eager in float64; its logits are float64 [B, T, V]. Not an engine: it is never timed."""
+
+    summary = "eager in float64"
+    arithmetic = "float64"
+
+
+class Truth:
+    """The reference in a worker of its own: called with ids int64 [B, T] it gives their logits, float64 [B, T, V].
+
+    What was asked last is kept, as engine after engine asks the same. Use it as a context manager.
+    """
+
+    def __init__(self, artifacts: Artifacts, config: GPTConfig, threads: int, factory: str = FACTORY) -> None:
+        self._worker = Worker(factory, threads)
+        self._arguments = (artifacts, config, threads, "")
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __enter__(self) -> "Truth":
+        try:
+            self._worker.call("load", *self._arguments, deadline_s=LOAD_DEADLINE_S)
+        except BaseException:
+            self._worker.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        if self._last is None or not np.array_equal(self._last[0], ids):
+            self._last = ids, self._worker.call("prefill", ids, deadline_s=CALL_DEADLINE_S)
+        return self._last[1]
+
+    def loss(self, windows: np.ndarray) -> float:
+        """In nats a token, of windows of a text int64 [N, T + 1]."""
+        return self._worker.call("loss", windows, deadline_s=CALL_DEADLINE_S)

@@ -1,0 +1,48 @@
+"""The machine that a result is of: what it is, and how many threads it makes sense to use."""
+
+import os
+import platform
+from pathlib import Path
+
+from gpt.cli import UserError
+from tvm_frontend.runtime.threads import physical_cores
+
+
+def checked_threads(threads: int | None) -> int:
+    """As many as asked for, or as many as there are physical cores. Raises UserError for more than there are CPUs."""
+    if threads is None:
+        return physical_cores()
+    if not 1 <= threads <= (os.cpu_count() or 1):
+        raise UserError(f"threads={threads}: must be in 1 … {os.cpu_count()}, the CPUs of this machine")
+    return threads
+
+
+def describe_machine() -> dict[str, str | int]:
+    """What a reader needs to judge a time: CPU, cores, memory, operating system, Python."""
+    cpu = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    kilobytes = (_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]
+    return {
+        "cpu": cpu,
+        "architecture": platform.machine(),
+        "physical_cores": physical_cores(),
+        "logical_cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": int(kilobytes) * 1024,
+        "simd": _widest_simd(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _widest_simd() -> str:
+    flags = (_field("/proc/cpuinfo", "flags") or _field("/proc/cpuinfo", "Features") or "").split()
+    return next((name for name in ("avx512f", "avx2", "avx", "sse2", "asimd") if name in flags), "unknown")
+
+
+def _field(path: str, name: str) -> str | None:
+    if not Path(path).exists():
+        return None
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None

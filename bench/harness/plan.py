@@ -1,0 +1,86 @@
+"""What a comparison is of: the works that are timed, for how long, on how many threads, and how often."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from bench.harness.machine import checked_threads
+from bench.harness.work import PHASES, Decode, Prefill, Work, phases_of
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare. works: to time. minutes: for the timing itself; loading and checking come on top.
+
+    together: a round is of all works, so that their times may be compared with each other; otherwise a work has all of
+    its rounds before the next one begins. seed: of the random ids. precision: that is compared. baseline: the label of
+    the engine that speed-ups are taken to. Raises UserError for a value that makes no sense.
+    """
+
+    works: tuple[Work, ...]
+    threads: int
+    minutes: float = 0.75
+    together: bool = False
+    seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(4)))
+    precision: str = "fp32"
+    baseline: str = "eager"
+
+    def __post_init__(self) -> None:
+        checked_threads(self.threads)
+        if not self.minutes > 0:
+            raise UserError(f"minutes={self.minutes}: must be more than 0")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: must be at least 0")
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Of the works, each once."""
+        return tuple(dict.fromkeys(work.phase for work in self.works))
+
+    @property
+    def prompts(self) -> tuple[tuple[int, int], ...]:
+        """The shapes [B, T] of prefill, for which static engines need files."""
+        return tuple((work.B, work.T) for work in self.works if work.phase == Prefill.phase)
+
+    def to_check(self, config: GPTConfig) -> list[Work]:
+        """What is checked of the phases whatever is timed, then what is timed."""
+        return list(
+            dict.fromkeys([*(work for name in self.phases for work in PHASES[name].checked(config)), *self.works])
+        )
+
+
+def works_of(
+    config: GPTConfig, phases: Collection[str] = (), shapes: Collection[str] = (), contexts: Collection[int] = ()
+) -> tuple[Work, ...]:
+    """What to time of a model: the phases asked for (by default all it has), prefill at shapes and decode at contexts.
+
+    Raises UserError for a phase that the model has not, a shape or a context that it cannot take.
+    """
+    has = phases_of(config)
+    if unknown := [name for name in phases if name not in has]:
+        raise UserError(f"phase {unknown[0]!r}: must be one of {', '.join(has)} with this model")
+    asked = {
+        # the small before the large, so that what is slow is known when the large comes
+        Prefill.phase: tuple(Prefill(*shape) for shape in sorted({parse_shape(text, config) for text in shapes})),
+        Decode.phase: tuple(Decode(1, 1, _checked_context(context, config)) for context in contexts),
+    }
+    names = [name for name in has if name in (phases or has)]
+    return tuple(work for name in names for work in asked.get(name) or PHASES[name].timed(config))
+
+
+def parse_shape(text: str, config: GPTConfig) -> tuple[int, int]:
+    """`BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
+    B, separator, T = text.partition("x")
+    if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
+        raise UserError(f"shape {text!r}: must be BxT, as 1x64, with B at least 1 and T in 1 … {config.block_size}")
+    return int(B), int(T)
+
+
+def _checked_context(context: int, config: GPTConfig) -> int:
+    if not 1 <= context < config.block_size:
+        raise UserError(f"context {context}: must be in 1 … {config.block_size - 1}, so that a token fits behind it")
+    return context

@@ -1,0 +1,125 @@
+"""What the runners found, as plain rows of JSON; `bench.report.page` says what is in a row."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from bench.backends import Contender
+from bench.correctness.agreement import PRECISIONS, tolerance_of
+from bench.harness.measure import Measurement, median_of, speedup_of, spread_of
+from bench.harness.plan import Plan
+from bench.harness.runner import Runner
+from bench.harness.work import Work
+from bench.roofline.bounds import Limits
+from gpt.config import GPTConfig
+
+
+def rows_of(
+    work: Work,
+    contenders: list[Contender],
+    runners: list[Runner],
+    config: GPTConfig,
+    limits: dict[str, Limits],
+    plan: Plan,
+) -> Iterator[dict]:
+    """One row for each contender that has the phase, for absent ones and failed ones too. limits: by precision."""
+    by_contender = {runner.contender: runner for runner in runners}
+    base = next((runner.measurement_at(work) for runner in runners if runner.contender.label == plan.baseline), None)
+    for contender in contenders:
+        if work.phase not in contender.phases:
+            continue
+        runner = by_contender.get(contender)
+        status, reason = _status_of(contender, runner, work)
+        agreement = runner.checks.get(work) if runner else None
+        bound = work.bound(limits[contender.precision], config)
+        yield {
+            "group": plan.precision,
+            "engine": contender.engine,
+            "variant": contender.variant,
+            "label": contender.label,
+            "summary": contender.summary,
+            **_names_of(work),
+            "unit": work.unit,
+            "precision": contender.precision,
+            "dtype": PRECISIONS[contender.precision].dtype,
+            "threads": limits[contender.precision].threads,
+            "status": status,
+            "reason": reason,
+            **_times_of(runner.measurement_at(work) if runner else None, base, bound.seconds),
+            "limit_ms": bound.seconds * 1e3,
+            "limit_binds": bound.binds,
+            "moved_bytes": work.moved_bytes(config, contender.precision),
+            **_errors_of(runner, work),
+            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.precision, config),
+        }
+
+
+def checks_of(runner: Runner, works: list[Work], plan: Plan) -> Iterator[dict]:
+    """Every check of an engine, of what is timed and of what is not."""
+    for work in works:
+        if not runner.can(work):
+            continue
+        agreement = runner.checks.get(work)
+        if agreement:
+            found = asdict(agreement)
+        else:
+            reason = runner.failed or runner.errors.get(work) or runner.left_out.get(work) or runner.disagreed
+            found = {"agrees": None, "reason": reason}
+        yield {"group": plan.precision, "label": runner.contender.label, **_names_of(work)} | found
+
+
+def losses_of(right: float, runners: list[Runner], plan: Plan) -> list[dict]:
+    """Each engine's loss on the text, in nats a token, and by how much it is above the reference's, or why not."""
+    return [
+        {
+            "group": plan.precision,
+            "label": runner.contender.label,
+            "precision": runner.contender.precision,
+            "loss": runner.loss,
+            "percent_above": None if runner.loss is None else 100 * (runner.loss / right - 1),
+            "reference": right,
+            "reason": runner.no_loss,
+        }
+        for runner in runners
+        if "prefill" in runner.contender.phases
+    ]
+
+
+def _names_of(work: Work) -> dict:
+    return {"phase": work.phase, "work": work.name, "B": work.B, "T": work.T, "context": work.context}
+
+
+def _status_of(contender: Contender, runner: Runner | None, work: Work) -> tuple[str, str | None]:
+    """`timed`, or why not: `absent`, `failed` (it raised, died or hung), `disagrees`, `left out` (it is too slow)."""
+    if runner is None:
+        return "absent", contender.absent
+    if runner.disagreed:
+        return "disagrees", runner.disagreed
+    if reason := runner.failed or runner.errors.get(work):
+        return "failed", reason
+    if reason := runner.left_out.get(work):
+        return "left out", reason
+    return "timed", None
+
+
+def _times_of(measurement: Measurement | None, baseline: Measurement | None, bound_s: float) -> dict:
+    if measurement is None:
+        names = ("median_ms", "spread", "speedup", "percent_of_limit")
+        return {"samples_ms": [], "samples_by_round": []} | dict.fromkeys(names)
+    median_s = median_of(measurement)
+    speedup = speedup_of(measurement, baseline) if baseline else None
+    return {
+        "samples_ms": [sample * 1e3 for samples in measurement.samples_s for sample in samples],
+        "samples_by_round": [len(samples) for samples in measurement.samples_s],
+        "median_ms": median_s * 1e3,
+        "spread": spread_of(measurement),
+        "speedup": asdict(speedup) if speedup else None,
+        "percent_of_limit": 100 * bound_s / median_s,
+    }
+
+
+def _errors_of(runner: Runner | None, work: Work) -> dict:
+    agreement = runner.checks.get(work) if runner else None
+    names = ("max_abs_err", "max_rel_err", "top1_match", "agrees")
+    errors = {name: getattr(agreement, name) if agreement else None for name in names}
+    # An engine that is wrong at one place is not to be trusted at the others.
+    return errors | ({"agrees": False} if runner and runner.disagreed else {})

@@ -1,0 +1,1 @@
+"""Results to a page with plots, for people and for programs."""

@@ -1,0 +1,1 @@
+"""The least time that work can take: its operations and bytes, and the machine's rates."""

@@ -1,0 +1,159 @@
+"""Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The tables are
+those of docs/hand-and-search.md and docs/relay-to-relax.md. One search a model, that is continued from each number of
+trials to the next.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import tyro
+
+from bench.harness.turns import Contestant, times_of
+from bench.models.build import SEEDED
+from gpt.cli import UserError
+
+if TYPE_CHECKING:
+    from tvm_frontend.artifact import CompiledModel
+
+M, K, N = 64, 768, 3072  # of the linear layer
+PROMPT = 1, 64  # B, T of the demo's model
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What to compare.
+
+    linear is GPT-2's widest layer; demo the demo's model at 1x64, and relay the same by Relay.
+    """
+
+    models: tuple[Literal["linear", "demo", "relay"], ...] = ("linear", "demo")
+    trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which to look
+    threads: int = 2  # of every kernel
+
+
+def linear_graph():
+    """gelu(x [1, M, K] · W [K, N] + b) as a graph of the importer's, with random weights."""
+    from tvm import relax
+
+    from tvm_frontend.graph import ENTRY, Graph
+
+    random = np.random.default_rng(0)
+    weights = {"W": random.standard_normal((K, N), np.float32), "b": random.standard_normal(N, np.float32)}
+    x = relax.Var("x", relax.TensorType((1, M, K), "float32"))
+    variables = [relax.Var(name, relax.TensorType(each.shape, "float32")) for name, each in weights.items()]
+    builder = relax.BlockBuilder()
+    with builder.function(ENTRY, [x, *variables], attrs={"num_input": 1}):
+        with builder.dataflow():
+            product = builder.emit(relax.op.add(relax.op.matmul(x, variables[0]), variables[1]))
+            result = builder.emit_output(relax.op.nn.gelu_tanh(product))
+        builder.emit_func_output(result)
+    return Graph(builder.get(), weights)
+
+
+def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
+    """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
+    from tvm_frontend.tune import Search
+
+    if model == "relay":
+        found = [relay_contestant(trials, config, folder) for trials in (None, *sorted(config.trials))]
+        return [found[0], demo_contestant("by hand", 3, None, config, folder), *found[1:]]
+    make = linear_contestant if model == "linear" else demo_contestant
+    found = [make("untuned", 0, None, config, folder), make("by hand", 3, None, config, folder)]
+    for trials in sorted(config.trials):
+        search = Search(PROMPT, trials, threads=config.threads)
+        search.keep_in(folder / f"{model}-search")
+        found.append(make(f"search, {trials} trials", 0, search, config, folder))
+    return found
+
+
+def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+    """The layer, compiled as the passes compile a model's."""
+    import tvm
+    import tvm_ffi
+    from tvm import relax
+
+    from tvm_frontend.graph import ENTRY
+    from tvm_frontend.pipeline import compile_graph
+    from tvm_frontend.runtime.threads import use_threads
+    from tvm_frontend.target import resolve_target
+
+    start = time.perf_counter()
+    compiled = compile_graph(linear_graph, resolve_target(), opt_level, search=search)
+    ready_s = time.perf_counter() - start if search is None else search.seconds
+    function = relax.VirtualMachine(compiled.executable, tvm.cpu())[ENTRY]
+    x = tvm.runtime.tensor(np.random.default_rng(1).standard_normal((1, M, K), np.float32))
+    weights = tvm_ffi.convert([tvm.runtime.tensor(weight) for weight in compiled.graph.weights.values()])
+
+    def call() -> object:
+        use_threads(config.threads)
+        return function(x, weights)
+
+    return Contestant(name, ready_s, call)
+
+
+def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+    """The demo model's forward pass of one prompt that fills it."""
+    from tvm_frontend.compile import compile_model
+
+    model = demo_model(folder)
+    start = time.perf_counter()
+    output = folder / ("demo" if search else f"demo-O{opt_level}")
+    compiled = compile_model(model, output, opt_level=opt_level, search=search)
+    ready_s = time.perf_counter() - start if search is None else search.seconds
+    return prompt_contestant(name, ready_s, compiled, config)
+
+
+def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
+    """The same by Relay, at opt level 3: by the schedules that it has, or by a search of so many trials in all."""
+    from tvm_frontend.relay.compile import compile_relay
+
+    model = demo_model(folder)
+    start = time.perf_counter()
+    compiled = compile_relay(model, folder / "relay", shape=PROMPT, trials=trials)
+    ready_s = time.perf_counter() - start if trials is None else compiled.search["seconds"]
+    name = "untuned, Relay" if trials is None else f"search by Relay, {trials} trials"
+    return prompt_contestant(name, ready_s, compiled, config)
+
+
+def demo_model(folder: Path) -> Path:
+    """The demo's model with random weights, exported; made once."""
+    from export.onnx import export_onnx
+    from gpt.checkpoint import save_checkpoint, seeded_checkpoint
+
+    model = folder / "model.onnx"
+    if not model.exists():
+        save_checkpoint(folder / "ckpt.pt", seeded_checkpoint(SEEDED["demo"]))
+        export_onnx(folder / "ckpt.pt", model)
+    return model
+
+
+def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
+    """A compiled model's forward pass of one PROMPT."""
+    ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
+    session = compiled.start(config.threads)
+    return Contestant(name, ready_s, lambda: session.prefill(ids))
+
+
+def run_search(config: SearchConfig) -> str:
+    """The table in Markdown. Raises UserError for numbers that make no sense."""
+    if not config.trials or min(config.trials) < 1:
+        raise UserError(f"trials={config.trials}: must be numbers of at least 1")
+    lines = ["| | | ready after | a call | × untuned |", "|---|---|--:|--:|--:|"]
+    with TemporaryDirectory() as folder:
+        for model in config.models:
+            title = f"GELU(x [{M}, {K}] · W [{K}, {N}] + b)" if model == "linear" else "demo model, 1x64"
+            found = contestants(model, config, Path(folder))
+            times = times_of(found)
+            for each, seconds in zip(found, times, strict=True):
+                speed = f"{seconds * 1e3:.3f} ms | {times[0] / seconds:.1f}"
+                lines.append(f"| {title} | {each.name} | {each.ready_s:.1f} s | {speed} |")
+    return "\n".join(lines)
+
+
+def main(description: str | None = None) -> None:
+    """Parse the command line, compare and print. description: what `--help` begins with."""
+    print(run_search(tyro.cli(SearchConfig, prog="python -m bench.search", description=description)))

@@ -1,0 +1,324 @@
+"""Which files each frontend of the compiler takes: every one is exported, compiled, run and compared with float64."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from export.artifact import PRECISIONS
+from export.foreign import adopt
+from export.onnx import EXPORTERS, Request, export_onnx
+from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from gpt.files import atomic_output, check_output
+from tvm_frontend.compile import compile_model
+from tvm_frontend.frontends.relax_onnx import FIX
+from tvm_frontend.runtime.session import CachedSession
+
+SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=2, n_head=2, n_embd=20)
+MODELS = {
+    "tanh GELU": SMALL,
+    "exact GELU, no biases": replace(SMALL, activation="gelu", bias=False),
+    "ReLU, untied head": replace(SMALL, activation="relu", tied_head=False),
+    "bigram": GPTConfig.bigram(block_size=17, vocab_size=37),
+}
+THEIRS = {f"transformers, {attention}": attention for attention in ("sdpa", "eager")}
+FORMS = ("forward", "last", "cached", "past")
+SHAPES = ((1, 1), (3, 1), (1, 17), (3, 17))  # (B, T)
+FIXED = SHAPES[-1]
+COLUMNS = {
+    "onnx": {},
+    "relax-onnx": {"frontend": "relax-onnx"},
+    "relax-onnx, one shape": {"frontend": "relax-onnx", "fixed_shape": FIXED},
+}
+ROUNDING = 2e-6  # of the largest logit: what is beyond it has another reason than float32, and a row of its own
+HEAD = """# Which files each frontend takes
+
+Written by `python -m bench.support`, which exported, compiled and ran each file. A number is the largest error over the
+files of its row, over B = 1 and 3, T = 1 and 17: against the model in float64 with the weights that the file holds, as
+a share of the largest logit. `no` is a refusal, with its own words below. The models have {n_layer} layers and random
+weights.
+
+- `onnx` is this project's importer. `relax-onnx` is TVM's own, for any B and T and for one (`--batch 3 --tokens 17`).
+- `last` is `--last`, `cached` is `--with-cache`, run token by token, and `past` is `--cache past`.
+- `transformers` is its GPT-2, exported by torch.onnx with nothing of this project in between, and brought to this
+  project's form as `python -m bench --onnx` does.
+- Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; that is not counted. Such files have
+  the scale of attention rounded too where they spell it out, and their rows show it.
+- Versions: {versions}.
+"""
+
+Outcome = float | str  # an error, or the words of a refusal
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to try: the model in it, its form and precision, and what wrote it at which opset."""
+
+    model: str
+    form: str = "forward"
+    precision: str = "fp32"
+    exporter: str = "dynamo"
+    opset: int = 23
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a file, in each of COLUMNS."""
+
+    file: File
+    outcomes: tuple[Outcome, ...]
+
+
+def all_files() -> list[File]:
+    """What is tried, in the page's order: of the first model all that can be exported, of others the main forms."""
+    possible = [
+        File(model, form, precision, exporter, opset)
+        for form in FORMS
+        for precision in PRECISIONS
+        for model in (*MODELS, *THEIRS)
+        for exporter, opsets in EXPORTERS.items()
+        for opset in opsets
+    ]
+    return [file for file in possible if _is_asked(file) and _is_written(file)]
+
+
+def _is_asked(file: File) -> bool:
+    if file.model in THEIRS:
+        return (file.form, file.precision, file.exporter) == ("forward", "fp32", "dynamo")
+    if file.model == next(iter(MODELS)):
+        return file.form in ("forward", "cached") or file.precision == "fp32"
+    forms = ("forward",) if MODELS[file.model].model == "bigram" else ("forward", "cached")
+    return file.form in forms and file.precision == "fp32"
+
+
+def _is_written(file: File) -> bool:
+    """Whether an exporter writes it; `export.onnx` tells those who ask what it cannot do, and why."""
+    try:
+        Request(file.form.replace("last", "forward"), file.opset, file.exporter, file.precision)
+    except UserError:
+        return False
+    return True
+
+
+def try_file(file: File, folder: Path) -> Tried:
+    """Export into a folder, compile by each frontend, run and compare."""
+    path = folder / "model.onnx"
+    if file.model in THEIRS:
+        model = export_theirs(THEIRS[file.model], file.opset, path)
+    else:
+        checkpoint = random_checkpoint(MODELS[file.model], folder / "ckpt.pt")
+        form, last = ("forward", True) if file.form == "last" else (file.form, False)
+        how = {"exporter": file.exporter, "precision": file.precision}
+        export_onnx(folder / "ckpt.pt", path, file.opset, form=form, last=last, **how)
+        model = rounded(checkpoint, file.precision).build()
+    model = model.double()
+    last = file.form == "last"
+    return Tried(file, tuple(outcome_of(path, folder / name, model, last, **how) for name, how in COLUMNS.items()))
+
+
+def random_checkpoint(config: GPTConfig, path: Path) -> Checkpoint:
+    """Random weights, large enough that every part of the model moves the logits, saved to a file."""
+    random = seeded_checkpoint(config)
+    state = {name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in random.state.items()}
+    checkpoint = replace(random, state=state)
+    save_checkpoint(path, checkpoint)
+    return checkpoint
+
+
+def rounded(checkpoint: Checkpoint, precision: str) -> Checkpoint:
+    """The checkpoint with the weights that a file of a precision holds, in float32."""
+    dtype = getattr(torch, PRECISIONS[precision])
+    return replace(checkpoint, state={name: tensor.to(dtype).float() for name, tensor in checkpoint.state.items()})
+
+
+def export_theirs(attention: str, opset: int, path: Path) -> torch.nn.Module:
+    """A GPT-2 of transformers with random weights as torch.onnx writes it, and that brought to our form at `path`."""
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {name: getattr(SMALL, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    others = {"use_cache": False, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": attention}
+    settings = transformers.GPT2Config(n_positions=SMALL.block_size, **shape, **others)
+    model = transformers.GPT2LMHeadModel(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    theirs = path.with_name("theirs.onnx")
+    torch.onnx.export(
+        model,
+        kwargs={"input_ids": torch.arange(16).reshape(2, 8)},
+        f=theirs,
+        input_names=["input_ids"],
+        output_names=["logits"],
+        opset_version=opset,
+        dynamo=True,
+        dynamic_shapes={"input_ids": dict.fromkeys((0, 1), torch.export.Dim.AUTO)},
+        verbose=False,
+    )
+    adopt(theirs, path)
+    return model
+
+
+def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = False, **how) -> Outcome:
+    """Compile a file as `compile_model` is told, run it at SHAPES and compare it with a model in float64.
+
+    Raises RuntimeError for logits of another shape, or that are no numbers.
+    """
+    try:
+        session = compile_model(path, output, **how).start()
+    except UserError as error:
+        return words_of(error)
+    errors = []
+    for B, T in [FIXED] if "fixed_shape" in how else SHAPES:
+        ids = np.random.default_rng([B, T]).integers(0, SMALL.vocab_size, (B, T))
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(ids))
+        expected = getattr(expected, "logits", expected).numpy()  # [B, T, V]
+        if isinstance(session, CachedSession):
+            session.begin(B)
+            steps = [session.step(ids[:, t : t + 1], np.full(B, t)) for t in range(T)]  # T × [B, 1, V]
+            found = np.concatenate(steps, axis=1)
+        else:
+            found = session.prefill(ids)
+        if last:
+            expected = expected[:, -1:]
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            raise RuntimeError(f"{path} {how}: logits of shape {found.shape}, must be finite of {expected.shape}")
+        errors.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return max(errors)
+
+
+def words_of(error: UserError) -> str:
+    """A refusal without what differs from file to file: the path, names of nodes, the opset, the advice."""
+    said = re.sub(r"^\S+\.(onnx|pt): ", "", str(error)).removesuffix(FIX)
+    return re.sub(r"node '[^']*' \((.+?)(, ai\.onnx opset \d+)?\)", r"a node (\1)", said)
+
+
+def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) -> str:
+    """The page: a row for files of one form and precision of which the same came, the words of refusals below."""
+    words: dict[str, int] = {}
+
+    def cell(outcome: Outcome) -> str:
+        if isinstance(outcome, str):
+            return f"no ({words.setdefault(outcome, len(words) + 1)})"
+        return _short(outcome)
+
+    lines = [head, *_table("form", "precision", "written by", "model", *COLUMNS)]
+    for (form, precision, written, _), rows in _rows(tried).items():
+        models, outcomes = zip(*rows, strict=True)
+        cells = [cell(outcome) for outcome in _worst(outcomes)]
+        lines.append(f"| {form} | {precision} | {written} | {' · '.join(models)} | {' | '.join(cells)} |")
+    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export's programs, for any B and T."]
+    lines += ["", *_table("model", "torch")]
+    lines += [f"| {model} | {cell(outcome)} |" for model, outcome in checkpoints.items()]
+    lines += ["", "## Refusals", "", *(f"{number}. {said}" for said, number in words.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _short(error: float) -> str:
+    """One digit: 3e-7."""
+    return f"{error:.0e}".replace("e-0", "e-") if error else "0"
+
+
+def _table(*heads: str) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+
+
+def _rows(tried: Iterable[Tried]) -> dict[tuple, list[tuple[str, tuple[Outcome, ...]]]]:
+    """(form, precision, exporters with opsets, kind of outcome) to each model of which that is so, and its outcomes."""
+    alike: dict[tuple, list[Tried]] = {}
+    for each in tried:
+        kind = tuple(outcome if isinstance(outcome, str) else outcome > ROUNDING for outcome in each.outcomes)
+        alike.setdefault((each.file.form, each.file.precision, each.file.model, kind), []).append(each)
+    rows: dict[tuple, list[tuple[str, tuple[Outcome, ...]]]] = {}
+    for (form, precision, model, kind), same in alike.items():
+        row = rows.setdefault((form, precision, _written([each.file for each in same]), kind), [])
+        row.append((model, _worst([each.outcomes for each in same])))
+    return rows
+
+
+def _worst(outcomes: Iterable[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
+    """Of outcomes of one kind: the largest error of each column, or its words."""
+    return tuple(max(column) for column in zip(*outcomes, strict=True))
+
+
+def _written(files: list[File]) -> str:
+    """Exporters with their opsets, as "dynamo 18–22, torchscript 18–20"."""
+    opsets: dict[str, list[int]] = {}
+    for file in files:
+        opsets.setdefault(file.exporter, []).append(file.opset)
+    return ", ".join(f"{exporter} {_ranges(numbers)}" for exporter, numbers in opsets.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers in short: 18, 19, 20, 23 is 18–20, 23."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if run[1:] else str(run[0]) for run in runs)
+
+
+def head_of(folder: Path) -> str:
+    """What the page begins with: versions, and what rounding the weights does."""
+    checkpoint = random_checkpoint(SMALL, folder / "ckpt.pt")
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, SMALL.vocab_size, FIXED))
+    with torch.inference_mode():
+        logits = {precision: rounded(checkpoint, precision).build().double()(ids) for precision in PRECISIONS}
+    largest = float(logits["fp32"].abs().max())
+    moved = {name: _short(float((each - logits["fp32"]).abs().max()) / largest) for name, each in logits.items()}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxscript", "transformers", "apache-tvm"))
+    return HEAD.format(versions=versions, n_layer=SMALL.n_layer, **moved)
+
+
+def write_support(output: Path, files: Iterable[File]) -> None:
+    """Try files and checkpoints, and write the page. Raises UserError without transformers, which dev brings."""
+    if find_spec("transformers") is None:
+        raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[dev]"')
+    check_output(output)
+    tried = [_in_a_folder(try_file, file) for file in tqdm(list(files), desc="support", unit="file")]
+    checkpoints = {name: _in_a_folder(try_checkpoint, name) for name in MODELS}
+    page = page_of(tried, checkpoints, _in_a_folder(head_of))
+    with atomic_output(output) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def try_checkpoint(name: str, folder: Path) -> Outcome:
+    """What comes of a model's checkpoint by the frontend that takes those."""
+    checkpoint = random_checkpoint(MODELS[name], folder / "ckpt.pt")
+    return outcome_of(folder / "ckpt.pt", folder / "tvm", checkpoint.build().double(), frontend="torch")
+
+
+def _in_a_folder(work: Callable[..., Any], *arguments: object) -> Any:
+    with TemporaryDirectory() as folder:
+        return work(*arguments, Path(folder))
+
+
+def support_command(
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="PAGE")] = Path("docs/support-matrix.md"),
+) -> None:
+    """Try every kind of file by every frontend and write what came of it as a page.
+
+    Args:
+        output: the page to write
+    """
+    write_support(output, all_files())
+    print(f"wrote {output}")
+
+
+def main() -> None:
+    """Parse the command line and write the page."""
+    tyro.cli(support_command, prog="python -m bench.support")

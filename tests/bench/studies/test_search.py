@@ -1,0 +1,47 @@
+"""The table that sets schedules by hand beside those of a search, on a layer and trials that take seconds."""
+
+import pytest
+
+from bench.harness import turns
+from bench.studies import search
+from gpt.cli import UserError
+from gpt.config import GPTConfig
+from tvm_frontend.relay.environment import why_absent
+
+TINY = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=32)
+
+
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "ROUND_S", 0.01)
+    monkeypatch.setattr(search, "K", 32)
+    monkeypatch.setattr(search, "N", 64)
+    monkeypatch.setitem(search.SEEDED, "demo", TINY)
+
+
+def names_in(table: str) -> list[str]:
+    """Of the contestants, after a look at the numbers behind them."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    for _, _, ready, call, speed in rows:
+        assert float(ready.removesuffix(" s")) >= 0
+        assert float(call.removesuffix(" ms")) > 0
+        assert float(speed) > 0
+    assert rows[0][-1] == "1.0"
+    return [row[1] for row in rows]
+
+
+@pytest.mark.parametrize("model", ["linear", "demo"])
+def test_by_hand_and_by_a_search_that_goes_on(model: str) -> None:
+    config = search.SearchConfig(models=(model,), trials=(3, 2), threads=1)
+    assert names_in(search.run_search(config)) == ["untuned", "by hand", "search, 2 trials", "search, 3 trials"]
+
+
+@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+def test_relay_and_its_search() -> None:
+    config = search.SearchConfig(models=("relay",), trials=(2,), threads=1)
+    assert names_in(search.run_search(config)) == ["untuned, Relay", "by hand", "search by Relay, 2 trials"]
+
+
+def test_no_trials_are_refused() -> None:
+    with pytest.raises(UserError, match="must be numbers of at least 1"):
+        search.run_search(search.SearchConfig(trials=(0,)))

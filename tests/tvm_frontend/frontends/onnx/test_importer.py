@@ -1,0 +1,316 @@
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from tvm import relax
+
+from gpt.cli import UserError
+from tvm_frontend.frontends.onnx.importer import import_onnx
+from tvm_frontend.pipeline import compile_graph
+from tvm_frontend.target import resolve_target
+
+TARGET = resolve_target()
+
+
+def model(nodes, inputs, output, weights=(), opset=23, domains=()):
+    """An ONNX model; inputs and output: {name: dims}, float32."""
+    declared = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in {**inputs, **output}.items()
+    }
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [declared[name] for name in inputs],
+        [declared[name] for name in output],
+        [numpy_helper.from_array(array, name) for name, array in dict(weights).items()],
+    )
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def node(op, inputs, outputs=("y",), **attributes):
+    return helper.make_node(op, list(inputs), list(outputs), name=f"the_{op}", **attributes)
+
+
+def compiled(proto):
+    executable = compile_graph(lambda: import_onnx(proto), TARGET, 0)
+    forward = relax.VirtualMachine(executable.executable, tvm.cpu())["forward"]
+    weights = [tvm.runtime.tensor(array) for array in executable.graph.weights.values()]
+    return lambda array: forward(tvm.runtime.tensor(array), weights).numpy()
+
+
+def in_onnxruntime(proto, array):
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: array})[0]
+
+
+def test_a_gpt_without_any_rewrite_gives_onnxruntimes_numbers(exported):
+    proto = onnx.load(exported.path)
+    forward = compiled(proto)
+    for B, T in [(1, 1), (3, 17), (1, exported.config.block_size)]:
+        ids = np.random.default_rng(0).integers(0, exported.config.vocab_size, (B, T))
+        # Both in float32, in another order: logits up to 3, some hundred roundings of 6e-8.
+        np.testing.assert_allclose(forward(ids), in_onnxruntime(proto, ids), rtol=0, atol=2e-5)
+
+
+def test_dimensions_named_in_the_file_stay_symbols(exported):
+    graph = import_onnx(onnx.load(exported.path))
+    function = graph.module["forward"]
+    B, T = function.params[0].ty.shape.values
+    assert (B.name, T.name) == ("B", "T")
+    out_B, out_T, V = function.ret_ty.shape.values
+    assert out_B.same_as(B)
+    assert out_T.same_as(T)
+    assert int(V) == exported.config.vocab_size
+
+
+def test_floats_become_parameters_and_index_arithmetic_none(exported, calls):
+    graph = import_onnx(onnx.load(exported.path))
+    assert len(graph.module["forward"].params) == 1 + len(graph.weights)
+    assert all(array.dtype == np.float32 for array in graph.weights.values())
+    assert not [name for name in calls(graph) if name in {"relax.shape_of", "relax.concat", "relax.squeeze"}]
+
+
+UNSUPPORTED = {
+    "another domain": (
+        model([node("Gelu", "x", domain="com.microsoft")], {"x": ["T"]}, {"y": ["T"]}, domains=["com.microsoft"]),
+        r"node 'the_Gelu': operator Gelu of domain com\.microsoft \(opset 1\) is not supported",
+    ),
+    "another operator": (
+        model([node("Abs", "x", "z"), node("Where", "zxx")], {"x": ["T"]}, {"y": ["T"]}),
+        r"node 'the_Abs': operator Abs of domain ai\.onnx \(opset 23\) is not supported",
+    ),
+    "an old opset": (model([node("Add", "xx")], {"x": ["T"]}, {"y": ["T"]}, opset=17), "opset 17: supported are 18 to"),
+    "a new opset": (model([node("Add", "xx")], {"x": ["T"]}, {"y": ["T"]}, opset=26), "opset 26: supported are 18 to"),
+    "LayerNormalization's mean": (
+        model(
+            [node("LayerNormalization", "xg", ["y", "mean"])], {"x": ["T", 4]}, {"y": ["T", 4]}, {"g": np.ones(4, "f")}
+        ),
+        r"node 'the_LayerNormalization' \(LayerNormalization, ai\.onnx opset 23\): outputs y, mean",
+    ),
+    "LayerNormalization over another axis": (
+        model([node("LayerNormalization", "xg", axis=0)], {"x": [4, 4]}, {"y": [4, 4]}, {"g": np.ones((4, 4), "f")}),
+        r"node 'the_LayerNormalization'.*axis=0 is not supported",
+    ),
+    "a shape that is only known when it runs": (
+        model([node("Reshape", "xs")], {"x": ["T"], "s": [1]}, {"y": ["T"]}),
+        "node 'the_Reshape'.*'s' is a tensor where a shape, known while compiling, is needed",
+    ),
+    "a triangle of a tensor": (
+        model([node("Trilu", "x")], {"x": ["T", "T"]}, {"y": ["T", "T"]}),
+        "node 'the_Trilu'.*'x': only values that follow from shapes are supported",
+    ),
+    "a sum of unequal numbers": (
+        model(
+            [node("Shape", "x", "s"), node("Squeeze", "s", "n"), node("Range", "znk", "r"), node("CumSum", "rz")],
+            {"x": ["T"]},
+            {"y": ["T"]},
+            {"z": np.array(0), "k": np.array(1)},
+        ),
+        "node 'the_CumSum'.*only sums of equal numbers are supported",
+    ),
+    "counting down": (
+        model(
+            [node("Shape", "x", "s"), node("Squeeze", "s", "n"), node("Range", "nzd")],
+            {"x": ["T"]},
+            {"y": ["T"]},
+            {"z": np.array(0), "d": np.array(-1)},
+        ),
+        "node 'the_Range'.*step -1 is not supported",
+    ),
+    "five of any number": (
+        model([node("Slice", "xze")], {"x": ["T"]}, {"y": [5]}, {"z": np.array([0]), "e": np.array([5])}),
+        "node 'the_Slice'.*position 5 of T is not supported, as there may be fewer",
+    ),
+    "every other element": (
+        model(
+            [node("Slice", "xzeat")],
+            {"x": ["T"]},
+            {"y": ["n"]},
+            dict(zip("zeat", np.array([[0], [9], [0], [2]]), strict=True)),
+        ),
+        r"node 'the_Slice'.*steps \[2\] are not supported, only 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_not_supported_is_named(case):
+    proto, said = UNSUPPORTED[case]
+    with pytest.raises(UserError, match=said) as caught:
+        import_onnx(proto)
+    assert "\n" not in str(caught.value)
+
+
+CAUSAL = """
+<ir_version: 10, opset_import: ["" : 23]>
+f (float[B,2,T,8] x) => (float[B,2,T,8] y)
+<int64 zero = {0}, int64 one = {1}, int64[1] zeros = {0}, int64[1] ones = {1}>
+{
+    T1 = Shape <start = 2, end = 3> (x)
+    T = Squeeze (T1)
+    places = Range (zero, T, one)
+    key = Unsqueeze (places, zeros)
+    query = Unsqueeze (places, ones)
+    seen = LessOrEqual (key, query)
+    y = Attention (x, x, x, seen)
+}
+"""
+
+
+def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
+    """A graph with one Attention of the same x as q, k and v, or with more inputs."""
+    nodes = [node("Attention", ["x" if name in "qkv" else name for name in inputs], outputs, **attributes)]
+    shape = ["B", heads, "T", 8]
+    return model(nodes, {"x": shape, "m": ["T", "T"]}, {"y": shape})
+
+
+@pytest.mark.parametrize(
+    ("proto", "said"),
+    [
+        (attention(is_causal=0), "is_causal=0 is not supported, only 1"),
+        (attention(), "is_causal=0 is not supported, only 1"),  # absent means 0
+        (attention("qkvm", is_causal=1), "a mask or a growing cache"),
+        (
+            onnx.parser.parse_model(
+                CAUSAL.replace("(key, query)", "(query, key)").replace("y = A", "[the_Attention] y = A")
+            ),
+            "is_causal=0 is not supported, only 1",
+        ),
+        (attention(["q", "k", "v", "", "m"], is_causal=1), "a mask or a growing cache"),
+        (attention(is_causal=1, softcap=30.0), "softcap=30.0 is not supported"),
+        (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
+        (attention(is_causal=1, outputs=["y", "", "", "qk"]), "outputs y, , , qk"),
+        (
+            model([node("Attention", "xxx", is_causal=1, q_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
+            "only .B, nh, T, hs. with one nh",
+        ),
+        (
+            model([node("Attention", "xkk", is_causal=1)], {"x": ["B", 4, "T", 8], "k": ["B", 2, "T", 8]}, {"y": []}),
+            "only .B, nh, T, hs. with one nh",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_attention_of_another_kind_is_refused(proto, said):
+    with pytest.raises(UserError, match=rf"node 'the_Attention' \(Attention, ai\.onnx opset 23\): .*{said}"):
+        import_onnx(proto)
+
+
+SMALL = {
+    "a causal mask of Attention": onnx.parser.parse_model(CAUSAL),
+    "attention with a scale": attention(is_causal=1, scale=0.9),
+    "LayerNormalization without bias": model(
+        [node("LayerNormalization", "xg", epsilon=0.3)],
+        {"x": ["B", 2, "T", 8]},
+        {"y": ["B", 2, "T", 8]},
+        {"g": np.linspace(-1, 1, 8, dtype="float32")},
+    ),
+    "exact GELU": model([node("Gelu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
+    "tanh GELU": model([node("Gelu", "x", approximate="tanh")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
+    "ReLU": model([node("Relu", "x")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "T", 8]}),
+    "a transpose that reverses": model([node("Transpose", "x")], {"x": ["B", 2, "T", 8]}, {"y": [8, "T", 2, "B"]}),
+    "a reshape that keeps and infers": model(
+        [node("Reshape", "xs")], {"x": ["B", 2, "T", 8]}, {"y": ["B", 2, "n"]}, {"s": np.array([0, 2, -1])}
+    ),
+    "a split in unequal parts": model(
+        [node("Split", "xs", ["a", "b", "c"], axis=-1), node("Concat", "cab", axis=3)],
+        {"x": ["B", 2, "T", 8]},
+        {"y": ["B", 2, "T", 8]},
+        {"s": np.array([1, 5, 2])},
+    ),
+    "positions by Shape, Squeeze and Range": model(
+        [
+            node("Shape", "x", "n", start=2, end=3),
+            node("Squeeze", "n", "m"),
+            node("Range", ["zero", "m", "one"], "p"),
+            node("Gather", "tp", "r"),
+            node("Add", "xr"),
+        ],
+        {"x": ["B", 2, "T", 8]},
+        {"y": ["B", 2, "T", 8]},
+        {"zero": np.array(0), "one": np.array(1), "t": np.arange(160, dtype="float32").reshape(20, 8)},
+    ),
+}
+
+
+def of(text):
+    """A graph of x float32 [B, 2, T, 8], in ONNX's own language; z and k are 0 and 1, zs and ks lists of them."""
+    head = '<ir_version: 10, opset_import: ["" : 20]> f (float[B,2,T,8] x) => (float[D0,D1,D2,D3] y)'
+    numbers = "<int64 z = {0}, int64 k = {1}, int64[1] zs = {0}, int64[1] ks = {1}>"
+    sizes = "B1 = Shape <start = 0, end = 1> (x) T1 = Shape <start = 2, end = 3> (x) T = Squeeze (T1) B = Squeeze (B1)"
+    return onnx.parser.parse_model(f"{head} {numbers} {{ {sizes} {text} }}")
+
+
+SMALL |= {
+    "a triangle of what is computed": of("""
+        TT = Concat <axis = 0> (ks, ks, T1, T1)
+        filled = ConstantOfShape <value = float[1] {2.5}> (TT)
+        below = Trilu <upper = 0> (filled, k)
+        above = Trilu (filled)
+        y = Sub (below, above)
+    """),
+    "products and quotients of sizes": of("""
+        BT = Mul (B, T)
+        again = Div (BT, B)
+        places = Range (z, again, k)
+        real = Cast <to = 1> (places)
+        column = Unsqueeze (real, ks)
+        y = Add (x, column)
+    """),
+    "places that are compared, chosen, joined and looked up": of("""
+        places = Range (z, T, k)
+        key = Unsqueeze (places, zs)
+        query = Unsqueeze (places, ks)
+        less = Sub (key, query)
+        smaller = Min (key, query)
+        far = Greater (less, k)
+        near = Not (far)
+        equal = Equal (key, query)
+        either = Or (near, equal)
+        chosen = Where (either, less, smaller)
+        both = Concat <axis = 1> (chosen, chosen)
+        cut = Slice (both, zs, T1, ks)
+        rows = Unsqueeze (places, ks)
+        swapped = Concat <axis = 1> (rows, rows)
+        diagonal = GatherND (chosen, swapped)
+        sum = Add (cut, diagonal)
+        real = Cast <to = 1> (sum)
+        outer = Unsqueeze (real, zs)
+        y = Unsqueeze (outer, zs)
+    """),
+    "a number that is none": of("""
+        zero = Sub (x, x)
+        nan = Div (zero, zero)
+        odd = IsNaN (nan)
+        y = Where (odd, x, zero)
+    """),
+    "the exact GELU's curve": of("y = Erf (x)"),
+    "softmax": of("y = Softmax <axis = 2> (x)"),
+    "powers": of("""
+        one = Cast <to = 1> (k)
+        two = Add (one, one)
+        three = Add (two, one)
+        square = Pow (x, two)
+        cube = Pow (x, three)
+        y = Sub (cube, square)
+    """),
+    "sizes as a tensor": of("""
+        n = Shape (x)
+        twice = Add (n, n)
+        y = Cast <to = 1> (twice)
+    """),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_each_operator_gives_onnxruntimes_numbers(case):
+    proto = SMALL[case]
+    if len(proto.graph.input) > 1:
+        del proto.graph.input[1]  # the mask that this graph does not use
+    x = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype("float32")
+    np.testing.assert_allclose(compiled(proto)(x), in_onnxruntime(proto, x), atol=1e-6)

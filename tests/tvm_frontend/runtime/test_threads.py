@@ -1,0 +1,133 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.cli import UserError
+from tvm_frontend.runtime import threads as threads_module
+from tvm_frontend.runtime.threads import chosen_threads, physical_cores
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine of four CPUs, two of a core, of which this process may use three; its control group is a/b."""
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(f"{siblings}\n")
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/a/b\n")
+    monkeypatch.setattr(threads_module, "CPUS", tmp_path)
+    monkeypatch.setattr(threads_module, "CGROUPS", tmp_path)
+    monkeypatch.setattr(threads_module, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    for name in threads_module.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_one_thread_a_physical_core_that_we_may_use(machine, monkeypatch):
+    assert chosen_threads() == physical_cores() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3})
+    assert chosen_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "quota", "cores"),
+    [("a/b", "max 100000", 2), ("a/b", "150000 100000", 1), ("a", "100000 100000", 1), (".", "5000 100000", 1)],
+)
+def test_no_more_than_the_quota_of_any_group_that_we_are_in(machine, group, quota, cores):
+    (machine / group / "cpu.max").write_text(f"{quota}\n")
+    assert physical_cores() == cores
+
+
+def test_a_number_goes_before_the_environment_and_that_before_the_cores(machine, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert chosen_threads() == 5
+    monkeypatch.setenv("TVM_NUM_THREADS", "7")
+    assert chosen_threads() == 7
+    assert chosen_threads(3) == 3
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_what_is_no_number_of_threads_is_refused(machine, monkeypatch, value):
+    monkeypatch.setenv("TVM_NUM_THREADS", value)
+    with pytest.raises(UserError, match=f"TVM_NUM_THREADS={value}: must be a whole number of at least 1"):
+        chosen_threads()
+    with pytest.raises(UserError, match="threads=0: must be"):
+        chosen_threads(0)
+
+
+def run(code, folder, **environment):
+    """What a process of its own prints: a pool is made once in a process."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TVM_", "OMP_"))}
+    command = [sys.executable, "-c", f"{PRELUDE}\n{code}", str(folder)]
+    environment = clean | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+PRELUDE = """
+import os, sys, threading, time
+import numpy as np, tvm_ffi
+from gpt.cli import UserError
+from tvm_frontend.artifact import load_compiled
+model = load_compiled(sys.argv[1])
+ids = np.zeros((4, 64), int)
+used = lambda: tvm_ffi.get_global_func("runtime.NumThreads")()
+def idle_s():
+    session.prefill(ids)
+    start = time.process_time()
+    time.sleep(0.3)
+    return time.process_time() - start
+"""
+
+
+def test_between_steps_it_uses_no_time_and_binds_nobody(compiled):
+    idle_s, same = run(
+        """
+before = os.sched_getaffinity(0)
+session = model.start(threads=2)
+session.prefill(ids)
+print(min(idle_s() for _ in range(3)))
+print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("/proc/self/task")))
+""",
+        compiled.path,
+    )
+    assert float(idle_s) < 0.03
+    assert same == "True"
+
+
+def test_the_environment_may_say_to_wait_actively(compiled):
+    # TVM's threads yield while they wait, so how much time they use is up to whoever else runs.
+    code = "session = model.start(threads=2)\nsession.prefill(ids)\nprint(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
+    assert run(code, compiled.path, TVM_THREAD_POOL_SPIN_COUNT="3000000") == ["3000000"]
+
+
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one CPU: the pool of a session of one thread has no second"
+)
+def test_each_session_of_a_process_keeps_its_number_of_threads(compiled):
+    found = run(
+        """
+one, two = model.start(threads=1), model.start(threads=2)
+for session in (one, two, one):
+    session.prefill(ids)
+    print(used())
+def other():
+    two.prefill(ids)
+    print(used())
+thread = threading.Thread(target=other)
+thread.start()
+thread.join()
+print(np.array_equal(one.prefill(ids), two.prefill(ids)))
+try:
+    model.start(threads=len(os.sched_getaffinity(0)) + 1)
+except UserError as error:
+    print("refused" if f"with a pool of {len(os.sched_getaffinity(0))}" in str(error) else error)
+""",
+        compiled.path,
+    )
+    assert found == ["1", "2", "1", "2", "True", "refused"]

@@ -1,0 +1,36 @@
+"""Files of `export.onnx`, by this project's own importer."""
+
+from pathlib import Path
+
+import onnx
+
+from export.artifact import PRECISIONS, exported_from, read_proto
+from gpt.cli import UserError
+from tvm_frontend.frontends import Source, refuse_fixed_shape
+from tvm_frontend.frontends.onnx.importer import check_operators, import_onnx
+
+
+def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
+    """An ONNX file of ours whose every node the importer knows. Raises UserError for another."""
+    refuse_fixed_shape("onnx", fixed_shape)
+    proto = read_proto(model)
+    try:
+        exported = exported_from(proto, model)
+    except UserError:
+        check_operators(proto)  # of a file not made by us, a node that cannot be read says more
+        raise
+    if exported.form == "past":
+        raise UserError(
+            f"{model}: keeps its cache as past, which grows with each token; "
+            "export with --with-cache for a preallocated one"
+        )
+    if exported.precision not in PRECISIONS:
+        raise UserError(
+            f"{model}: of {exported.precision}, and only files of {', '.join(PRECISIONS)} are compiled; compile one of "
+            f"those with --precision {exported.precision}"
+        )
+    check_operators(proto)
+    if exported.weights is not None:
+        onnx.load_external_data_for_model(proto, str(exported.weights.parent))
+    # In float32, whatever the file's weights are rounded to: see `tvm_frontend.frontends.onnx.importer`.
+    return Source.of(exported, lambda: import_onnx(proto), dtype="float32")

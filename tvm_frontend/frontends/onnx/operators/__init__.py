@@ -1,0 +1,8 @@
+"""What each operator of ONNX becomes in Relax: one kind a file."""
+
+from tvm_frontend.frontends.onnx.operators import elementwise, layers, shapes
+from tvm_frontend.frontends.onnx.operators.context import Converter
+
+CONVERTERS: dict[str, Converter] = dict(
+    sorted((elementwise.CONVERTERS | layers.CONVERTERS | shapes.CONVERTERS).items())
+)
