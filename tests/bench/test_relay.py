@@ -10,7 +10,6 @@ import pytest
 from bench.__main__ import BenchConfig, unless_many_shapes
 from bench.backends import Contender, find_contenders
 from gpt.cli import UserError
-from tvm_frontend.relay.environment import why_absent
 
 
 def test_without_its_environment_it_is_absent_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +27,7 @@ def test_a_sweep_takes_it_only_if_asked() -> None:
     assert unless_many_shapes(relay, BenchConfig(shapes=("1x5",))) == relay
 
 
-@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+@pytest.mark.relay
 def test_it_is_checked_and_timed_in_its_own_environment_beside_relax(
     python: Callable[..., CompletedProcess], tmp_path: Path
 ) -> None:

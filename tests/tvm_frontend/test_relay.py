@@ -22,7 +22,6 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler
-from tvm_frontend.relay.environment import why_absent
 from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.tune import tune_model
 
@@ -31,8 +30,6 @@ TANH = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=20)
 EXACT = replace(TANH, bias=False, activation="gelu")
 BIGRAM = GPTConfig.bigram(block_size=17, vocab_size=37)  # which Relay imports in no time
 TOLERANCE = 2e-5  # against float64, of logits of up to 3; another mask, epsilon or GELU is off by more than 1e-4
-
-needs_relay = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
 
 
 def random_ids(B: int, T: int) -> np.ndarray:
@@ -48,7 +45,7 @@ def check(path: Path, expected: Callable[[np.ndarray], np.ndarray], shape: tuple
     np.testing.assert_allclose(logits, expected(ids), rtol=0, atol=TOLERANCE)
 
 
-@needs_relay
+@pytest.mark.relay
 @pytest.mark.parametrize(
     ("config", "how", "shape"),
     [
@@ -64,7 +61,7 @@ def test_a_file_of_ours_computes_what_eager_does(export, eager, config, how, sha
     check(exported.path, lambda ids: eager(checkpoint, ids), shape)
 
 
-@needs_relay
+@pytest.mark.relay
 @pytest.mark.parametrize(
     ("opset", "attention", "shape"),
     [(14, "sdpa", (3, 17)), (15, "explicit", (1, 17)), (16, "sdpa", (3, 8)), (17, "explicit", (1, 1))],
@@ -103,7 +100,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@needs_relay
+@pytest.mark.relay
 @pytest.mark.parametrize("opt_level", [0, 2])
 def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table, opt_level):
     arguments = ["--batch", "2", "--tokens", "5", "--opt-level", opt_level, "--mcpu", "x86-64", "--dump-ir", "ir"]
@@ -138,7 +135,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
         session.prefill(ids)
 
 
-@needs_relay
+@pytest.mark.relay
 def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
     path = export(BIGRAM, opset=18, last=True)[1].path
     ids = random_ids(2, 5)
@@ -146,7 +143,7 @@ def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
     np.testing.assert_array_equal(session.prefill(ids), table[ids][:, -1:])
 
 
-@needs_relay
+@pytest.mark.relay
 def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(export):
     try:
         find_compiler("nvcc")
@@ -158,7 +155,7 @@ def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(export):
     assert cubin_archs(compiled.library("sm_80").read_bytes()) == {"sm_80"}
 
 
-@needs_relay
+@pytest.mark.relay
 def test_a_search_is_kept_and_taken_up_again(bigram, table, capfd):
     ids = random_ids(1, 4)
     searched = []
@@ -176,7 +173,7 @@ def test_a_search_is_kept_and_taken_up_again(bigram, table, capfd):
     ]
 
 
-@needs_relay
+@pytest.mark.relay
 def test_what_relay_cannot_read_is_one_line_and_it_goes_on(bigram, tmp_path):
     proto = onnx.load(bigram)
     proto.graph.node[0].op_type = "Nonesuch"

@@ -23,9 +23,7 @@ from bench.models.build import MAKINGS, SEEDED, prepare
 from gpt.cli import UserError
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
-from tvm_frontend.relay.environment import why_absent
 
-needs_relay = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
 CONFIG = SEEDED["tiny"]
 
 
@@ -133,7 +131,7 @@ def test_engines_that_compile_for_a_shape_are_known() -> None:
     assert any_shape == dict.fromkeys(("eager", "sdpa", "tvm"), True) | of_each_shape
 
 
-@needs_relay
+@pytest.mark.relay
 def test_relay_is_taken_only_if_asked() -> None:
     (unasked,) = (each for each in find_contenders([], "sm_86") if each.engine == "relay")
     assert "--engine relay asks for it" in unasked.absent
@@ -141,7 +139,7 @@ def test_relay_is_taken_only_if_asked() -> None:
     assert (asked.absent, asked.files) == (None, (("first-token", "tvm-sm_86-O3-unproven-relay"),))
 
 
-@needs_relay
+@pytest.mark.relay
 def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(artifacts) -> None:
     try:
         find_compiler("nvcc")

@@ -14,7 +14,6 @@ import pytest
 
 from bench.harness.worker import ROOT
 from tvm_frontend.cuda_toolchain import gpu_arch
-from tvm_frontend.relay.environment import why_absent
 
 Run = Callable[..., CompletedProcess]
 TRY = ["--device", "cpu", "--models", "tiny", "--threads", "1", "--no-kernels", "--output", "out"]
@@ -43,7 +42,7 @@ def test_the_whole_command(python: Run, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "wrote out/README.md"
 
 
-@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+@pytest.mark.relay
 def test_relay_is_timed_beside_the_others_and_has_prompts_alone(python: Run, tmp_path: Path) -> None:
     engines = [word for name in ("relay", "eager") for word in ("--engine", name)]
     settings = ["--phases", "first-token", "decode", "--minutes", "5", "--seconds", "0.02"]

@@ -6,7 +6,6 @@ from bench.harness import turns
 from bench.studies import search
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from tvm_frontend.relay.environment import why_absent
 
 TINY = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=32)
 
@@ -36,7 +35,7 @@ def test_by_hand_and_by_a_search_that_goes_on(model: str) -> None:
     assert names_in(search.run_search(config)) == ["untuned", "by hand", "search, 2 trials", "search, 3 trials"]
 
 
-@pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
+@pytest.mark.relay
 def test_relay_and_its_search() -> None:
     config = search.SearchConfig(models=("relay",), trials=(2,), threads=1)
     assert names_in(search.run_search(config)) == ["untuned, Relay", "by hand", "search by Relay, 2 trials"]
