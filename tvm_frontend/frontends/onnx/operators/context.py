@@ -83,6 +83,8 @@ def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
 
 def computed(reading: Reading, value: Indexed) -> relax.Expr:
     """A tensor of the value: a constant, numbers counted up, or a kernel that computes each element."""
+    if any(is_number(dim) and int(dim) == 0 for dim in value.shape) and all(map(is_number, value.shape)):
+        return relax.const(np.zeros([int(dim) for dim in value.shape], value.dtype), value.dtype)
     places, analyzer = places_in(value.shape)
     element = analyzer.simplify(expression(value.at(*places), value.dtype))
     if isinstance(element, tvm.tirx.IntImm | tvm.tirx.FloatImm) and all(map(is_number, value.shape)):

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import tvm
 import tvm_ffi
-from tvm import relax
+from tvm import relax, te
 from tvm.relax import op
 
 from gpt.cli import UserError
@@ -174,6 +174,10 @@ def _slice(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     starts, stops = (
         [_place(place, shape[axis]) for place, axis in zip(places, axes, strict=True)] for places in (starts, stops)
     )
+    stops = [  # an end before the start makes an empty piece
+        max(start, stop) if is_number(start) and is_number(stop) else stop
+        for start, stop in zip(starts, stops, strict=True)
+    ]
     if not (found := reading.indexed(node.input[0])):
         return op.strided_slice(reading.tensor(node.input[0]), axes, starts, stops, assume_inbound=True)
     (x,) = found
@@ -201,6 +205,8 @@ def _place(place: Any, size: Any) -> Any:
 
 def _split(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     x, axis = reading.tensor(node.input[0]), attributes.get("axis", 0)
+    if len(node.output) == 1:
+        return x
     if len(node.input) > 1:
         parts: int | list[int] = list(accumulate(reading.integers(node.input[1])))[:-1]
     else:
@@ -212,16 +218,61 @@ def _split(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
 def _gather(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
     axis = attributes.get("axis", 0)
     if not (found := reading.indexed(*node.input)):
-        return op.take(reading.tensor(node.input[0]), reading.tensor(node.input[1]), axis=axis, mode="clip")
+        axis %= len(reading.shape(node.input[0]))
+        return op.take(reading.tensor(node.input[0]), _from_the_front(reading, node, axis), axis=axis, mode="clip")
     x, rows = found
     axis %= len(x.shape)
     behind = axis + len(rows.shape)
 
     def at(*index: Any) -> Any:
-        row = simplified(rows.at(*index[axis:behind]))
-        return x.at(*index[:axis], row + x.shape[axis] if is_number(row) and row < 0 else row, *index[behind:])
+        row = expression(rows.at(*index[axis:behind]), rows.dtype)
+        return x.at(*index[:axis], simplified(_wrap(row, x.shape[axis])), *index[behind:])
 
     return Indexed([*x.shape[:axis], *rows.shape, *x.shape[axis + 1 :]], x.dtype, at)
+
+
+def _from_the_front(reading: Reading, node: onnx.NodeProto, axis: int) -> relax.Expr:
+    """The rows that a Gather takes, none of them negative: ONNX counts a negative one from the end of the axis."""
+    rows, size = reading.values[node.input[1]], reading.shape(node.input[0])[axis]
+    if not isinstance(rows, Indexed):
+        tensor = reading.tensor(node.input[1])
+        if node.input[0] in reading.weights and _is_checked(reading, tensor):
+            return tensor
+        return reading.emit(_wrapped(reading, tensor, size))
+    places, analyzer = places_in(rows.shape)
+    if analyzer.can_prove(expression(rows.at(*places), rows.dtype) >= 0):
+        return reading.tensor(node.input[1])
+    wrapped = Indexed(rows.shape, rows.dtype, lambda *index: _wrap(expression(rows.at(*index), rows.dtype), size))
+    return reading.emit(computed(reading, wrapped))
+
+
+def _wrap(row: tvm.ir.Expr, size: Any) -> tvm.ir.Expr:
+    return tvm.tirx.Select(row < 0, row + tvm.tirx.Cast(str(row.ty.dtype), expression(size, "int64")), row)
+
+
+def _wrapped(reading: Reading, rows: relax.Expr, size: Any) -> relax.Expr:
+    """A kernel that counts the negative ones of some rows from the end of an axis of that size."""
+    sizes = [] if is_number(size) else [size]
+
+    def from_the_front(rows: te.Tensor, *passed: Any) -> te.Tensor:
+        last = passed[0] if passed else size  # a kernel knows no sizes but of its arguments
+        return te.compute(rows.shape, lambda *index: _wrap(rows(*index), last), name="from_the_front")
+
+    return reading.builder.call_te(from_the_front, rows, *sizes, primfunc_name_hint="from_the_front")
+
+
+def _is_checked(reading: Reading, rows: relax.Expr) -> bool:
+    """Whether rows are the graph's inputs, or sums of them: token ids and positions, which a session checks."""
+    if isinstance(rows, tvm.ir.GenericConst):
+        return bool((rows.value.numpy() >= 0).all())
+    binding = reading.builder.lookup_binding(rows) if isinstance(rows, relax.Var) else None
+    if binding is None:
+        return isinstance(rows, relax.Var)
+    names = ("add", "arange", "astype", "broadcast_to", "expand_dims", "reshape", "squeeze")
+    if not isinstance(binding, relax.Call) or binding.op not in [tvm.ir.Op.get(f"relax.{name}") for name in names]:
+        return False
+    parts = [part for part in binding.args if isinstance(part.ty, relax.TensorType)]
+    return all(_is_checked(reading, part) for part in parts)
 
 
 def _gather_nd(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -229,11 +280,12 @@ def _gather_nd(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
     x, rows = _followed(reading, *node.input)
     depth = int(rows.shape[-1])
     count = len(rows.shape) - 1
-    return Indexed(
-        [*rows.shape[:-1], *x.shape[depth:]],
-        x.dtype,
-        lambda *index: x.at(*(rows.at(*index[:count], place) for place in range(depth)), *index[count:]),
-    )
+
+    def at(*index: Any) -> Any:
+        row = [expression(rows.at(*index[:count], place), rows.dtype) for place in range(depth)]
+        return x.at(*(simplified(_wrap(each, size)) for each, size in zip(row, x.shape, strict=False)), *index[count:])
+
+    return Indexed([*rows.shape[:-1], *x.shape[depth:]], x.dtype, at)
 
 
 def _reshape(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
