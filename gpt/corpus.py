@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +49,8 @@ class CorpusConfig:
     """Turn text into token files that training maps into memory. Killed half-way, the same command goes on.
 
     Of a text the first part is trained on and the rest validates; of documents (JSONL, Parquet, a dataset) every
-    tenth validates, by default. Between two documents stands the tokenizer's end of text.
+    tenth validates, by default, and of the first n of them the share of n, rounded down. Between two documents stands
+    the tokenizer's end of text.
     Raises UserError (a ValueError) that names the field, its value and what is allowed.
     """
 
@@ -58,7 +60,7 @@ class CorpusConfig:
     text_field: str = "text"  # where JSONL, Parquet and datasets have the text
     val_share: float = VAL_SHARE  # of the text or of the documents, to validate on
     shard_tokens: int = 100_000_000  # a file of tokens ends with the document that fills it; a killed run loses one
-    max_tokens: int | None = None  # stop after about so many
+    max_tokens: int | None = None  # stop after so many in all; of a text, the share of them validates
 
     def __post_init__(self) -> None:
         if not 0 < self.val_share <= 0.5:
@@ -142,15 +144,22 @@ class _Shards:
         for path in folder.glob(".*"):  # what a killed run was writing
             shutil.rmtree(path, ignore_errors=True)
 
-    def add(self, part: str, ids: list[int], separator: list[int]) -> None:
+    def add(self, part: str, ids: list[int], separator: list[int], room: int | None) -> None:
+        """Append a document's ids behind a separator, as far as there is room."""
         begun = self.manifest[part] or self.pending[part]
-        self.pending[part].append(np.array(separator + ids if begun else ids, self.manifest["dtype"]))
+        fitting = (separator + ids if begun else ids)[:room]
+        if fitting:
+            self.pending[part].append(np.array(fitting, self.manifest["dtype"]))
 
     def pending_tokens(self) -> int:
         return sum(len(ids) for part in PARTS for ids in self.pending[part])
 
+    def tokens(self, part: str) -> int:
+        """How many a part has, written or pending."""
+        return sum(map(len, self.pending[part])) + sum(shard["tokens"] for shard in self.manifest[part])
+
     def all_tokens(self) -> int:
-        return self.pending_tokens() + sum(shard["tokens"] for part in PARTS for shard in self.manifest[part])
+        return sum(map(self.tokens, PARTS))
 
     def write(self, documents: int) -> None:
         """Write what is pending as a file a part, then the manifest that counts them and the documents so far."""
@@ -177,9 +186,13 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
         for group in _grouped(documents, min(AT_ONCE, config.shard_tokens)):
             if config.max_tokens and shards.all_tokens() >= config.max_tokens:
                 break
-            pieces = [piece for number, each in enumerate(group, done) for piece in _pieces(each, number, config)]
-            for (part, _), ids in zip(pieces, coder.encode_all([text for _, text in pieces]), strict=True):
-                shards.add(part, ids, separator)
+            pieces = [
+                (document.whole, *piece)
+                for number, document in enumerate(group, done)
+                for piece in _pieces(document, number, config)
+            ]
+            for (whole, part, _), ids in zip(pieces, coder.encode_all([text for *_, text in pieces]), strict=True):
+                shards.add(part, ids, separator, _room(config, shards, None if whole else part))
             done += len(group)
             if shards.pending_tokens() >= config.shard_tokens:
                 shards.write(done)
@@ -192,11 +205,25 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
     _write_manifest(config.output, manifest | {"complete": True})
 
 
+def _room(config: CorpusConfig, shards: _Shards, part: str | None) -> int | None:
+    """How many tokens more `max_tokens` allows, None for any number.
+
+    part: of a text, whose parts have their shares of `max_tokens`; None for documents, which share all of it.
+    """
+    if config.max_tokens is None:
+        return None
+    if part is None:
+        return config.max_tokens - shards.all_tokens()
+    train = int(config.max_tokens * (1 - Fraction(str(config.val_share))))
+    return (train if part == "train" else config.max_tokens - train) - shards.tokens(part)
+
+
 def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple[str, str]]:
     """The parts that the document with this number, counted from 0, belongs to, each with its text."""
     if document.whole:
-        period = round(1 / config.val_share)
-        return [("val" if number % period == period - 1 else "train", document.text)]
+        share = Fraction(str(config.val_share))  # as it was written: 0.3 has no exact float
+        validates = int((number + 1) * share) > int(number * share)
+        return [("val" if validates else "train", document.text)]
     return list(zip(PARTS, _cut(document.text, config.val_share), strict=True))
 
 
@@ -286,7 +313,7 @@ def _characters_of(source: Source) -> CharTokenizer:
 
 def _cut(text: str, val_share: float) -> tuple[str, str]:
     """The text's beginning to train on and its end to validate on."""
-    cut = int(len(text) * (1 - val_share))
+    cut = int(len(text) * (1 - Fraction(str(val_share))))
     return text[:cut], text[cut:]
 
 

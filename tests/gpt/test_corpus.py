@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +132,37 @@ def test_the_share_to_validate_on_can_be_set(config):
     assert len(build_corpus(replace(config, val_share=0.5)).val) == 5 * 2 + 45 * 3
 
 
-def test_max_tokens_stops_early(config):
-    corpus = build_corpus(replace(config, max_tokens=100))
-    assert 100 <= len(corpus.train) + len(corpus.val) < 200
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.3, 0.4, 0.5])
+def test_the_share_of_documents_is_exact_at_any_count(config, share):
+    """Of the first n documents the share of n validates, rounded down, for each n."""
+    corpus = build_corpus(replace(config, val_share=share))
+    val = corpus.tokenizer.decode(everything(corpus.val)).split(".")[:-1]
+    validates = [number in map(int, val) for number in range(100)]
+    assert [sum(validates[:n]) for n in range(101)] == [int(n * Fraction(str(share))) for n in range(101)]
+
+
+@pytest.mark.parametrize("tokens", [30, 31, 100, 217])
+def test_max_tokens_of_documents_are_the_first_ones(config, tokens):
+    corpus, whole = (
+        build_corpus(replace(config, max_tokens=tokens)),
+        build_corpus(replace(config, output=config.output / ".." / "whole")),
+    )
+    train, val = everything(corpus.train), everything(corpus.val)
+    assert len(train) + len(val) == tokens
+    assert everything(whole.train)[: len(train)] == train
+    assert everything(whole.val)[: len(val)] == val
+
+
+@pytest.mark.parametrize(("tokens", "share"), [(1000, 0.1), (999, 0.3), (1234, 0.4)])
+def test_max_tokens_of_a_text_keep_the_share(tmp_path, tokens, share):
+    (tmp_path / "text.txt").write_text(TEXT)
+    made = CorpusConfig(str(tmp_path / "text.txt"), tmp_path / "corpus", "characters", val_share=share)
+    corpus = build_corpus(replace(made, max_tokens=tokens))
+    train = int(tokens * (1 - Fraction(str(share))))
+    assert (len(corpus.train), len(corpus.val)) == (train, tokens - train)
+    cut = int(len(TEXT) * (1 - Fraction(str(share))))
+    assert corpus.tokenizer.decode(everything(corpus.train)) == TEXT[:train]
+    assert corpus.tokenizer.decode(everything(corpus.val)) == TEXT[cut : cut + tokens - train]
 
 
 def test_a_complete_corpus_is_verified_not_made_again(config):
