@@ -20,10 +20,12 @@ def atomic_output(path: Path | str, *, directory: bool = False) -> Iterator[Path
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
 
     With `directory=True` the temporary path is an empty directory, and an old directory at `path` is replaced. Folders
-    above `path` are made, and after a failure those go again.
+    above `path` are made, and after a failure those go again. Where `path` is a link, what it points to is replaced.
+    All of it is on the disk before it gets its name, so a loss of power leaves the old or the new, never a part.
     Raises UserError when the place cannot be written (permissions, disk full, a parent that is a file).
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     scratch = None
     new = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -91,8 +93,20 @@ def beside(source: Path, name: str) -> Path:
     return (ARTIFACTS if source.parent == Path() else source.parent) / name
 
 
-def check_output(path: Path | str) -> None:
-    """Raise, before long work, the UserError that `atomic_output(path)` would raise for the file after it."""
+def check_not_an_input(output: Path | str, *inputs: Path | str) -> None:
+    """Raise UserError if an output is one of a command's inputs, or a folder that holds one, by any name or link."""
+    output = Path(output).resolve()
+    for each in map(Path, inputs):
+        if each.resolve().is_relative_to(output) or (output.exists() and each.exists() and output.samefile(each)):
+            raise UserError(f"cannot write {output}: {each} is read from there; choose another place with -o")
+
+
+def check_output(path: Path | str, *inputs: Path | str) -> None:
+    """Raise, before long work, the UserError that `atomic_output(path)` would raise for the file after it.
+
+    inputs: what the command reads, none of which it may write on.
+    """
+    check_not_an_input(path, *inputs)
     if Path(path).is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file with -o")
     with suppress(_Undo), atomic_output(path) as part:
@@ -112,15 +126,27 @@ class _Undo(Exception):
 
 def _replace(part: Path, path: Path, old: Path) -> None:
     """Rename `part` to `path`; a directory there is moved to `old` first, and back if that fails."""
+    for each in (*part.rglob("*"), part):
+        _flush(each)
     if not part.is_dir() or not path.exists():
         os.replace(part, path)
-        return
-    os.rename(path, old)
+    else:
+        os.rename(path, old)
+        try:
+            os.replace(part, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.replace(part, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_within(path: str | bytes | int, folder: Path) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt.cli import UserError
-from gpt.files import atomic_output, beside, check_output, find_input, other_kind, sha256_file
+from gpt.files import atomic_output, beside, check_not_an_input, check_output, find_input, other_kind, sha256_file
 
 
 def entries(folder: Path) -> list[str]:
@@ -178,3 +178,54 @@ def test_a_file_of_another_kind_is_named_with_the_command_that_takes_it(tmp_path
     (tmp_path / "text").write_text("PK or not")
     for unknown in (tmp_path, tmp_path / "text", tmp_path / "none"):
         assert other_kind(unknown, "checkpoint") is None
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_an_output_that_is_a_link_is_written_through_to_its_target(tmp_path, directory):
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "out", tmp_path / "link"
+    link.symlink_to(target)  # to nothing yet, and then to what the first round wrote
+    for content in ("old", "new"):
+        with atomic_output(link, directory=directory) as part:
+            (part / "file" if directory else part).write_text(content)
+        assert link.is_symlink()
+        assert (target / "file" if directory else target).read_text() == content
+    assert entries(tmp_path) == ["disk", "link"]
+    assert entries(tmp_path / "disk") == ["out"]
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, directory):
+    """The file, the folders in a folder and what they hold are flushed, then renamed, then the folder above is."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    name = lambda descriptor: Path(os.readlink(f"/proc/self/fd/{descriptor}")).name  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append(name(descriptor)), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("rename"), replace(old, new)))
+    with atomic_output(tmp_path / "out", directory=directory) as part:
+        if directory:
+            (part / "inner").mkdir()
+            (part / "inner" / "weights").write_text("all")
+        else:
+            part.write_text("all")
+    before, after = calls[: calls.index("rename")], calls[calls.index("rename") + 1 :]
+    assert set(before) == ({"out", "inner", "weights"} if directory else {"out"})
+    assert before[-1] == "out"
+    assert after == [tmp_path.name]
+
+
+def test_an_output_is_none_of_the_inputs_by_any_name_or_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    source = tmp_path / "folder" / "in.pt"
+    source.write_text("years of training")
+    (tmp_path / "symbolic").symlink_to(source)
+    os.link(source, tmp_path / "hard")
+    for output in ("folder/in.pt", "folder/../folder/in.pt", "symbolic", "hard", "folder", "."):
+        with pytest.raises(UserError, match=r"in\.pt is read from there; choose another place with -o"):
+            check_not_an_input(output, source)
+    with pytest.raises(UserError, match="is read from there"):
+        check_output("folder/in.pt", "symbolic")
+    check_not_an_input("folder/out.pt", source)
+    check_not_an_input("none", source, "none.onnx")
+    assert source.read_text() == "years of training"
