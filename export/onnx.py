@@ -103,7 +103,7 @@ def export_onnx(
 def _export(
     checkpoint_path: Path, output: Path, request: Request, proof: bool = True
 ) -> tuple[ExportedModel, Lacking, list[Proof]]:
-    check_output(output)
+    check_output(output, checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     entry_point_of(FORMS[request.form], checkpoint.config, "float32", request.last)  # refuses before the work
     with tqdm(total=2, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:

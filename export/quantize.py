@@ -57,7 +57,7 @@ def quantize_onnxruntime(model: Path, output: Path) -> list[Loss]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     exported = _load_float32(model)
-    check_output(output)
+    check_output(output, *filter(None, (model, exported.weights)))
     with atomic_output(output) as part, TemporaryDirectory(dir=part.parent) as scratch, _quiet():
         folded = Path(scratch, "folded.onnx")
         _save_folded(model, folded)

@@ -54,10 +54,15 @@ def state_of(model: GPT | Bigram) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str, Any] | None = None) -> str:
-    """Write a checkpoint and return the SHA-256 of its file. Raises UserError if the place cannot be written.
+    """Write a checkpoint and return the SHA-256 of its file. Raises UserError where it cannot be written.
 
     training: what `load_training` gives back to go on with, tensors and plain values; `load_checkpoint` leaves it out.
+    Weights that are NaN or infinite are refused, so that what was good before is not replaced by them.
     """
+    if broken := _not_finite(checkpoint.state):
+        raise UserError(
+            f"{broken} holds NaN or infinity at step {checkpoint.step}: training diverged, nothing is saved"
+        )
     content = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "sha256"}
     content |= {"kind": KIND, "version": VERSION, "config": asdict(checkpoint.config)}
     if training is not None:
@@ -175,6 +180,8 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
         expected, found = (_describe(tensors.get(name)) for tensors in (wanted, state))
         if expected != found:
             raise UserError(f"{path}: does not fit its own config: {name} is {found}, not {expected}; train again")
+    if broken := _not_finite(state):
+        raise UserError(f"{path}: {broken} holds NaN or infinity: training diverged; use an earlier checkpoint")
     tied = checkpoint.config.tied_head
     if tied and not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
         raise UserError(
@@ -186,6 +193,11 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
             f"{path}: does not fit: its tokenizer has {tokenizer.vocab_size} ids, but "
             f"vocab_size={checkpoint.config.vocab_size}"
         )
+
+
+def _not_finite(state: dict[str, Tensor]) -> str | None:
+    """The name of the first weight that holds NaN or infinity; None if all are numbers."""
+    return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -216,7 +216,7 @@ def run(
         source: gpt2, gpt2-medium, gpt2-large or gpt2-xl (downloaded once), or a folder with safetensors
         output: the checkpoint to write
     """
-    check_output(output)
+    check_output(output, *(Path(source).iterdir() if Path(source).is_dir() else ()))
     checkpoint = load_pretrained(source)
     save_checkpoint(output, checkpoint)
     config = checkpoint.config

@@ -11,6 +11,7 @@ import textwrap
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import tyro
@@ -74,6 +75,9 @@ def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
         begun_s = time.perf_counter()
         loss, grad_norm, late = update(run, late)
         dt_s = time.perf_counter() - begun_s
+        # A gradient that overflowed under fp16's scale is no divergence: the scaler skips that update.
+        if not (math.isfinite(loss) and (math.isfinite(grad_norm) or run.scaler.is_enabled())):
+            raise UserError(_diverged(run, folder, loss if math.isfinite(grad_norm) else grad_norm))
         last = late or run.step == config.max_steps
         if log:
             log.step(run.step, loss, learning_rate_at(run.step - 1, config), grad_norm, dt_s)
@@ -121,12 +125,19 @@ def _evaluate(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
     if log:
         log.evaluation(run.step, **losses)
     if not math.isfinite(losses["train"]):
-        raise UserError(f"the loss is {losses['train']} at step {run.step}: training diverged; lower --learning-rate")
+        raise UserError(_diverged(run, folder, losses["train"]))
     run.stale += 1
     if losses["val"] < run.best_val:
         run.best_val, run.stale = losses["val"], 0
         if run.ranks.leads:
             save_checkpoint(folder.best, run.checkpoint())
+
+
+def _diverged(run: Run, folder: RunFolder, value: float) -> str:
+    """The words that end a run whose loss or gradient is NaN or infinite, naming the last good checkpoint."""
+    good = folder.steps()[-1:] or [folder.best][: folder.best.exists()]
+    kept = f"{good[0]} is the last good checkpoint" if good else "no checkpoint was kept yet"
+    return f"the loss or its gradient is {value} at step {run.step}: training diverged; lower --learning-rate; {kept}"
 
 
 @torch.no_grad()
@@ -210,7 +221,8 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
 def main() -> None:
     """Parse the command line, train, and print where the model is and what it writes."""
     config = parse()
-    check_output(config.output)
+    inputs = (config.corpus, config.init_from if config.init_from and Path(config.init_from).exists() else None)
+    check_output(config.output, *filter(None, inputs))
     checkpoint = train(config)
     if is_first_process():
         print(f"\nsample:\n{sample(checkpoint, tokens=400, seed=config.seed)}\n")

@@ -188,6 +188,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(checkpoint_
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_the_checkpoint_is_not_written_on(checkpoint_path, tmp_path):
+    (tmp_path / "link.pt").symlink_to(checkpoint_path)
+    content = checkpoint_path.read_bytes()
+    for output in (checkpoint_path, tmp_path / "link.pt"):
+        with pytest.raises(UserError, match="is read from there; choose another place with -o"):
+            export_onnx(checkpoint_path, output)
+    assert checkpoint_path.read_bytes() == content
+
+
 def add_to_a_weight(graph, amount):
     (weight,) = (each for each in graph.initializer if each.name.endswith("ln_f.weight"))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(amount), weight.name))

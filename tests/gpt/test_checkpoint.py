@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -257,4 +258,20 @@ def test_a_model_alone_is_nothing_to_go_on_with(saved):
 def test_gpt2s_tokenizer_fits_its_own_vocabulary_alone(path, config):
     save_checkpoint(path, replace(seeded_checkpoint(config), tokenizer=GPT2Tokenizer().to_json()))
     with pytest.raises(UserError, match="its tokenizer has 50257 ids, but vocab_size=11"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_read(config, tmp_path, value):
+    good, path = seeded_checkpoint(config), tmp_path / "ckpt.pt"
+    save_checkpoint(path, good)
+    weight = "transformer.ln_f.weight"
+    broken = replace(good, step=7, state=good.state | {weight: torch.full_like(good.state[weight], value)})
+    with pytest.raises(
+        UserError, match=rf"{weight} holds NaN or infinity at step 7: training diverged, nothing is sav"
+    ):
+        save_checkpoint(path, broken)
+    assert load_checkpoint(path).step == 0
+    torch.save(torch.load(path) | {"state": broken.state}, path)
+    with pytest.raises(UserError, match=rf"{weight} holds NaN or infinity: training diverged; use an earlier checkpoi"):
         load_checkpoint(path)

@@ -1,6 +1,7 @@
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from gpt.distributed import Ranks
 from gpt.model import loss_of
 from gpt.presets import PRESETS
 from gpt.run import Run, batches_of
-from gpt.train import estimate_loss, parse, sample, train, update
+from gpt.train import estimate_loss, main, parse, sample, train, update
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -69,6 +70,25 @@ def test_stops_at_its_minutes(train_config):
 def test_a_diverged_run_is_a_users_error(train_config):
     with pytest.raises(UserError, match="training diverged; lower --learning-rate"):
         train(replace(train_config, learning_rate=1e30, grad_clip=0.0))
+
+
+def test_a_run_that_diverges_ends_at_once_and_names_the_last_good_checkpoint(train_config, tmp_path):
+    config = replace(train_config, output=tmp_path / "ckpt.pt", max_steps=30, eval_interval=30)
+    train(config)
+    worse = replace(config, resume=True, overwrite=False, max_steps=10**6, eval_interval=10**6, save_interval=1)
+    with pytest.raises(UserError, match=r"training diverged; .*step-000000(3\d)\.pt is the last good") as caught:
+        train(replace(worse, learning_rate=1e30, grad_clip=0.0))
+    kept = sorted(config.folder.glob("step-*.pt"))[-1]
+    assert str(kept) in str(caught.value)
+    load_checkpoint(kept)  # which refuses NaN
+
+
+def test_no_file_that_is_read_is_written_on(train_config, text_file, monkeypatch):
+    content = text_file.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["gpt.train", "tiny", "--corpus", str(text_file), "-o", str(text_file)])
+    with pytest.raises(UserError, match="is read from there; choose another place with -o"):
+        main()
+    assert text_file.read_bytes() == content
 
 
 def test_sample_is_text_of_the_vocabulary(trained):
