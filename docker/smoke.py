@@ -30,6 +30,7 @@ from gpt.config import GPTConfig
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import gpu_arch
+from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bench", "export", "gpt", "tvm_frontend")
@@ -114,7 +115,7 @@ def check_gpu(exported: Path) -> str:
 def check_numbers(model: CompiledModel, precision: str) -> str:
     """Run a compiled model and hold its logits against eager PyTorch in float64. Raises RuntimeError."""
     eager = seeded_checkpoint(CONFIG).build(attention="explicit").double()
-    session = model.start(threads=1)
+    session = open_session(model, threads=1)
     tolerance, worst = tolerance_of(precision, CONFIG), 0.0
     for B, T in odd_shapes(CONFIG):
         ids = random_ids(CONFIG, B, T, seed=0)

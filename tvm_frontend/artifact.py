@@ -1,4 +1,7 @@
-"""The compiled model: a folder with libraries, weights and a description. Runs without ONNX and without torch."""
+"""The compiled model on disk, a folder with libraries, weights and a description: saves, loads and checks it.
+
+This is data only. `tvm_frontend.runtime.open_session` runs it, without ONNX and without torch.
+"""
 
 import hashlib
 import json
@@ -6,7 +9,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +17,6 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
 from gpt.tokenizer import check_ids
-from tvm_frontend.runtime.threads import chosen_threads
-from tvm_frontend.target import check_runs_here
-
-if TYPE_CHECKING:
-    from tvm_frontend.relay.session import RelaySession
-    from tvm_frontend.runtime.session import CachedSession, Session
 
 FORMAT = 7
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
@@ -66,29 +63,6 @@ class CompiledModel:
     files_crc32: dict[str, int]
     versions: dict[str, str]
     search: dict[str, Any] | None = None
-
-    def start(self, threads: int | None = None) -> "Session | CachedSession | RelaySession":
-        """Load the library and map the weights, ready to run on `threads` CPU threads.
-
-        By default as many as TVM_NUM_THREADS or else OMP_NUM_THREADS says, or else one a physical core that this
-        process may use. Between steps they sleep, unless TVM_THREAD_POOL_SPIN_COUNT makes them look for work longer.
-        A model with a cache gives a `CachedSession`, one that chooses tokens on its GPU a `DeviceSession`; one that
-        Relay compiled a `RelaySession`, in a process of Relay's environment. Raises UserError if this machine cannot
-        run the code.
-        """
-        arch = check_runs_here(self.target)
-        if self.frontend == RELAY:
-            from tvm_frontend.relay.session import RelaySession
-
-            return RelaySession(self, chosen_threads(threads), arch)
-        from tvm_frontend.graph import CHOOSE
-        from tvm_frontend.runtime.device_session import DeviceSession
-        from tvm_frontend.runtime.session import CachedSession, Session
-
-        kind = Session
-        if self.form == "cached":
-            kind = DeviceSession if CHOOSE in self.entry_points else CachedSession
-        return kind(self, chosen_threads(threads), self.library(arch))
 
     @property
     def libraries(self) -> list[Path]:

@@ -133,8 +133,10 @@ def demo_model(folder: Path) -> Path:
 
 def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
     """A compiled model's forward pass of one PROMPT."""
+    from tvm_frontend.runtime import open_session
+
     ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
-    session = compiled.start(config.threads)
+    session = open_session(compiled, config.threads)
     return Contestant(name, ready_s, lambda: session.prefill(ids))
 
 

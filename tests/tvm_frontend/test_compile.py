@@ -19,6 +19,7 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +102,7 @@ def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, e
     assert "xmm" in disassembled
     assert "ymm" not in disassembled
     ids = np.random.default_rng(0).integers(0, 211, (2, 64))
-    np.testing.assert_allclose(compiled.start().prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(open_session(compiled).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -290,12 +291,12 @@ def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):
     monkeypatch.setattr(cuda_toolchain, "gpu_arch", lambda: None)
     compiled = compile_model(model, target="cuda", opt_level=0)
     with pytest.raises(UserError, match="needs a GPU that runs sm_86, and this machine shows none"):
-        compiled.start()
+        open_session(compiled)
 
 
 @pytest.mark.skipif(gpu_arch() is None, reason="no NVIDIA driver with a GPU on this machine")
 def test_on_a_gpu_it_computes_what_eager_does(compiler, model, checkpoint, eager):
-    session = compile_model(model, target="cuda", arch=gpu_arch()).start()
+    session = open_session(compile_model(model, target="cuda", arch=gpu_arch()))
     for B, T in [(1, 1), (3, 17), (2, 70)]:
         ids = np.random.default_rng(0).integers(0, 211, (B, T))
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=1e-4)

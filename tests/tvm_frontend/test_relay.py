@@ -24,6 +24,7 @@ from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler
 from tvm_frontend.relay.environment import why_absent
 from tvm_frontend.relay.process import RelayProcess
+from tvm_frontend.runtime import open_session
 from tvm_frontend.tune import tune_model
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def check(path: Path, expected: Callable[[np.ndarray], np.ndarray], shape: tuple
     """Compile for a shape, run and compare."""
     compiled = compile_model(path, path.with_name("out"), frontend="relay", fixed_shape=shape, **how)
     ids = random_ids(*shape)
-    logits = compiled.start(threads=2).prefill(ids)
+    logits = open_session(compiled, threads=2).prefill(ids)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected(ids), rtol=0, atol=TOLERANCE)
 
@@ -128,7 +129,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
     assert "ymm" not in subprocess.check_output(["objdump", "-d", output / "library.so"], text=True)
     assert "take(" in (bigram.parent / "ir/01-import.relay").read_text()
     assert "def @main(" in (bigram.parent / "ir/02-optimize.relay").read_text()
-    session = compiled.start(threads=1)
+    session = open_session(compiled, threads=1)
     for ids in (random_ids(2, 5), random_ids(2, 5)[::-1]):
         np.testing.assert_array_equal(session.prefill(ids), table[ids])
     with pytest.raises(UserError, match=r"\[2, 4\]: this model was compiled for \[2, 5\] alone"):
@@ -142,7 +143,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
 def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
     path = export(BIGRAM, opset=18, last=True)[1].path
     ids = random_ids(2, 5)
-    session = compile_model(path, frontend="relay", fixed_shape=(2, 5)).start(threads=1)
+    session = open_session(compile_model(path, frontend="relay", fixed_shape=(2, 5)), threads=1)
     np.testing.assert_array_equal(session.prefill(ids), table[ids][:, -1:])
 
 
@@ -164,7 +165,7 @@ def test_a_search_is_kept_and_taken_up_again(bigram, table, capfd):
     searched = []
     for _ in range(2):
         compiled = tune_model(bigram, shape=(1, 4), trials=1, frontend="relay")
-        np.testing.assert_array_equal(compiled.start(threads=1).prefill(ids), table[ids])
+        np.testing.assert_array_equal(open_session(compiled, threads=1).prefill(ids), table[ids])
         searched.append(compiled.search)
     assert compiled.path.name == "tvm-llvm-O3-relay-tuned-1x4"
     assert [each["trials"] for each in searched] == [1, 1]

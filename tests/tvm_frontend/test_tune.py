@@ -15,6 +15,7 @@ from gpt.config import GPTConfig
 from tvm_frontend import tune
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.pipeline import fix_shape, graph_phases
+from tvm_frontend.runtime import open_session
 from tvm_frontend.target import resolve_target
 from tvm_frontend.tune import Search, tune_model
 
@@ -62,7 +63,7 @@ def test_everything_is_searched_kept_and_taken_up_again(export, eager, command, 
     records = (kept / "records.json").read_text()
     assert len(records.splitlines()) == compiled.search["trials"] >= 12
     ids = np.random.default_rng(0).integers(0, 37, (2, 5))
-    session = compiled.start(threads=2)
+    session = open_session(compiled, threads=2)
     np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
     np.testing.assert_allclose(session.last(ids), eager(checkpoint, ids)[:, -1], rtol=0, atol=2e-5)
     with pytest.raises(UserError, match=r"\[2, 4\]: this model was compiled for \[2, 5\] alone"):
@@ -74,7 +75,7 @@ def test_everything_is_searched_kept_and_taken_up_again(export, eager, command, 
     assert (kept / "records.json").read_text() == records
     assert load_compiled(compiled.path).search["seconds"] == spent
     np.testing.assert_allclose(
-        load_compiled(compiled.path).start(threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
+        open_session(load_compiled(compiled.path), threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
     )
 
     summary = json.loads((kept / "search.json").read_text())
@@ -96,7 +97,9 @@ def test_behind_the_rewrites_only_what_they_left_is_searched(export, eager, comm
     assert "fuse_linear" in compiled.pipeline
     assert compiled.search["trials"] >= 1
     ids = np.random.default_rng(0).integers(0, 37, (1, 4))
-    np.testing.assert_allclose(compiled.start(threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        open_session(compiled, threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
+    )
     with pytest.raises(UserError, match=r"op 'matmul': in no kernel's name; there are .*take"):
         tune_model(model, tmp_path / "out", shape=(1, 4), trials=1, ops=("matmul",))
 
