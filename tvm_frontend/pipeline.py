@@ -1,7 +1,7 @@
 """From a model to an executable: the phases in order, to be read from top to bottom."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tvm_frontend.kernels import kernels_for
 from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.kernels.cuda.default import schedule_cuda
 from tvm_frontend.kernels.cuda.launch import source
+from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
@@ -33,7 +34,7 @@ from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
 
 if TYPE_CHECKING:
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
 OPT_LEVELS = {0: "TVM's own untuned pipeline", 3: "this project's rewrites and schedules"}
 LAYOUT_HINT = "layout_free_placeholders"
@@ -74,26 +75,22 @@ class _Trace:
 def compile_graph(
     import_graph: Callable[[], Graph],
     target: CompileTarget,
-    opt_level: int,
-    *,
-    precision: str = "fp32",
-    cuda_compiler: str = "auto",
-    fast_math: bool = False,
-    dump_ir: Path | None = None,
+    options: CompileOptions = DEFAULT_OPTIONS,
     search: "Search | None" = None,
-    without: Collection[str] = (),
 ) -> Compiled:
     """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there.
 
-    search: what schedules the kernels that have no hand schedule; see `tvm_frontend.tune`. without: phases to leave
-    out, to see what they add. Raises UserError for one that is not there, or must be.
+    target: what the options' target, CPU and one arch were resolved to. options: of which `opt_level`, `precision`
+    (fp32 if None), `cuda_compiler`, `fast_math`, `without` and `dump_ir` are read. search: schedules the kernels that
+    have no hand schedule; see `tvm_frontend.search`. Raises UserError for a phase to leave out that is not there, or
+    that every model needs.
     """
-    trace = _Trace(dump_ir)
-    possible = graph_phases(target, opt_level, precision, search)
+    trace = _Trace(options.dump_ir)
+    possible = graph_phases(target, options.opt_level, options.precision or "fp32", search)
     optional = [name for name, _ in possible if name not in NEEDED]
-    if missing := [name for name in without if name not in optional]:
+    if missing := [name for name in options.without if name not in optional]:
         raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
-    kept = [phase for phase in possible if phase[0] not in without]
+    kept = [phase for phase in possible if phase[0] not in options.without]
     phases: list[Phase] = [("import", lambda _: import_graph()), *kept]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
@@ -105,7 +102,7 @@ def compile_graph(
             bar.update()
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
-        executable, launches = machine_code(graph, target, cuda_compiler, fast_math)
+        executable, launches = machine_code(graph, target, options.cuda_compiler, options.fast_math)
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()

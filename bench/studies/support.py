@@ -23,6 +23,7 @@ from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.relax_onnx import FIX
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.session import CachedSession
 
@@ -177,7 +178,7 @@ def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = Fa
     Raises RuntimeError for logits of another shape, or that are no numbers.
     """
     try:
-        session = open_session(compile_model(path, output, **how))
+        session = open_session(compile_model(path, output, CompileOptions(**how)))
     except UserError as error:
         return words_of(error)
     errors = []

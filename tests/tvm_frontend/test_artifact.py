@@ -16,6 +16,7 @@ from tvm_frontend import artifact as artifact_module
 from tvm_frontend import target as target_module
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +209,7 @@ def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, ea
 
 def test_phases_can_be_left_out(exported, checkpoint, eager):
     left_out = ("fuse_attention", "fuse_layer_norm", "split_head", "promise_no_alias")
-    compiled = compile_model(exported.path, without=left_out)
+    compiled = compile_model(exported.path, options=CompileOptions(without=left_out))
     assert compiled.path.name == "tvm-llvm-O3-without-fuse_attention-fuse_layer_norm-split_head-promise_no_alias"
     assert "fuse_linear" in compiled.pipeline
     assert not set(left_out) & set(compiled.pipeline)
@@ -221,4 +222,4 @@ def test_phases_can_be_left_out(exported, checkpoint, eager):
 @pytest.mark.parametrize(("opt_level", "phase"), [(3, "lower"), (3, "fuse_everything"), (0, "fuse_linear")])
 def test_a_phase_that_is_not_there_or_must_be_is_refused(exported, opt_level, phase):
     with pytest.raises(UserError, match=f"without '{phase}': must be one of (recover_gelu, .*|no phase at all)"):
-        compile_model(exported.path, opt_level=opt_level, without=(phase,))
+        compile_model(exported.path, options=CompileOptions(opt_level=opt_level, without=(phase,)))

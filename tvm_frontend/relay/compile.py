@@ -16,6 +16,7 @@ from gpt.files import atomic_output, check_output
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.relay.worker import DATABASE, weights_of
 from tvm_frontend.runtime.threads import chosen_threads
@@ -29,35 +30,30 @@ SUMMARY = "search.json"
 
 
 def compile_relay(
-    model: Path,
-    output: Path | None = None,
-    *,
-    shape: tuple[int, int] | None,
-    target: str = "llvm",
-    mcpu: str | None = None,
-    arch: str | None = None,
-    opt_level: int = 3,
-    dump_ir: Path | None = None,
-    trials: int | None = None,
+    model: Path, output: Path | None, options: CompileOptions, *, trials: int | None = None
 ) -> CompiledModel:
     """Compile a file of `export.onnx` for one [B, T] by Relay, in a process of its environment.
 
     The result is a folder, `tvm-<llvm or arch>-O<level>-relay-<B>x<T>` beside the model unless `output` names another,
-    and it is there whole or not at all. dump_ir: a folder for Relay's text before and after it is optimised. trials:
-    schedules that MetaSchedule tries first, with those of earlier runs, which are kept in `<output>-search`. Raises
-    UserError for a bad file, shape, target or output, without Relay's environment or, for cuda, nvcc, and if Relay
-    fails.
+    and it is there whole or not at all. options: `fixed_shape` must be given, and `dump_ir` takes Relay's text before
+    and after it is optimised. trials: schedules that MetaSchedule tries first, with those of earlier runs, which are
+    kept in `<output>-search`. Raises UserError for a bad file, option or output, without Relay's environment or, for
+    cuda, nvcc, and if Relay fails.
     """
-    if opt_level not in OPT_LEVELS:
-        raise UserError(f"opt level {opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay")
-    compile_for = resolve_relay_target(target, mcpu=mcpu, arch=arch)
+    _refuse_others(options)
+    dump_ir = options.dump_ir
+    if options.opt_level not in OPT_LEVELS:
+        raise UserError(
+            f"opt level {options.opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay"
+        )
+    compile_for = resolve_relay_target(options.target, mcpu=options.mcpu, arch=options.arch)
     variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # on which a search times its candidates
     if compile_for.kind == "cuda":
         variables |= _with_nvcc(compile_for.arch)
     exported, proto = read_plain(model, RELAY)
-    _check_shape(shape, exported.config.block_size)
+    shape = _checked_shape(options.fixed_shape, exported.config.block_size)
     tuned = "tuned-" if trials is not None else ""
-    name = f"tvm-{compile_for.name}-O{opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
+    name = f"tvm-{compile_for.name}-O{options.opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
     output = output or model.with_name(name)
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
@@ -77,7 +73,7 @@ def compile_relay(
             "shape": shape,
             "target": compile_for.relay_name,
             "host": None if compile_for.kind == "llvm" else compile_for.relay_host,
-            "opt_level": opt_level,
+            "opt_level": options.opt_level,
             "library": str(library.resolve()),
             "graph": str((folder / GRAPH).resolve()),
             "scratch": scratch,
@@ -105,7 +101,7 @@ def compile_relay(
                 "fixed_shape": shape,
                 "precision": "fp32",
                 "target": compile_for.to_json(),
-                "opt_level": opt_level,
+                "opt_level": options.opt_level,
                 "entry_points": ["forward"],
                 "caches": [],
                 "pipeline": list(phases_s),
@@ -123,8 +119,22 @@ def compile_relay(
     return load_compiled(output)
 
 
-def _check_shape(shape: tuple[int, int] | None, block_size: int) -> None:
-    """Raise UserError unless it is one that the model takes."""
+def _refuse_others(options: CompileOptions) -> None:
+    """Raise UserError for the first option that is given, and that Relay has no use for."""
+    given = {
+        "precision": options.precision not in (None, "fp32"),
+        "compiler": options.cuda_compiler == "nvrtc",
+        "fast-math": options.fast_math,
+        "without": bool(options.without),
+    }
+    if wrong := next((name for name, value in given.items() if value), None):
+        raise UserError(
+            f"--{wrong}: not with --frontend relay, which has fp32, nvcc and Relay's own phases; leave it out"
+        )
+
+
+def _checked_shape(shape: tuple[int, int] | None, block_size: int) -> tuple[int, int]:
+    """Give the shape back. Raises UserError unless it is one that the model takes."""
     if shape is None:
         raise UserError(
             "--frontend relay compiles for one B and one T, as Relay's shapes are numbers: give --batch and --tokens, "
@@ -132,6 +142,7 @@ def _check_shape(shape: tuple[int, int] | None, block_size: int) -> None:
         )
     if shape[0] < 1 or not 1 <= shape[1] <= block_size:
         raise UserError(f"--batch {shape[0]} --tokens {shape[1]}: B must be at least 1, and T in 1 … {block_size}")
+    return shape
 
 
 def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
 MODELS = {
@@ -18,7 +19,7 @@ MODELS = {
 def test_a_checkpoint_computes_what_eager_does_at_any_shape(export, eager, name):
     checkpoint, exported = export(MODELS[name])
     path = exported.path.with_name("ckpt.pt")
-    compiled = compile_model(path, frontend="torch")
+    compiled = compile_model(path, options=CompileOptions(frontend="torch"))
     assert compiled.path == path.with_name("tvm-llvm-O3-torch")
     assert (compiled.frontend, compiled.fixed_shape) == ("torch", None)
     assert compiled.checkpoint_sha256 == exported.checkpoint_sha256
@@ -30,10 +31,10 @@ def test_a_checkpoint_computes_what_eager_does_at_any_shape(export, eager, name)
 
 def test_an_onnx_file_is_no_checkpoint(exported):
     with pytest.raises(UserError, match=r"model\.onnx: --frontend torch reads a checkpoint"):
-        compile_model(exported.path, frontend="torch")
+        compile_model(exported.path, options=CompileOptions(frontend="torch"))
 
 
 def test_what_tvm_cannot_read_is_one_line(export):
     path = export(replace(MODELS["gpt"], bias=False))[1].path.with_name("ckpt.pt")
     with pytest.raises(UserError, match=r"node 'layer_norm' \(aten\.layer_norm\.default\): KeyError: None$"):
-        compile_model(path, frontend="torch")
+        compile_model(path, options=CompileOptions(frontend="torch"))

@@ -6,6 +6,7 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
 TOLERANCE = 2e-5  # as in test_artifact
@@ -25,7 +26,7 @@ def model(export):
 
 @pytest.fixture(scope="module", params=[3, 0])
 def cached(model, request):
-    return open_session(compile_model(model[1].path, opt_level=request.param), threads=2)
+    return open_session(compile_model(model[1].path, options=CompileOptions(opt_level=request.param)), threads=2)
 
 
 def ids_of(B, T, config=CONFIG):
@@ -189,7 +190,7 @@ def test_a_form_that_is_not_compiled_is_named(export):
 @pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])
 def test_narrow_products_keep_the_likeliest_token(model, eager, precision, largest_error):
     """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row, and of keys."""
-    session = open_session(compile_model(model[1].path, precision=precision), threads=2)
+    session = open_session(compile_model(model[1].path, options=CompileOptions(precision=precision)), threads=2)
     assert session.model.precision == precision
     assert session.model.path.name == f"tvm-llvm-O3-{precision}-cache"
     ids = ids_of(2, 30)
@@ -218,4 +219,4 @@ def test_narrow_products_keep_the_likeliest_token(model, eager, precision, large
 )
 def test_a_precision_that_has_no_kernels_is_refused(model, how, said):
     with pytest.raises(UserError, match=said):
-        compile_model(model[1].path, **how)
+        compile_model(model[1].path, options=CompileOptions(**how))

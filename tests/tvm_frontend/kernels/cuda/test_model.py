@@ -7,6 +7,7 @@ from gpt.config import GPTConfig
 from tvm_frontend import pipeline
 from tvm_frontend.compile import compile_model
 from tvm_frontend.kernels.cuda import CudaKernels
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.device_session import DeviceSession
@@ -22,7 +23,7 @@ def compiled(export, emulated, tmp_path, monkeypatch):
         checkpoint, exported = export(CONFIG, form)
         kernels = CudaKernels(precision, emulated)
         monkeypatch.setattr(pipeline, "kernels_for", lambda target, precision: kernels)
-        model = compile_model(exported.path, tmp_path / form, dump_ir=tmp_path / "ir", **how)
+        model = compile_model(exported.path, tmp_path / form, CompileOptions(dump_ir=tmp_path / "ir", **how))
         emulated.load(tmp_path)
         return checkpoint, model
 
