@@ -30,6 +30,7 @@ from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OPT_LEVELS as RELAY_OPT_LEVELS
 from tvm_frontend.relay.compile import compile_relay
 from tvm_frontend.target import CompileTarget, resolve_target
+from tvm_frontend.tvm_patches import register_errors
 
 if TYPE_CHECKING:
     from tvm_frontend.search import Search
@@ -69,8 +70,7 @@ def compile_model(
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
-    for exception in (KeyboardInterrupt, UserError):  # else TVM hands on what a rewrite raises as a RuntimeError
-        tvm_ffi.register_error(exception.__name__, exception)
+    register_errors()
     with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
         phases_s: Counter[str] = Counter()
         for one in compile_for.each():

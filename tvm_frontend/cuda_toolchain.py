@@ -110,15 +110,15 @@ def cuda_machine_code(
     found = find_compiler(compiler)
     if arch not in (known := found.archs()):
         raise UserError(f"{found.path} does not compile for {arch}; it knows {', '.join(known)}")
-    import tvm  # noqa: F401  (registers target.build.cuda)
     import tvm_ffi
+
+    from tvm_frontend.tvm_patches import replaced_cuda_build
 
     _load_module_class()
     launches: dict[str, dict[str, Any]] = {}
     machine_code_of = tvm_ffi.get_global_func("gpt_frontend.cuda_machine_code")
-    build_source = tvm_ffi.get_global_func("target.build.cuda")
 
-    def build(module, target):
+    def build(module, target, build_source):
         if (asked := str(target.attrs.get("arch", "none"))) != arch:
             raise ValueError(f"kernels for arch {asked} inside cuda_machine_code({arch!r})")
         source = build_source(module, target)
@@ -126,17 +126,8 @@ def cuda_machine_code(
         text = f"{before}\n{source.inspect_source('cuda')}"
         return machine_code_of(source, found.compile(text, arch, fast_math=fast_math))
 
-    forced = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
-    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"  # source also where a driver is, so that there is one way for all
-    tvm_ffi.register_global_func("target.build.cuda", build, override=True)
-    try:
+    with replaced_cuda_build(build):
         yield launches
-    finally:
-        tvm_ffi.register_global_func("target.build.cuda", build_source, override=True)
-        if forced is None:
-            del os.environ["TVM_COMPILE_FORCE_FALLBACK"]
-        else:
-            os.environ["TVM_COMPILE_FORCE_FALLBACK"] = forced
 
 
 def verify_cuda_library(path: Path | str, arch: str) -> None:

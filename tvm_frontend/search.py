@@ -4,14 +4,11 @@
 processes for each batch, and each imports TVM for longer than it then takes to build a candidate.
 """
 
-import importlib
-import inspect
 import json
 import logging
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +38,7 @@ from tvm_frontend.frontends import Source
 from tvm_frontend.graph import Graph
 from tvm_frontend.runtime.threads import chosen_threads, use_threads
 from tvm_frontend.target import CompileTarget, check_runs_here
+from tvm_frontend.tvm_patches import import_tensor_intrinsics
 
 WORKLOADS, RECORDS, SUMMARY = "workloads.json", "records.json", "search.json"
 BATCH = 64  # candidates between two looks at the results, MetaSchedule's own number; fewer where tasks are many
@@ -129,7 +127,7 @@ class Search:
 
     def _search(self, tasks: list, target: tvm.target.Target, database: JSONDatabase) -> None:
         logging.getLogger(meta_schedule.__name__).setLevel(logging.CRITICAL)  # it prints tables, and fills log files
-        _register_intrinsics()
+        import_tensor_intrinsics()
         left = self.trials - self.found
         batch = max(1, min(BATCH, left // (2 * len(tasks))))
         strategy = EvolutionarySearch(population_size=POPULATION * batch, init_min_unmeasured=batch)
@@ -292,23 +290,6 @@ class _Keep(PyMeasureCallback):
         self.here.bar.set_postfix_str(context.task_name)
         if self.here.stopped:
             raise KeyboardInterrupt
-
-
-def _register_intrinsics() -> None:
-    """Import TVM's intrinsics, as MetaSchedule does, in seconds instead of a minute.
-
-    Each asks for the stack it is defined in, where its frames are enough, and gets the lines of source of all of them.
-    """
-
-    def frames(context: int = 0) -> list[inspect.FrameInfo]:
-        walk = ((frame, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
-        return [inspect.FrameInfo(frame, frame.f_code.co_filename, line, "", None, None) for frame, line in walk]
-
-    stack, inspect.stack = inspect.stack, frames
-    try:
-        importlib.import_module("tvm.s_tir.tensor_intrin")
-    finally:
-        inspect.stack = stack
 
 
 def _argument(_, dtype: str, shape: list[int]) -> tvm.runtime.Tensor:
