@@ -13,7 +13,7 @@ OURS = ("gpt", "export", "tvm_frontend", "bench")
 ALLOWED = {
     "gpt": (),
     "export": ("gpt",),
-    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer"),
+    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer", "gpt.version"),
     "bench": OURS,
 }
 # What runs in Relay's environment, where nothing of ours is known.
@@ -25,6 +25,7 @@ TORCH_FREE = (
     "gpt/files.py",
     "gpt/config.py",
     "gpt/tokenizer.py",
+    "gpt/version.py",
     "export/artifact.py",
     "bench/models/artifacts.py",
     "bench/harness/worker.py",

@@ -20,6 +20,7 @@ from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
 from gpt.files import atomic_output, find_input
+from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
@@ -101,7 +102,11 @@ def compile_model(
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
-                "versions": {"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
+                "versions": {
+                    PROJECT: project_version(),
+                    "apache-tvm": tvm.__version__,
+                    "apache-tvm-ffi": tvm_ffi.__version__,
+                },
             },
         )
         for arch in compile_for.archs:

@@ -12,6 +12,7 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
+from gpt.version import project_version
 from tvm_frontend import artifact as artifact_module
 from tvm_frontend import target as target_module
 from tvm_frontend.artifact import load_compiled
@@ -62,6 +63,7 @@ def test_it_knows_what_it_came_from(compiled, exported, checkpoint):
     assert (compiled.dtype, compiled.opt_level, compiled.target["kind"]) == ("float32", 3, "llvm")
     assert compiled.pipeline == list(compiled.phases_s)
     assert compiled.exported_sha256 == sha256_file(exported.path)
+    assert compiled.versions["gpt-frontend"] == project_version()
     assert compiled.checkpoint_sha256 == exported.checkpoint_sha256
 
 

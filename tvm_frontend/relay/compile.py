@@ -13,6 +13,7 @@ from onnx import inliner
 
 from gpt.cli import UserError
 from gpt.files import atomic_output, check_output
+from gpt.version import PROJECT, project_version
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
@@ -111,7 +112,7 @@ def compile_relay(
                 "exported_sha256": exported.sha256,
                 "checkpoint_sha256": exported.checkpoint_sha256,
                 "search": search,
-                "versions": built["versions"],
+                "versions": {PROJECT: project_version(), **built["versions"]},
             },
         )
         if compile_for.kind == "cuda":
