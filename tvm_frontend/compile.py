@@ -1,4 +1,4 @@
-"""A model to a compiled library.
+"""Compiles a model to a library.
 
 python -m tvm_frontend.compile                                   # artifacts/model.onnx for this machine's CPU
 python -m tvm_frontend.compile --opt-level 0                     # TVM's own untuned pipeline, to compare with
@@ -36,7 +36,7 @@ from tvm_frontend.tvm_patches import register_errors
 if TYPE_CHECKING:
     from tvm_frontend.search import Search
 
-FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
+FORMS = {"forward": "", "cached": "cache"}  # each form of an export with its word in the folder's name
 
 
 def compile_model(

@@ -41,19 +41,19 @@ from tvm_frontend.target import CompileTarget, check_runs_here
 from tvm_frontend.tvm_patches import import_tensor_intrinsics
 
 WORKLOADS, RECORDS, SUMMARY = "workloads.json", "records.json", "search.json"
-BATCH = 64  # candidates between two looks at the results, MetaSchedule's own number; fewer where tasks are many
+BATCH = 64  # candidates between two updates of the cost model, MetaSchedule's own number; fewer where tasks are many
 POPULATION = 8  # schedules that evolve for each one that is timed, MetaSchedule's own ratio
-MEASURE_MS = 50  # of calls a candidate
+MEASURE_MS = 50  # the time that calls of one candidate are repeated for
 SEED = 1
 
 
 @dataclass
 class Search:
-    """A search for the schedules of one model's kernels; `compile_model` runs it between its own phases.
+    """Searches for the schedules of one model's kernels; `compile_model` runs it between its own phases.
 
     shape: [B, T]. trials: candidates to time in all, with those that were timed before. ops: parts of the kernels'
-    names, to search for those alone; empty for all. threads: that kernels run on. folder: of what was found.
-    seconds: spent so far, earlier runs included. found: the candidates timed so far. Raises UserError.
+    names, to search for those alone; empty for all. threads: the number that kernels run on. folder: keeps what is
+    found. seconds: the time spent so far, earlier runs included. found: the candidates timed so far. Raises UserError.
     """
 
     shape: tuple[int, int]
@@ -74,7 +74,7 @@ class Search:
 
     @property
     def name(self) -> str:
-        """Its word in the compiled model's name."""
+        """Give the search's word in the compiled model's name."""
         return f"tuned-{'x'.join(map(str, self.shape))}"
 
     def check(self, source: Source, target: CompileTarget) -> None:
@@ -95,7 +95,7 @@ class Search:
         self.folder = folder
 
     def to_json(self) -> dict[str, Any]:
-        """What a compiled model says of it."""
+        """Describe the search as the compiled model records it."""
         return {"trials": self.found, "seconds": round(self.seconds, 1), "database": str(self.folder)}
 
     def __call__(self, graph: Graph, target: CompileTarget) -> Graph:
@@ -150,7 +150,7 @@ class Search:
                 meta_schedule.tune_tasks(
                     tasks=contexts,
                     task_weights=[float(task.weight) for task in tasks],
-                    work_dir="",  # for a database of its own, which is not made
+                    work_dir="",  # unused: this is where it would make a database of its own
                     max_trials_global=left,
                     num_trials_per_iter=batch,
                     builder=_Builder(here),
@@ -161,7 +161,7 @@ class Search:
                 )
 
     def _tasks(self, graph: Graph, target: tvm.target.Target) -> list:
-        """What there is to search for, the longest first. Raises UserError if that is nothing."""
+        """List the kernels to search for, the longest first. Raises UserError if there is none."""
         found = [task for task in extract_tasks(graph.module, target) if not _has_schedule(task.dispatched[0])]
         names = ", ".join(sorted(task.task_name for task in found))
         if not found:
@@ -175,7 +175,7 @@ class Search:
     def _database(self) -> JSONDatabase:
         try:
             return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
-        except Exception as error:  # of TVM's, of any kind
+        except Exception as error:  # TVM raises many types
             raise UserError(f"{self.folder}: damaged, TVM cannot read it; remove it to begin again") from error
 
     def _check_summary(self, target: CompileTarget) -> None:
@@ -197,9 +197,9 @@ class Search:
 
 @dataclass
 class _Here:
-    """What builder, runner and the keeper of results share. stopped: Ctrl-C came, the rest of a batch is dropped.
+    """The state that builder, runner and keeper of results share. stopped: Ctrl-C came, the rest of a batch is dropped.
 
-    Else it could come where TVM, which calls Python from C++, takes any exception for a candidate's failure.
+    Without it Ctrl-C could arrive where TVM, calling Python from C++, takes any exception for a candidate's failure.
     """
 
     search: Search
@@ -208,17 +208,17 @@ class _Here:
     stopped: bool = False
 
     def attempt(self, work) -> tuple[Any, str | None]:
-        """What `work()` gives, or what it raised in words; nothing is done any more after Ctrl-C."""
+        """Return the result of `work()`, or its error in words; after Ctrl-C do nothing."""
         if self.stopped:
             return None, "stopped"
         try:
             return work(), None
-        except Exception as error:  # a candidate that cannot be built or run is one that is not taken
+        except Exception as error:  # a candidate that cannot be built or run is just not taken
             return None, str(error)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Ctrl-C in the block sets `stopped`, for `_Keep` to end the search; a second one ends it at once."""
+        """Let Ctrl-C in the block set `stopped`, for `_Keep` to end the search; a second one ends it at once."""
 
         def stop(number: int, frame: object) -> None:
             if self.stopped:
@@ -241,7 +241,7 @@ class _Builder(PyBuilder):
         self.here = here
 
     def build(self, build_inputs: list) -> list[BuilderResult]:
-        """Machine code in memory; the runner finds it by its number."""
+        """Build the candidates to machine code in memory, which the runner finds by its number."""
         results = []
         self.here.built.clear()
         for number, each in enumerate(build_inputs):
@@ -258,7 +258,7 @@ class _Runner(PyRunner):
         self.here = here
 
     def run(self, runner_inputs: list) -> list[LocalRunnerFuture]:
-        """Seconds a call."""
+        """Time the candidates, in seconds a call."""
         use_threads(self.here.search.threads)
         return [LocalRunnerFuture(*self.here.attempt(lambda each=each: self._time(each))) for each in runner_inputs]
 
@@ -276,7 +276,7 @@ class _Keep(PyMeasureCallback):
         self.here, self.database, self.workloads = here, database, workloads
 
     def apply(self, task_scheduler, task_id, measure_candidates, builder_results, runner_results) -> None:
-        """Each time goes to the disk; then Ctrl-C may end the search."""
+        """Write each time to the disk; then Ctrl-C may end the search."""
         context = task_scheduler.tasks_[task_id].ctx
         workload = self.workloads[task_id]
         for candidate, result in zip(measure_candidates, runner_results, strict=True):
@@ -293,7 +293,7 @@ class _Keep(PyMeasureCallback):
 
 
 def _argument(_, dtype: str, shape: list[int]) -> tvm.runtime.Tensor:
-    """Random numbers; of whole ones zeros, as they may be the place of something."""
+    """Make an argument for a kernel: random floats, and zeros for integers, which may be indices."""
     random = np.random.default_rng(0)
     shape = [int(size) for size in shape]
     array = random.random(shape, np.float32) if dtype.startswith("float") else np.zeros(shape)
@@ -301,7 +301,7 @@ def _argument(_, dtype: str, shape: list[int]) -> tvm.runtime.Tensor:
 
 
 def _computes_the_same(record: TuningRecord, target: tvm.target.Target) -> bool:
-    """Whether a schedule computes what the kernel without one does: some of MetaSchedule's do not."""
+    """Compare a schedule's result with that of the kernel without one: some of MetaSchedule's are wrong."""
     schedule = tvm.s_tir.Schedule(record.workload.mod)
     record.trace.apply_to_schedule(schedule, remove_postproc=False)
     results, inputs = [], ArgInfo.from_entry_func(record.workload.mod, remove_preproc=False)

@@ -1,4 +1,4 @@
-"""An ONNX file to a compiled model by Relay: what `python -m tvm_frontend.compile --frontend relay` does."""
+"""Compiles an ONNX file by Relay, for `python -m tvm_frontend.compile --frontend relay`."""
 
 import json
 import os
@@ -24,9 +24,9 @@ from tvm_frontend.runtime.threads import chosen_threads
 from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
 
 OPT_LEVELS = (0, 1, 2, 3)
-NEWEST_OPSET = 18  # that Relay's importer was written for
+NEWEST_OPSET = 18  # the newest that Relay's importer was written for
 BUILD_DEADLINE_S = 3600.0
-TRIAL_DEADLINE_S = 60.0  # more for each trial of a search, which takes a second or two
+TRIAL_DEADLINE_S = 60.0  # added for each trial of a search, which takes a second or two
 SUMMARY = "search.json"
 
 
@@ -48,7 +48,7 @@ def compile_relay(
             f"opt level {options.opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay"
         )
     compile_for = resolve_relay_target(options.target, mcpu=options.mcpu, arch=options.arch)
-    variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # on which a search times its candidates
+    variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # a search times its candidates on them
     if compile_for.kind == "cuda":
         variables |= _with_nvcc(compile_for.arch)
     exported, proto = read_plain(model, RELAY)
@@ -147,9 +147,9 @@ def _checked_shape(shape: tuple[int, int] | None, block_size: int) -> tuple[int,
 
 
 def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto:
-    """The same graph for one [B, T], in operators that Relay knows.
+    """Rewrite the graph for one [B, T], in operators that Relay knows.
 
-    Those that came after NEWEST_OPSET are spelled out as ONNX itself defines them. Relay's importer looks at a name
+    Newer ones than NEWEST_OPSET has are spelled out as ONNX itself defines them. Relay's importer looks at a name
     alone: it takes Attention and Gelu for those of ONNX Runtime, whose Gelu is always the exact one.
     """
     first: dict[str, int] = {}
@@ -162,7 +162,7 @@ def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto
 
 
 def _with_nvcc(arch: str) -> dict[str, str]:
-    """A search path on which TVM finds nvcc. Raises UserError if there is none that compiles for the arch."""
+    """Make a search path on which TVM finds nvcc. Raises UserError if there is none that compiles for the arch."""
     try:
         nvcc = find_compiler("nvcc")
     except UserError:
@@ -178,7 +178,7 @@ def _with_nvcc(arch: str) -> dict[str, str]:
 def _tune(
     relay: RelayProcess, output: Path, trials: int, target: CompileTarget, request: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Build with a search before it: what Relay answers, and what the model says of the search. Raises UserError."""
+    """Search, then build; give Relay's answer and the model's record of the search. Raises UserError."""
     if trials < 1:
         raise UserError(f"trials={trials}: must be at least 1")
     if target.kind != "llvm":
