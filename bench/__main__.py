@@ -39,6 +39,7 @@ from bench.roofline.bounds import Limits, best_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
+from gpt.version import PROJECT, project_version
 
 BASELINES = {"fp32": "eager"}  # what speed-ups are taken to
 OURS = "tvm", "O3"  # in float32: what they are taken to in fewer bits
@@ -191,7 +192,10 @@ def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
         "baselines": {precision: plan.baseline for precision, (plan, _) in races.items()},
         "limits": {precision: asdict(limit) for precision, limit in limits.items()},
         **{name: list(chain.from_iterable(result[name] for result in found)) for name in GROUPED},
-        "versions": dict(chain.from_iterable(result["versions"].items() for result in found)),
+        "versions": {
+            PROJECT: project_version(),
+            **dict(chain.from_iterable(result["versions"].items() for result in found)),
+        },
         "seconds": sum(result["seconds"] for result in found),
     }
 

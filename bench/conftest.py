@@ -25,6 +25,7 @@ from bench.models.artifacts import Artifacts
 from bench.models.build import choose_artifacts, config_of, prepare
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+from gpt.version import PROJECT, project_version
 
 SETUP = pytest.StashKey["Setup"]()
 SEED = 0  # of the random ids; python -m bench draws a fresh one
@@ -164,7 +165,7 @@ def _description(runner: Runner, work: Work, setup: Setup) -> dict:
         "moved_bytes": work.moved_bytes(setup.config, each.precision),
         "threads": setup.plan.threads,
         "model": {"words": setup.words, "config": asdict(setup.config)},
-        "versions": runner.versions,
+        "versions": {PROJECT: project_version(), **runner.versions},
         "machine": describe_machine(),
         "seed": setup.plan.seed,
         "agreement": asdict(agreement) if agreement else None,

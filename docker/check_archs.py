@@ -14,6 +14,7 @@ from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import CudaCompiler, cubin_archs, find_compiler
 from tvm_frontend.inspect import MATRIX, read_kernels
+from tvm_frontend.options import CompileOptions
 
 CONFIG = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
 
@@ -31,7 +32,8 @@ def check_archs(archs: list[str]) -> list[str]:
         exported = export_onnx(folder / "ckpt.pt", folder / "model.onnx")
         for compiler in compilers_here():
             for arch in archs:
-                model = compile_model(exported.path, target="cuda", arch=arch, cuda_compiler=compiler.name)
+                options = CompileOptions(target="cuda", arch=arch, cuda_compiler=compiler.name)
+                model = compile_model(exported.path, options=options)
                 found = cubin_archs(model.library(arch).read_bytes())
                 kernels = read_kernels(model.library(arch), model.launches)
                 on_matrices = sum(kernel.count(MATRIX) > 0 for kernel in kernels)

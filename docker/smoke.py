@@ -30,6 +30,8 @@ from gpt.config import GPTConfig
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import gpu_arch
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bench", "export", "gpt", "tvm_frontend")
@@ -108,13 +110,14 @@ def check_gpu(exported: Path) -> str:
         return "no GPU is visible here, so nothing ran on one (docker run --gpus all shows it NVIDIA's)"
     if torch.version.cuda and not torch.cuda.is_available():
         raise RuntimeError(f"the driver shows a GPU ({arch}), and torch, built for CUDA {torch.version.cuda}, none")
-    return f"cuda on this {arch} {check_numbers(compile_model(exported, target='cuda', arch=arch), 'bf16')}"
+    model = compile_model(exported, options=CompileOptions(target="cuda", arch=arch))
+    return f"cuda on this {arch} {check_numbers(model, 'bf16')}"
 
 
 def check_numbers(model: CompiledModel, precision: str) -> str:
     """Run a compiled model and hold its logits against eager PyTorch in float64. Raises RuntimeError."""
     eager = seeded_checkpoint(CONFIG).build(attention="explicit").double()
-    session = model.start(threads=1)
+    session = open_session(model, threads=1)
     tolerance, worst = tolerance_of(precision, CONFIG), 0.0
     for B, T in odd_shapes(CONFIG):
         ids = random_ids(CONFIG, B, T, seed=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import ARTIFACTS, other_kind, sha256_file
+from gpt.version import project_version
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +31,7 @@ class ExportedModel:
     opset: of the default ONNX domain. dtype: of weights and caches. fp32_islands: the operators that compute in float32
     all the same. exporter: what wrote it, with versions. checkpoint_sha256: of the checkpoint file that it came from.
     weights: the second file, if a model too large for one has it. sha256: of the ONNX file, which holds the second's.
+    version: of this project when it wrote the file, with its commit; None in files from before it was recorded.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class ExportedModel:
     checkpoint_sha256: str
     weights: Path | None
     sha256: str
+    version: str | None = None
 
     @property
     def form(self) -> str:
@@ -89,6 +92,7 @@ def metadata_of(
         PREFIX + "dtype": dtype,
         PREFIX + "fp32_islands": json.dumps(sorted(fp32_islands)),
         PREFIX + "exporter": exporter,
+        PREFIX + "version": project_version(),
         PREFIX + "checkpoint_sha256": checkpoint_sha256,
     }
     if weights is not None:
@@ -165,6 +169,7 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
         checkpoint_sha256=found["checkpoint_sha256"],
         weights=_check_weights(path, json.loads(found["weights"])) if "weights" in found else None,
         sha256=sha256_file(path),
+        version=found.get("version"),
     )
 
 

@@ -50,6 +50,7 @@ def _metadata_lines(exported: ExportedModel) -> Iterator[str]:
     yield f"tokenizer: {exported.tokenizer['kind']}{f', {len(characters)}: {characters!r}' if characters else ''}"
     yield f"dtype: {exported.dtype}"
     yield f"exporter: {exported.exporter}"
+    yield f"version: {exported.version or 'not recorded'}"
     for name, entry in exported.entry_points.items():
         yield f"entry point: {name}"
         for direction in ("inputs", "outputs"):

@@ -1,1 +1,1 @@
-"""ONNX to a compiled library. Imports `export.artifact` and the torch-free files of `gpt`; never torch."""
+"""Compiles a GPT of ONNX to a library and runs it. Imports `export.artifact` and torch-free files of `gpt` only."""

@@ -1,4 +1,7 @@
-"""The compiled model: a folder with libraries, weights and a description. Runs without ONNX and without torch."""
+"""The compiled model on disk, a folder with libraries, weights and a description: saves, loads and checks it.
+
+This is data only. `tvm_frontend.runtime.open_session` runs it, without ONNX and without torch.
+"""
 
 import hashlib
 import json
@@ -6,7 +9,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,33 +17,28 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
 from gpt.tokenizer import check_ids
-from tvm_frontend.runtime.threads import chosen_threads
-from tvm_frontend.target import check_runs_here
-
-if TYPE_CHECKING:
-    from tvm_frontend.relay.session import RelaySession
-    from tvm_frontend.runtime.session import CachedSession, Session
 
 FORMAT = 7
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
-GRAPH = "graph.json"  # of Relay's graph executor; other models have their order of calls in the library
-ALIGNMENT = 64  # bytes; what TVM's kernels and DLPack ask for
+GRAPH = "graph.json"  # read by Relay's graph executor; other models have their order of calls in the library
+ALIGNMENT = 64  # bytes, which TVM's kernels and DLPack ask for
 RELAY = "relay"  # the frontend whose models run in an environment of their own
 REMAKE = "make it again with: python -m tvm_frontend.compile"
 
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A compiled model on disk and what the next room needs to know of it; `load_compiled` reads it.
+    """Describes a compiled model on disk; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: who
-    read it. fixed_shape: the one [B, T] that it takes, None for all. precision: of the products. target:
-    `CompileTarget` as JSON. opt_level: 0 or 3, of Relay 0 to 3. pipeline: the phases that made it, in order. phases_s:
-    the seconds each took, for all archs together. kernels: how often a forward pass calls each. launches: of each
-    kernel on a GPU the `function` that it calls, None if TVM wrote it, and the `threads` and `shared_bytes` of a block.
-    exported_sha256, checkpoint_sha256: of the file that was compiled and the checkpoint that it came from.
-    entry_points: the functions of a library. caches: the dtype and the shape behind B of each KV cache. weights: the
-    name, dtype, shape and place in the file of each. files_crc32: of the other files. versions: of the compiler.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: the
+    importer that read the file. fixed_shape: the one [B, T] that it takes, None for all. precision: the precision of
+    the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with Relay 0 to 3. pipeline: the phases that made
+    it, in order. phases_s: the seconds each phase took, for all archs together. kernels: the number of calls of each
+    kernel in a forward pass. launches: for each kernel on a GPU the `function` that it calls, None if TVM wrote it, and
+    the `threads` and `shared_bytes` of a block. exported_sha256, checkpoint_sha256: the hashes of the file that was
+    compiled and of the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and
+    the shape after B of each KV cache. weights: the name, dtype, shape and byte offset in the file of each weight.
+    files_crc32: the checksums of the other files. versions: this project's, with its commit, and the compiler's.
     search: the trials, seconds and folder of the search that found its schedules, None if there was none.
     """
 
@@ -67,48 +65,25 @@ class CompiledModel:
     versions: dict[str, str]
     search: dict[str, Any] | None = None
 
-    def start(self, threads: int | None = None) -> "Session | CachedSession | RelaySession":
-        """Load the library and map the weights, ready to run on `threads` CPU threads.
-
-        By default as many as TVM_NUM_THREADS or else OMP_NUM_THREADS says, or else one a physical core that this
-        process may use. Between steps they sleep, unless TVM_THREAD_POOL_SPIN_COUNT makes them look for work longer.
-        A model with a cache gives a `CachedSession`, one that chooses tokens on its GPU a `DeviceSession`; one that
-        Relay compiled a `RelaySession`, in a process of Relay's environment. Raises UserError if this machine cannot
-        run the code.
-        """
-        arch = check_runs_here(self.target)
-        if self.frontend == RELAY:
-            from tvm_frontend.relay.session import RelaySession
-
-            return RelaySession(self, chosen_threads(threads), arch)
-        from tvm_frontend.graph import CHOOSE
-        from tvm_frontend.runtime.device_session import DeviceSession
-        from tvm_frontend.runtime.session import CachedSession, Session
-
-        kind = Session
-        if self.form == "cached":
-            kind = DeviceSession if CHOOSE in self.entry_points else CachedSession
-        return kind(self, chosen_threads(threads), self.library(arch))
-
     @property
     def libraries(self) -> list[Path]:
-        """The library for each arch of the target, in its order."""
+        """List the library for each arch of the target, in its order."""
         return [self.library(arch) for arch in self.target["archs"] or [None]]
 
     def library(self, arch: str | None) -> Path:
-        """The library for a GPU's arch, or None for the CPU."""
+        """Name the library for a GPU's arch, or for the CPU with None."""
         return self.path / library_name(arch)
 
     def map_weights(self) -> list[np.ndarray]:
-        """The weights in the order of the arguments, as views of the file: only what is read takes memory."""
-        file = np.memmap(self.path / WEIGHTS, np.uint8, "c")  # writable, in memory, as DLPack wants it
+        """Map the weights, in the order of the arguments, as views of the file: only what is read takes memory."""
+        file = np.memmap(self.path / WEIGHTS, np.uint8, "c")  # copy-on-write, as DLPack takes writable memory only
         return [np.ndarray(each["shape"], each["dtype"], file, each["offset"]) for each in self.weights]
 
     def check_ids(self, ids: Any, filled: int = 0) -> np.ndarray:
-        """The ids as an array.
+        """Convert token ids to an array and check them.
 
-        Raises UserError unless they are [B, T], in the vocabulary, fit behind `filled` tokens in a cache, and are of
-        the one shape, if the model has one.
+        Raises UserError unless they are [B, T], in the vocabulary, fit after `filled` tokens in a cache, and have the
+        fixed shape, if the model has one.
         """
         ids = np.asarray(ids)
         room = self.config.block_size - filled
@@ -122,7 +97,7 @@ class CompiledModel:
 
 
 def library_name(arch: str | None) -> str:
-    """The name of the library for a GPU's arch, or None for the CPU."""
+    """Name the library's file for a GPU's arch, or for the CPU with None."""
     return f"library-{arch}.so" if arch else "library.so"
 
 
@@ -135,7 +110,7 @@ def save_compiled(folder: Path, weights: dict[str, np.ndarray], description: dic
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but a compiled model, whole or damaged, so that a new one may replace it."""
+    """Tell if a folder holds nothing but a compiled model, whole or damaged, so that a new one may replace it."""
     return folder.is_dir() and all(
         file.name in (GRAPH, WEIGHTS, DESCRIPTION) or re.fullmatch(r"library(-sm_\d+)?\.so", file.name)
         for file in folder.iterdir()
@@ -169,7 +144,7 @@ def load_compiled(path: Path | str) -> CompiledModel:
 
 
 def _save_weights(path: Path, weights: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Write the arrays one after the other, each at a multiple of ALIGNMENT; gives back what is where."""
+    """Write the arrays one after the other, each at a multiple of ALIGNMENT; return the table of their offsets."""
     table = []
     with open(path, "wb") as file:
         for name, array in weights.items():
@@ -181,7 +156,7 @@ def _save_weights(path: Path, weights: dict[str, np.ndarray]) -> list[dict[str, 
 
 
 def _crc32(path: Path) -> int:
-    """The CRC-32 of a file's bytes: it finds accidents as SHA-256 does, in a fraction of the time."""
+    """Compute the CRC-32 of a file: it finds accidental damage as SHA-256 does, in a fraction of the time."""
     crc, chunk = 0, memoryview(bytearray(1 << 20))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(chunk):

@@ -1,4 +1,4 @@
-"""A model to a compiled library.
+"""Compiles a model to a library.
 
 python -m tvm_frontend.compile                                   # artifacts/model.onnx for this machine's CPU
 python -m tvm_frontend.compile --opt-level 0                     # TVM's own untuned pipeline, to compare with
@@ -8,8 +8,7 @@ python -m tvm_frontend.compile --frontend relay --batch 1 --tokens 64    # by TV
 """
 
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,105 +20,64 @@ from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
 from gpt.files import atomic_output, find_input
+from gpt.version import PROJECT, project_version
+from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
-from tvm_frontend.frontends import DEFAULT, FRONTENDS, read_source
+from tvm_frontend.frontends import DEFAULT, Source, read_source
 from tvm_frontend.kernels import PRECISIONS
+from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OPT_LEVELS as RELAY_OPT_LEVELS
 from tvm_frontend.relay.compile import compile_relay
-from tvm_frontend.target import resolve_target
+from tvm_frontend.target import CompileTarget, resolve_target
+from tvm_frontend.tvm_patches import register_errors
 
 if TYPE_CHECKING:
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
-# Arguments of this command and of `tvm_frontend.tune`.
-ModelArgument = Annotated[
-    tyro.conf.Positional[Path | None],
-    tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
-]
-CpuArgument = Annotated[
-    str | None, tyro.conf.arg(metavar="CPU", help_behavior_hint="(default: this machine's, as LLVM detects it)")
-]
-FolderArgument = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")]
-FORMS = {"forward": "", "cached": "cache"}  # of the export, each with its word in the folder's name
-FRONTEND_NAMES = (*FRONTENDS, RELAY)
+FORMS = {"forward": "", "cached": "cache"}  # each form of an export with its word in the folder's name
 
 
 def compile_model(
     model: Path,
     output: Path | None = None,
+    options: CompileOptions = DEFAULT_OPTIONS,
     *,
-    target: str = "llvm",
-    mcpu: str | None = None,
-    arch: str | None = None,
-    opt_level: int = 3,
-    precision: str | None = None,
-    frontend: str = DEFAULT,
-    fixed_shape: tuple[int, int] | None = None,
-    cuda_compiler: str = "auto",
-    fast_math: bool = False,
-    dump_ir: Path | None = None,
     search: "Search | None" = None,
-    without: Collection[str] = (),
 ) -> CompiledModel:
     """Compile a file that one of the FRONTENDS or Relay reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T], and every
-    arch that is named, with commas between them: `sm_80,sm_86`. The result is a folder, `tvm-<llvm or archs>-O<level>`
-    (and the precision, `cache` and the frontend where they are not the default) beside the model unless `output` names
-    another, and it is there whole or not at all. A `search` is what `tvm_frontend.tune` adds; `without` names phases to
-    leave out. Raises UserError for a bad file, target or output.
+    arch that is named. The result is a folder, `tvm-<llvm or archs>-O<level>` (and the precision, `cache` and the
+    frontend where they are not the default) beside the model unless `output` names another, and it is there whole or
+    not at all. search: schedules the kernels that have no hand schedule; `tvm_frontend.tune` passes it. Raises
+    UserError for a bad file, option or output.
     """
-    if frontend == RELAY:
-        given = {"precision": precision not in (None, "fp32"), "compiler": cuda_compiler == "nvrtc"}
-        _refuse_with_relay(given | {"fast-math": fast_math, "without": bool(without)})
-        how = {"target": target, "mcpu": mcpu, "arch": arch, "opt_level": opt_level, "dump_ir": dump_ir}
-        return compile_relay(model, output, shape=fixed_shape, **how)
-    if opt_level not in OPT_LEVELS:
-        raise UserError(
-            f"opt level {opt_level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]}); --opt-level 1 and 2 are of "
-            "--frontend relay"
-        )
-    compile_for = resolve_target(target, mcpu=mcpu, arch=arch)
-    known = tuple(PRECISIONS[target]) if opt_level > 0 else ("fp32",)
-    precision = precision or known[0]
-    if precision not in known:
-        level = "" if opt_level > 0 else f" and opt level {opt_level}"
-        raise UserError(f"precision {precision!r}: must be one of {', '.join(known)} for target {target}{level}")
-    for exception in (KeyboardInterrupt, UserError):  # else TVM hands on what a rewrite raises as a RuntimeError
-        tvm_ffi.register_error(exception.__name__, exception)
+    if options.frontend == RELAY:
+        return compile_relay(model, output, options)
+    compile_for, precision = _resolve(options)
     if get_cc() is None:
         raise UserError("no C++ compiler on PATH, and one must link the library: install g++ or clang++")
     if compile_for.kind == "cuda":
-        find_compiler(cuda_compiler)  # say at once what is missing, not after the import
-    elif fast_math:
+        find_compiler(options.cuda_compiler)  # a missing compiler is an error before the import, not after it
+    elif options.fast_math:
         raise UserError("--fast-math is for --target cuda: leave it out")
-    source = read_source(frontend, model, fixed_shape)
-    words = [precision * (precision != known[0]), FORMS[source.form], frontend * (frontend != DEFAULT)]
-    words += ["fast-math" * fast_math, *(["-".join(["without", *without])] if without else [])]
+    source = read_source(options.frontend, model, options.fixed_shape)
     if search is not None:
         search.check(source, compile_for)
-        words.append(search.name)
-    output = output or model.with_name("-".join([f"tvm-{compile_for.name}-O{opt_level}", *filter(None, words)]))
+    output = output or model.with_name(_folder_name(replace(options, precision=precision), compile_for, source, search))
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
+    register_errors()
     with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
-        phases_s = Counter()
+        phases_s: Counter[str] = Counter()
         for one in compile_for.each():
-            compiled = compile_graph(
-                source.import_graph,
-                one,
-                opt_level,
-                precision=precision,
-                cuda_compiler=cuda_compiler,
-                fast_math=fast_math,
-                dump_ir=dump_ir / one.name if dump_ir and len(compile_for.archs) > 1 else dump_ir,
-                search=search,
-                without=without,
-            )
+            dump_ir = options.dump_ir / one.name if options.dump_ir and len(compile_for.archs) > 1 else options.dump_ir
+            one_options = replace(options, precision=precision, dump_ir=dump_ir)
+            compiled = compile_graph(source.import_graph, one, one_options, search)
             compiled.executable.export_library(str(folder / library_name(one.arch)))
             phases_s.update(compiled.phases_s)
         save_compiled(
@@ -130,11 +88,11 @@ def compile_model(
                 "tokenizer": source.tokenizer,
                 "dtype": source.dtype,
                 "form": source.form,
-                "frontend": frontend,
-                "fixed_shape": search.shape if search else fixed_shape,
+                "frontend": options.frontend,
+                "fixed_shape": search.shape if search else options.fixed_shape,
                 "precision": precision,
                 "target": compile_for.to_json(),
-                "opt_level": opt_level,
+                "opt_level": options.opt_level,
                 "entry_points": compiled.graph.entry_points,
                 "caches": compiled.graph.caches,
                 "pipeline": list(phases_s),
@@ -144,7 +102,11 @@ def compile_model(
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
-                "versions": {"apache-tvm": tvm.__version__, "apache-tvm-ffi": tvm_ffi.__version__},
+                "versions": {
+                    PROJECT: project_version(),
+                    "apache-tvm": tvm.__version__,
+                    "apache-tvm-ffi": tvm_ffi.__version__,
+                },
             },
         )
         for arch in compile_for.archs:
@@ -152,17 +114,40 @@ def compile_model(
     return load_compiled(output)
 
 
-def _refuse_with_relay(given: dict[str, bool]) -> None:
-    """Raise UserError for the first argument that is given, and that Relay has no use for."""
-    if wrong := next((name for name, value in given.items() if value), None):
+def _resolve(options: CompileOptions) -> tuple[CompileTarget, str]:
+    """Give the target and the precision that the options ask for. Raises UserError for what there is not."""
+    level, kind = options.opt_level, options.target
+    if level not in OPT_LEVELS:
         raise UserError(
-            f"--{wrong}: not with --frontend relay, which has fp32, nvcc and Relay's own phases; leave it out"
+            f"opt level {level}: must be 0 ({OPT_LEVELS[0]}) or 3 ({OPT_LEVELS[3]}); --opt-level 1 and 2 are of "
+            "--frontend relay"
         )
+    target = resolve_target(kind, mcpu=options.mcpu, arch=options.arch)
+    known = _precisions(options)
+    precision = options.precision or known[0]
+    if precision not in known:
+        at_level = "" if level > 0 else f" and opt level {level}"
+        raise UserError(f"precision {precision!r}: must be one of {', '.join(known)} for target {kind}{at_level}")
+    return target, precision
 
 
-def default_model(frontend: str) -> Path:
-    """The file that a command compiles if none is named."""
-    return Path("artifacts/ckpt.pt" if frontend == "torch" else "artifacts/model.onnx")
+def _precisions(options: CompileOptions) -> tuple[str, ...]:
+    """List the precisions of a target at an opt level, the default first."""
+    return tuple(PRECISIONS[options.target]) if options.opt_level > 0 else ("fp32",)
+
+
+def _folder_name(options: CompileOptions, target: CompileTarget, source: Source, search: "Search | None") -> str:
+    """Name a compiled model's folder after its options where they are not the default."""
+    words = [
+        f"tvm-{target.name}-O{options.opt_level}",
+        options.precision if options.precision != _precisions(options)[0] else "",
+        FORMS[source.form],
+        options.frontend if options.frontend != DEFAULT else "",
+        "fast-math" if options.fast_math else "",
+        "-".join(["without", *options.without]) if options.without else "",
+        search.name if search else "",
+    ]
+    return "-".join(filter(None, words))
 
 
 def compile_command(
@@ -183,7 +168,7 @@ def compile_command(
         Literal[tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))] | None,
         tyro.conf.arg(help_behavior_hint="(default: fp32, for cuda bf16)"),
     ] = None,
-    frontend: Literal[FRONTEND_NAMES] = DEFAULT,
+    frontend: FrontendArgument = DEFAULT,
     batch: Annotated[int | None, tyro.conf.arg(metavar="B", help_behavior_hint="(default: any)")] = None,
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
@@ -218,23 +203,22 @@ def compile_command(
     if (batch is None) != (tokens is None):
         raise UserError("--batch and --tokens: give both or neither")
     model = find_input(model or default_model(frontend))
+    options = CompileOptions(
+        target=target,
+        mcpu=mcpu,
+        arch=arch,
+        opt_level=opt_level,
+        precision=precision,
+        frontend=frontend,
+        fixed_shape=None if batch is None or tokens is None else (batch, tokens),
+        cuda_compiler=compiler,
+        fast_math=fast_math,
+        without=without,
+        dump_ir=dump_ir,
+    )
     timing = tvm.ir.instrument.PassTimingInstrument()
     with tvm.transform.PassContext(instruments=[timing] if print_pass_times else []):
-        compiled = compile_model(
-            model,
-            output,
-            target=target,
-            mcpu=mcpu,
-            arch=arch,
-            opt_level=opt_level,
-            precision=precision,
-            frontend=frontend,
-            fixed_shape=None if batch is None else (batch, tokens),
-            cuda_compiler=compiler,
-            fast_math=fast_math,
-            dump_ir=dump_ir,
-            without=without,
-        )
+        compiled = compile_model(model, output, options)
         if print_pass_times:
             print(f"TVM's passes:\n{timing.render()}")
             print("phases:")

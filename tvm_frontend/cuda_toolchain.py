@@ -1,4 +1,4 @@
-"""CUDA machine code on any machine: finds nvcc or NVRTC, compiles TVM's kernels for one arch, checks what came out.
+"""Makes CUDA machine code on any machine: finds nvcc or NVRTC, compiles TVM's kernels for one arch, checks the result.
 
 TVM turns kernels into machine code only where NVIDIA's driver is loaded; elsewhere it exports their source, which looks
 compiled and is not. Here the compiler is called directly, with or without a driver:
@@ -35,7 +35,7 @@ INSTALL_HINT = (
     "pip install nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 (96 MB), or NVIDIA's"
     " CUDA toolkit with CUDA_HOME set to its folder"
 )
-TOOLS = {  # programs that `find_tool` finds, and where they come from
+TOOLS = {  # the programs that `find_tool` finds, each with how to install it
     "cuobjdump": "pip install nvidia-cuda-cuobjdump==13.2.86",
     "nvdisasm": "pip install nvidia-cuda-nvdisasm==13.2.86",
     "compute-sanitizer": "install NVIDIA's CUDA toolkit, and set CUDA_HOME to its folder",
@@ -46,13 +46,13 @@ _EM_CUDA = 190  # e_machine of NVIDIA's machine code (LLVM's llvm/BinaryFormat/E
 
 @dataclass(frozen=True)
 class CudaCompiler:
-    """One CUDA compiler found here. name: `nvcc` or `nvrtc`. path: the program, or the shared library."""
+    """A CUDA compiler on this machine. name: `nvcc` or `nvrtc`. path: the program, or the shared library."""
 
     name: str
     path: Path
 
     def archs(self) -> tuple[str, ...]:
-        """The archs that it compiles for, as `sm_86`."""
+        """List the archs that it compiles for, as `sm_86`."""
         if self.name == "nvcc":
             words = _run([str(self.path), "--list-gpu-code"]).split()
             return tuple(word for word in words if word.startswith("sm_"))
@@ -72,7 +72,7 @@ class CudaCompiler:
 
 
 def find_compiler(compiler: str = "auto") -> CudaCompiler:
-    """The CUDA compiler to use: with `auto` nvcc if it is here, else NVRTC. Nothing is taken from a GPU or driver.
+    """Find the CUDA compiler: with `auto` nvcc if it is here, else NVRTC. Nothing is taken from a GPU or driver.
 
     Looks in CUDA_HOME and CUDA_PATH, on PATH (nvcc), in this Python's nvidia packages of CUDA 13, in /usr/local/cuda.
     Raises UserError that says what to install if there is none.
@@ -89,7 +89,7 @@ def find_compiler(compiler: str = "auto") -> CudaCompiler:
 
 
 def find_tool(name: str) -> Path:
-    """A program of NVIDIA's toolkit, one of TOOLS. Raises UserError if it is nowhere."""
+    """Find a program of NVIDIA's toolkit, one of TOOLS. Raises UserError if it is nowhere."""
     for path in _program_candidates(name):
         if path.is_file():
             return path
@@ -100,25 +100,25 @@ def find_tool(name: str) -> Path:
 def cuda_machine_code(
     arch: str, compiler: str = "auto", *, fast_math: bool = False, before: str = ""
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Within the block every CUDA kernel that TVM builds becomes machine code for exactly `arch`, never source or PTX.
+    """Make every CUDA kernel that TVM builds within the block machine code for exactly `arch`, never source or PTX.
 
     Works in any process, before or after TVM is imported, with or without a GPU; outside the block TVM is as it was.
-    before: CUDA C++ that the kernels call, to be compiled in front of them. Gives a dict, which is filled on the way:
-    the `function` of that source that each kernel calls, if any, and the `threads` and `shared_bytes` of its blocks.
+    before: CUDA C++ that the kernels call, to be compiled in front of them. Yields a dict, which the builds fill: for
+    each kernel the `function` of that source that it calls, if any, and the `threads` and `shared_bytes` of its blocks.
     Raises UserError at once if no compiler is found, or if it does not compile for `arch`.
     """
     found = find_compiler(compiler)
     if arch not in (known := found.archs()):
         raise UserError(f"{found.path} does not compile for {arch}; it knows {', '.join(known)}")
-    import tvm  # noqa: F401  (registers target.build.cuda)
     import tvm_ffi
+
+    from tvm_frontend.tvm_patches import replaced_cuda_build
 
     _load_module_class()
     launches: dict[str, dict[str, Any]] = {}
     machine_code_of = tvm_ffi.get_global_func("gpt_frontend.cuda_machine_code")
-    build_source = tvm_ffi.get_global_func("target.build.cuda")
 
-    def build(module, target):
+    def build(module, target, build_source):
         if (asked := str(target.attrs.get("arch", "none"))) != arch:
             raise ValueError(f"kernels for arch {asked} inside cuda_machine_code({arch!r})")
         source = build_source(module, target)
@@ -126,17 +126,8 @@ def cuda_machine_code(
         text = f"{before}\n{source.inspect_source('cuda')}"
         return machine_code_of(source, found.compile(text, arch, fast_math=fast_math))
 
-    forced = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
-    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"  # source also where a driver is, so that there is one way for all
-    tvm_ffi.register_global_func("target.build.cuda", build, override=True)
-    try:
+    with replaced_cuda_build(build):
         yield launches
-    finally:
-        tvm_ffi.register_global_func("target.build.cuda", build_source, override=True)
-        if forced is None:
-            del os.environ["TVM_COMPILE_FORCE_FALLBACK"]
-        else:
-            os.environ["TVM_COMPILE_FORCE_FALLBACK"] = forced
 
 
 def verify_cuda_library(path: Path | str, arch: str) -> None:
@@ -145,7 +136,7 @@ def verify_cuda_library(path: Path | str, arch: str) -> None:
 
 
 def cubin_archs(data: bytes) -> set[str]:
-    """The archs of the cubins (ELF files of NVIDIA's) anywhere in `data`, as `sm_86`.
+    """List the archs of the cubins (NVIDIA's ELF files) anywhere in `data`, as `sm_86`.
 
     The arch is in e_flags: the low byte, or from ABI version 8 (CUDA 13) on the byte above it (LLVM's
     llvm/BinaryFormat/ELF.h, EF_CUDA_SM).
@@ -154,7 +145,7 @@ def cubin_archs(data: bytes) -> set[str]:
 
 
 def cubins(data: bytes) -> list[tuple[str, bytes]]:
-    """The cubins anywhere in `data`, each with its arch."""
+    """Find the cubins anywhere in `data`, each with its arch."""
     found = []
     at = data.find(b"\x7fELF")
     while at >= 0:
@@ -170,7 +161,7 @@ def cubins(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def gpu_arch() -> str | None:
-    """The arch of this machine's first GPU, as `sm_86`, asked of NVIDIA's driver; None without a driver or GPU."""
+    """Ask NVIDIA's driver for the arch of this machine's first GPU, as `sm_86`; None without a driver or GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -209,7 +200,7 @@ def load_cuda_runtime() -> None:
 
 
 def _launches_of(module: "tvm.IRModule") -> dict[str, dict[str, Any]]:
-    """What `cuda_machine_code` gives."""
+    """Read the launches that `cuda_machine_code` yields from a module's kernels."""
     import tvm
     import tvm_ffi
 
@@ -270,7 +261,7 @@ def _library_folders() -> list[Path]:
 
 
 def _toolkits() -> tuple[list[Path], list[Path], list[Path]]:
-    """Folders laid out as a CUDA toolkit: named by the user, of this Python's packages, and the usual place."""
+    """List folders laid out as a CUDA toolkit: named by the user, of this Python's packages, and the usual place."""
     named = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     packages = importlib.util.find_spec("nvidia")
     python = [Path(folder) / "cu13" for folder in (packages.submodule_search_locations or [])] if packages else []

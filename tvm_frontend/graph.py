@@ -1,4 +1,4 @@
-"""What flows from the importer through the passes: a Relax module and its weights."""
+"""The graph that the importer makes and the passes rewrite: a Relax module and its weights."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import tvm
 
-ENTRY = "forward"  # the name of the Relax function, ONNX to library
-BODY, HEAD = "body", "head"  # of its two parts, beside it from `split_head` on
-FORGET = "forget"  # of a function that `lower` puts beside them, which gives nothing back
-CHOOSE = "choose"  # of the kernel that `add_choice` puts beside them
-SHAPES = "shape_func"  # how TVM names the virtual machine's own functions among the kernels
+ENTRY = "forward"  # the Relax function, named so from the importer to the library
+BODY, HEAD = "body", "head"  # its two parts, which `split_head` puts beside it
+FORGET = "forget"  # a function that `lower` puts beside them, which returns nothing
+CHOOSE = "choose"  # the kernel that `add_choice` puts beside them
+SHAPES = "shape_func"  # the prefix of the virtual machine's own functions among the kernels
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A Relax module whose function `forward(*inputs, *weights)` takes the weights in the order of the dict.
+    """Holds a Relax module whose function `forward(*inputs, *weights)` takes the weights in the order of the dict.
 
     Weights stay parameters: as constants they would be copied into every rewrite and baked in the library.
     """
@@ -26,7 +26,7 @@ class Graph:
 
     @property
     def entry_points(self) -> list[str]:
-        """The names of the model's Relax functions, and of the kernel that is called by itself, if it is there."""
+        """Name the model's Relax functions and, if it is there, the kernel that is called by itself."""
         return sorted(
             name.name_hint
             for name, function in self.module.functions_items()
@@ -35,12 +35,12 @@ class Graph:
 
     @property
     def kernels(self) -> dict[str, int]:
-        """How often forward calls each kernel, of a graph that is lowered to such calls."""
+        """Count forward's calls of each kernel, in a graph that is lowered to such calls."""
         known = {name for name, function in self.module.functions_items() if isinstance(function, tvm.tirx.PrimFunc)}
         calls: Counter[str] = Counter()
 
         def count(node: tvm.relax.Expr) -> None:
-            if isinstance(node, tvm.relax.Call):  # as itself, or through `vm.call_tir_dyn` where it has sizes to pass
+            if isinstance(node, tvm.relax.Call):  # a kernel itself, or `vm.call_tir_dyn` with the kernel and sizes
                 called = [each for each in (node.op, *node.args) if isinstance(each, tvm.ir.GlobalVar)]
                 calls.update(each.name_hint for each in called if each in known)
 
@@ -49,7 +49,7 @@ class Graph:
 
     @property
     def caches(self) -> list[dict[str, Any]]:
-        """The dtype, and the shape behind B, of each KV cache that forward takes after ids and pos."""
+        """List the dtype, and the shape after B, of each KV cache that forward takes after ids and pos."""
         function = self.module[ENTRY]
         types = [param.ty for param in function.params[2 : int(function.attrs["num_input"])]]
         return [{"dtype": str(each.dtype), "shape": [int(size) for size in each.shape.values[1:]]} for each in types]

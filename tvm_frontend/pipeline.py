@@ -1,7 +1,7 @@
-"""From a model to an executable: the phases in order, to be read from top to bottom."""
+"""Takes a model to an executable: the phases in order, to be read from top to bottom."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tvm_frontend.kernels import kernels_for
 from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.kernels.cuda.default import schedule_cuda
 from tvm_frontend.kernels.cuda.launch import source
+from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.passes.cancel_casts import cancel_casts
 from tvm_frontend.passes.cancel_transposes import cancel_transposes
@@ -33,12 +34,12 @@ from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
 
 if TYPE_CHECKING:
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
 OPT_LEVELS = {0: "TVM's own untuned pipeline", 3: "this project's rewrites and schedules"}
 LAYOUT_HINT = "layout_free_placeholders"
 
-# Phases that a model is not compiled without.
+# Phases that no model can be compiled without.
 NEEDED = ("fix_shape", "fold_weights", "legalize", "search", "pack_weights", "bundle_weights", "lower")
 
 Phase = tuple[str, Callable[[Graph], Graph]]
@@ -46,7 +47,7 @@ Phase = tuple[str, Callable[[Graph], Graph]]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the phases made of a model: the executable, the graph with its weights, and the seconds each took.
+    """Holds the executable that the phases made, the graph with its weights, and the seconds each phase took.
 
     launches: as in `CompiledModel`.
     """
@@ -59,7 +60,7 @@ class Compiled:
 
 @dataclass
 class _Trace:
-    """What is told of each phase: its time, and its IR if a folder was asked for."""
+    """Records the time of each phase, and writes its IR if a folder was asked for."""
 
     dump_ir: Path | None
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -74,26 +75,22 @@ class _Trace:
 def compile_graph(
     import_graph: Callable[[], Graph],
     target: CompileTarget,
-    opt_level: int,
-    *,
-    precision: str = "fp32",
-    cuda_compiler: str = "auto",
-    fast_math: bool = False,
-    dump_ir: Path | None = None,
+    options: CompileOptions = DEFAULT_OPTIONS,
     search: "Search | None" = None,
-    without: Collection[str] = (),
 ) -> Compiled:
     """Run every phase: import, rewrites, lowering, machine code. With `dump_ir` the IR after each goes there.
 
-    search: what schedules the kernels that have no hand schedule; see `tvm_frontend.tune`. without: phases to leave
-    out, to see what they add. Raises UserError for one that is not there, or must be.
+    target: what the options' target, CPU and one arch were resolved to. options: of which `opt_level`, `precision`
+    (fp32 if None), `cuda_compiler`, `fast_math`, `without` and `dump_ir` are read. search: schedules the kernels that
+    have no hand schedule; see `tvm_frontend.search`. Raises UserError for a phase to leave out that is not there, or
+    that every model needs.
     """
-    trace = _Trace(dump_ir)
-    possible = graph_phases(target, opt_level, precision, search)
+    trace = _Trace(options.dump_ir)
+    possible = graph_phases(target, options.opt_level, options.precision or "fp32", search)
     optional = [name for name, _ in possible if name not in NEEDED]
-    if missing := [name for name in without if name not in optional]:
+    if missing := [name for name in options.without if name not in optional]:
         raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
-    kept = [phase for phase in possible if phase[0] not in without]
+    kept = [phase for phase in possible if phase[0] not in options.without]
     phases: list[Phase] = [("import", lambda _: import_graph()), *kept]
     graph = None
     with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
@@ -105,7 +102,7 @@ def compile_graph(
             bar.update()
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
-        executable, launches = machine_code(graph, target, cuda_compiler, fast_math)
+        executable, launches = machine_code(graph, target, options.cuda_compiler, options.fast_math)
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()
@@ -115,7 +112,7 @@ def compile_graph(
 def graph_phases(
     target: CompileTarget, opt_level: int, precision: str = "fp32", search: "Search | None" = None
 ) -> list[Phase]:
-    """The phases between the imported graph and machine code."""
+    """List the phases between the imported graph and machine code."""
     kernels = kernels_for(target, precision) if opt_level > 0 else None
     rewrites: list[Phase] = []
     if opt_level > 0:
@@ -137,7 +134,7 @@ def graph_phases(
     if isinstance(kernels, CudaKernels):
         rewrites.append(("add_choice", lambda graph: add_choice(graph, kernels)))
     if search is not None:
-        # A head of one shape could not take fewer rows, which is what it is split for.
+        # The head is split off to take fewer rows, which one of a fixed shape cannot.
         return [
             ("fix_shape", lambda graph: fix_shape(graph, search.shape)),
             *(rewrite for rewrite in rewrites if rewrite[0] not in ("split_head", "add_choice")),
@@ -158,14 +155,14 @@ def graph_phases(
 
 
 def fix_shape(graph: Graph, shape: tuple[int, int]) -> Graph:
-    """forward(ids [B, T], …) → the same for one B and T; as it is if it is that already."""
+    """Bind B and T of forward(ids [B, T], …) to numbers, where they are not numbers already."""
     symbols = graph.module[ENTRY].params[0].ty.shape.values
     sizes = {symbol: size for symbol, size in zip(symbols, shape, strict=False) if isinstance(symbol, tvm.tirx.Var)}
     return Graph(relax.transform.BindSymbolicVars(sizes, ENTRY)(graph.module), graph.weights)
 
 
 def fold_weights(graph: Graph, target: CompileTarget) -> Graph:
-    """What is computed from weights alone, as a transpose, is computed now."""
+    """Compute now what depends on weights alone, as a transpose."""
     module = relax.transform.LiftTransformParams()(graph.module)
     transform = next(name for name in module.get_global_vars() if name.name_hint.endswith("_transform_params"))
     machine = relax.VirtualMachine(tvm.relax.build(module, target.to_tvm()), tvm.cpu())
@@ -178,14 +175,15 @@ def fold_weights(graph: Graph, target: CompileTarget) -> Graph:
 
 
 def pack_weights(graph: Graph, target: CompileTarget) -> Graph:
-    """The weights in the layouts that the schedules of kernels marked by `legalize` ask for."""
+    """Bring the weights into the layouts that the schedules of kernels marked by `legalize` ask for."""
     return fold_weights(Graph(relax.transform.SplitLayoutRewritePreproc()(graph.module), graph.weights), target)
 
 
 def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
-    """Relax to kernels without a schedule, fused by TVM, beside those by hand.
+    """Turn Relax operators into kernels without a schedule, fused by TVM, beside the hand-written ones.
 
-    Where there are none by hand, which TVM cannot tell apart, kernels are marked that may choose a weight's layout.
+    At opt level 0, where there are no hand-written ones, which TVM could not tell apart, it also marks the kernels that
+    may choose a weight's layout.
     """
     tvm_target = target.to_tvm()
     passes = cpu_generic.legalize_passes(tvm_target)
@@ -200,14 +198,14 @@ def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
 
 
 def bundle_weights(graph: Graph) -> Graph:
-    """forward(*inputs, *weights) → forward(*inputs, weights): all weights one argument."""
+    """Make all weights one argument: forward(*inputs, *weights) → forward(*inputs, weights)."""
     return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
 
 
 def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:
-    """Relax to kernels and calls of the virtual machine; of a graph that is `legalized` to the calls alone.
+    """Lower Relax to kernels and calls of the virtual machine, or a graph that is `legalized` to the calls alone.
 
-    The virtual machine holds what it last gave back until it gives something else: `forget` is there to be that.
+    The virtual machine holds its last result until it has another one: calling `forget` releases it.
     """
     tvm_target = target.to_tvm()
     builder = relax.BlockBuilder(graph.module)
@@ -236,7 +234,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
 def machine_code(
     graph: Graph, target: CompileTarget, cuda_compiler: str = "auto", fast_math: bool = False
 ) -> tuple[relax.VMExecutable, dict[str, dict[str, Any]]]:
-    """Kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC, and the launches of `Compiled`."""
+    """Compile kernels to machine code, by LLVM and, for cuda, nvcc or NVRTC; give the launches of `Compiled` too."""
     tvm_target = target.to_tvm()
     if target.kind == "cuda":
         with (
@@ -248,9 +246,9 @@ def machine_code(
 
 
 def _without_layout_hints(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
-    """The same without what TVM's batch_matmul says of its inputs: that their layout is free.
+    """Drop the annotation by which TVM's batch_matmul says that the layout of its inputs is free.
 
-    Where another block of the kernel computes them a search would change it for that block alone.
+    Where another block of the kernel computes an input, a search would change the layout for that block alone.
     """
     schedule = tvm.s_tir.Schedule(kernel)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):

@@ -1,395 +1,51 @@
-"""Schedules by search, for what has no hand schedule: MetaSchedule tries them on this machine.
+"""Searches for the schedules of kernels that have no hand schedule, and compiles a model with the best.
 
 python -m tvm_frontend.tune artifacts/model.onnx --batch 1 --tokens 64 --opt-level 0 --trials 200
 python -m tvm_frontend.tune other.onnx --batch 1 --tokens 64              # only the kernels that no rewrite took
 
-A search is of one [B, T], as MetaSchedule needs shapes that are numbers. At opt level 3 it begins behind this project's
+A search is for one [B, T], as MetaSchedule needs shapes that are numbers. At opt level 3 it begins after this project's
 rewrites, and the hand-written kernels stay as they are. At opt level 0 there are none, and it schedules everything:
-docs/hand-and-search.md compares the two.
-
-Candidates are built and timed in this process: MetaSchedule's own pools start new processes for each batch, and each
-imports TVM for longer than it then takes to build a candidate.
+docs/hand-and-search.md compares the two. The mechanism is in `tvm_frontend.search`.
 """
 
-import importlib
-import inspect
-import json
-import logging
-import signal
-import sys
-import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-import tvm
 import tyro
-from tqdm import tqdm
-from tvm.ir.utils import derived_object
-from tvm.relax.transform import MetaScheduleApplyDatabase
-from tvm.s_tir import meta_schedule
-from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
-from tvm.s_tir.meta_schedule.builder.local_builder import default_build
-from tvm.s_tir.meta_schedule.database import JSONDatabase, MemoryDatabase, TuningRecord
-from tvm.s_tir.meta_schedule.measure_callback import PyMeasureCallback, UpdateCostModel
-from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
-from tvm.s_tir.meta_schedule.runner import PyRunner
-from tvm.s_tir.meta_schedule.runner.local_runner import LocalRunnerFuture
-from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, find_input
+from gpt.files import find_input
+from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel
-from tvm_frontend.compile import (
-    FRONTEND_NAMES,
-    CpuArgument,
-    FolderArgument,
-    ModelArgument,
-    compile_model,
-    default_model,
-)
-from tvm_frontend.frontends import DEFAULT, Source
-from tvm_frontend.graph import Graph
+from tvm_frontend.compile import compile_model
+from tvm_frontend.frontends import DEFAULT
+from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.relay.compile import compile_relay
-from tvm_frontend.runtime.threads import chosen_threads, use_threads
-from tvm_frontend.target import CompileTarget, check_runs_here
-
-WORKLOADS, RECORDS, SUMMARY = "workloads.json", "records.json", "search.json"
-BATCH = 64  # candidates between two looks at the results, MetaSchedule's own number; fewer where tasks are many
-POPULATION = 8  # schedules that evolve for each one that is timed, MetaSchedule's own ratio
-MEASURE_MS = 50  # of calls a candidate
-SEED = 1
-
-
-@dataclass
-class Search:
-    """A search for the schedules of one model's kernels; `compile_model` runs it between its own phases.
-
-    shape: [B, T]. trials: candidates to time in all, with those that were timed before. ops: parts of the kernels'
-    names, to search for those alone; empty for all. threads: that kernels run on. folder: of what was found.
-    seconds: spent so far, earlier runs included. found: the candidates timed so far. Raises UserError.
-    """
-
-    shape: tuple[int, int]
-    trials: int
-    ops: tuple[str, ...] = ()
-    threads: int = field(default_factory=chosen_threads)
-    folder: Path | None = None
-    seconds: float = 0.0
-    found: int = 0
-
-    def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise UserError(f"trials={self.trials}: must be at least 1")
-        if self.shape[0] < 1:
-            raise UserError(f"batch={self.shape[0]}: must be at least 1")
-        if find_spec("xgboost") is None:
-            raise UserError("a search needs xgboost, which learns what is fast: pip install xgboost-cpu")
-
-    @property
-    def name(self) -> str:
-        """Its word in the compiled model's name."""
-        return f"tuned-{'x'.join(map(str, self.shape))}"
-
-    def check(self, source: Source, target: CompileTarget) -> None:
-        """Raise UserError for a model that has no such shape, and a target that cannot be timed here."""
-        T, block_size = self.shape[1], source.config.block_size
-        if not 1 <= T <= block_size:
-            raise UserError(f"tokens={T}: must be in 1 … {block_size}, the model's block_size")
-        if source.form != "forward":
-            raise UserError(f"a model of form {source.form}: a search takes the plain forward pass, as it fixes T")
-        check_runs_here(target.to_json())
-
-    def keep_in(self, folder: Path) -> None:
-        """Keep what is found there, beside what earlier runs found. Raises UserError if it holds something else."""
-        if folder.exists() and not (
-            folder.is_dir() and {file.name for file in folder.iterdir()} <= {WORKLOADS, RECORDS, SUMMARY}
-        ):
-            raise UserError(f"{folder}: exists and is of no search, so it is left alone; choose another place with -o")
-        self.folder = folder
-
-    def to_json(self) -> dict[str, Any]:
-        """What a compiled model says of it."""
-        return {"trials": self.found, "seconds": round(self.seconds, 1), "database": str(self.folder)}
-
-    def __call__(self, graph: Graph, target: CompileTarget) -> Graph:
-        """Time candidates for the kernels that have no schedule, and give each the best of its own."""
-        tvm_target = tvm.target.Target({**target.to_tvm().export(), "num-cores": self.threads})
-        tasks = self._tasks(graph, tvm_target)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_summary(target)
-        database = self._database()
-        workloads = [database.commit_workload(task.dispatched[0]) for task in tasks]
-        self.found = sum(record.workload in workloads for record in database.get_all_tuning_records())
-        if self.found < self.trials:
-            start, before = time.perf_counter(), self.seconds
-            try:
-                self._search(tasks, tvm_target, database)
-            finally:
-                self.seconds = before + time.perf_counter() - start
-                with atomic_output(self.folder / SUMMARY) as part:
-                    part.write_text(json.dumps({"target": target.to_json(), "seconds": self.seconds}))
-                print(f"{self.folder}: {self.found} trials are kept", file=sys.stderr)
-        chosen = MemoryDatabase()
-        for workload in workloads:
-            best_first = database.get_top_k(workload, self.trials)
-            chosen.commit_workload(workload.mod)
-            if record := next((each for each in best_first if _computes_the_same(each, tvm_target)), None):
-                chosen.commit_tuning_record(record)
-        with tvm_target, chosen:
-            return Graph(MetaScheduleApplyDatabase()(graph.module), graph.weights)
-
-    def _search(self, tasks: list, target: tvm.target.Target, database: JSONDatabase) -> None:
-        logging.getLogger(meta_schedule.__name__).setLevel(logging.CRITICAL)  # it prints tables, and fills log files
-        _register_intrinsics()
-        left = self.trials - self.found
-        batch = max(1, min(BATCH, left // (2 * len(tasks))))
-        strategy = EvolutionarySearch(population_size=POPULATION * batch, init_min_unmeasured=batch)
-        contexts = [
-            meta_schedule.TuneContext(
-                task.dispatched[0],
-                target=target,
-                space_generator="post-order-apply",
-                search_strategy=strategy,
-                task_name=task.task_name,
-                rand_state=SEED + number,
-                num_threads=self.threads,
-            ).clone()
-            for number, task in enumerate(tasks)
-        ]
-        with tqdm(total=self.trials, initial=self.found, desc="search", unit="trial", leave=False) as bar:
-            here = _Here(self, bar)
-            workloads = [database.commit_workload(task.dispatched[0]) for task in tasks]
-            with here.stopping():
-                meta_schedule.tune_tasks(
-                    tasks=contexts,
-                    task_weights=[float(task.weight) for task in tasks],
-                    work_dir="",  # for a database of its own, which is not made
-                    max_trials_global=left,
-                    num_trials_per_iter=batch,
-                    builder=_Builder(here),
-                    runner=_Runner(here),
-                    database=database,
-                    cost_model=meta_schedule.cost_model.XGBModel(num_tuning_cores=self.threads),
-                    measure_callbacks=[_Keep(here, database, workloads), UpdateCostModel()],
-                )
-
-    def _tasks(self, graph: Graph, target: tvm.target.Target) -> list:
-        """What there is to search for, the longest first. Raises UserError if that is nothing."""
-        found = [task for task in extract_tasks(graph.module, target) if not _has_schedule(task.dispatched[0])]
-        names = ", ".join(sorted(task.task_name for task in found))
-        if not found:
-            raise UserError("nothing to search for: every kernel has a hand schedule; --opt-level 0 searches for all")
-        for op in self.ops:
-            if op not in names:
-                raise UserError(f"op {op!r}: in no kernel's name; there are {names}")
-        asked = [task for task in found if not self.ops or any(op in task.task_name for op in self.ops)]
-        return sorted(asked, key=lambda task: -_flops(task))
-
-    def _database(self) -> JSONDatabase:
-        try:
-            return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
-        except Exception as error:  # of TVM's, of any kind
-            raise UserError(f"{self.folder}: damaged, TVM cannot read it; remove it to begin again") from error
-
-    def _check_summary(self, target: CompileTarget) -> None:
-        """Take up the seconds of earlier runs. Raises UserError if they were for another target, or are damaged."""
-        path = self.folder / SUMMARY
-        if not path.exists():
-            return
-        try:
-            summary = json.loads(path.read_text())
-            self.seconds, before = float(summary["seconds"]), CompileTarget.from_json(summary["target"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged; remove {self.folder} to begin again") from error
-        if before != target:
-            raise UserError(
-                f"{self.folder}: a search for the CPU {before.mcpu}, and this one is for {target.mcpu}, with other "
-                "instructions; choose another place with -o"
-            )
-
-
-@dataclass
-class _Here:
-    """What builder, runner and the keeper of results share. stopped: Ctrl-C came, the rest of a batch is dropped.
-
-    Else it could come where TVM, which calls Python from C++, takes any exception for a candidate's failure.
-    """
-
-    search: Search
-    bar: tqdm
-    built: list = field(default_factory=list)
-    stopped: bool = False
-
-    def attempt(self, work) -> tuple[Any, str | None]:
-        """What `work()` gives, or what it raised in words; nothing is done any more after Ctrl-C."""
-        if self.stopped:
-            return None, "stopped"
-        try:
-            return work(), None
-        except Exception as error:  # a candidate that cannot be built or run is one that is not taken
-            return None, str(error)
-
-    @contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Ctrl-C in the block sets `stopped`, for `_Keep` to end the search; a second one ends it at once."""
-
-        def stop(number: int, frame: object) -> None:
-            if self.stopped:
-                signal.default_int_handler(number, frame)
-            self.stopped = True
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if self.stopped:
-            raise KeyboardInterrupt
-
-
-@derived_object
-class _Builder(PyBuilder):
-    def __init__(self, here: _Here) -> None:
-        super().__init__()
-        self.here = here
-
-    def build(self, build_inputs: list) -> list[BuilderResult]:
-        """Machine code in memory; the runner finds it by its number."""
-        results = []
-        self.here.built.clear()
-        for number, each in enumerate(build_inputs):
-            built, error = self.here.attempt(lambda each=each: default_build(each.mod, each.target, None))
-            self.here.built.append(built)
-            results.append(BuilderResult(None if error else str(number), error))
-        return results
-
-
-@derived_object
-class _Runner(PyRunner):
-    def __init__(self, here: _Here) -> None:
-        super().__init__()
-        self.here = here
-
-    def run(self, runner_inputs: list) -> list[LocalRunnerFuture]:
-        """Seconds a call."""
-        use_threads(self.here.search.threads)
-        return [LocalRunnerFuture(*self.here.attempt(lambda each=each: self._time(each))) for each in runner_inputs]
-
-    def _time(self, each) -> list[float]:
-        library = self.here.built[int(each.artifact_path)]
-        arguments = [_argument(*info.as_json()) for info in each.args_info]
-        evaluator = library.time_evaluator("main", tvm.cpu(), number=1, min_repeat_ms=MEASURE_MS)
-        return [float(second) for second in evaluator(*arguments).results]
-
-
-@derived_object
-class _Keep(PyMeasureCallback):
-    def __init__(self, here: _Here, database: JSONDatabase, workloads: list) -> None:
-        super().__init__()
-        self.here, self.database, self.workloads = here, database, workloads
-
-    def apply(self, task_scheduler, task_id, measure_candidates, builder_results, runner_results) -> None:
-        """Each time goes to the disk; then Ctrl-C may end the search."""
-        context = task_scheduler.tasks_[task_id].ctx
-        workload = self.workloads[task_id]
-        for candidate, result in zip(measure_candidates, runner_results, strict=True):
-            if result.run_secs is not None:
-                record = TuningRecord(
-                    candidate.sch.trace, workload, result.run_secs, context.target, candidate.args_info
-                )
-                self.database.commit_tuning_record(record)
-                self.here.search.found += 1
-                self.here.bar.update()
-        self.here.bar.set_postfix_str(context.task_name)
-        if self.here.stopped:
-            raise KeyboardInterrupt
-
-
-def _register_intrinsics() -> None:
-    """Import TVM's intrinsics, as MetaSchedule does, in seconds instead of a minute.
-
-    Each asks for the stack it is defined in, where its frames are enough, and gets the lines of source of all of them.
-    """
-
-    def frames(context: int = 0) -> list[inspect.FrameInfo]:
-        walk = ((frame, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
-        return [inspect.FrameInfo(frame, frame.f_code.co_filename, line, "", None, None) for frame, line in walk]
-
-    stack, inspect.stack = inspect.stack, frames
-    try:
-        importlib.import_module("tvm.s_tir.tensor_intrin")
-    finally:
-        inspect.stack = stack
-
-
-def _argument(_, dtype: str, shape: list[int]) -> tvm.runtime.Tensor:
-    """Random numbers; of whole ones zeros, as they may be the place of something."""
-    random = np.random.default_rng(0)
-    shape = [int(size) for size in shape]
-    array = random.random(shape, np.float32) if dtype.startswith("float") else np.zeros(shape)
-    return tvm.runtime.tensor(array.astype(dtype))
-
-
-def _computes_the_same(record: TuningRecord, target: tvm.target.Target) -> bool:
-    """Whether a schedule computes what the kernel without one does: some of MetaSchedule's do not."""
-    schedule = tvm.s_tir.Schedule(record.workload.mod)
-    record.trace.apply_to_schedule(schedule, remove_postproc=False)
-    results, inputs = [], ArgInfo.from_entry_func(record.workload.mod, remove_preproc=False)
-    for module in (record.workload.mod, schedule.mod):
-        arguments = [_argument(*info.as_json()) for info in inputs]
-        tvm.compile(module, target)["main"](*arguments)
-        results.append([argument.numpy() for argument in arguments])
-    return all(np.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in zip(*results, strict=True))
-
-
-def _has_schedule(module: tvm.IRModule) -> bool:
-    return any(function.attrs.get("tirx.is_scheduled", False) for _, function in module.functions_items())
-
-
-def _flops(task) -> float:
-    return float(task.weight) * tvm.s_tir.analysis.estimate_tir_flops(task.dispatched[0])
+from tvm_frontend.search import Search
 
 
 def tune_model(
     model: Path,
     output: Path | None = None,
+    options: CompileOptions = DEFAULT_OPTIONS,
     *,
     shape: tuple[int, int],
     trials: int,
     ops: tuple[str, ...] = (),
-    opt_level: int = 3,
-    mcpu: str | None = None,
-    frontend: str = DEFAULT,
-    dump_ir: Path | None = None,
 ) -> CompiledModel:
     """Search for schedules at one [B, T] and compile with the best, as `compile_model` does.
 
-    What was found is kept in the folder `<output>-search`, also if the search is stopped, and taken up by the next run.
-    Raises UserError as `compile_model` and `Search` do, and if there is nothing to search for. With the frontend
-    `relay` it is Relay's MetaSchedule that searches, for all kernels.
+    `shape` takes the place of the options' `fixed_shape`. What is found is kept in the folder `<output>-search`, also
+    if the search is stopped, and the next run continues it. Raises UserError as `compile_model` and `Search` do, and if
+    there is nothing to search for. With the frontend `relay`, Relay's MetaSchedule searches, for all kernels.
     """
-    if frontend == RELAY:
+    if options.frontend == RELAY:
         if ops:
             raise UserError("--op: not with --frontend relay, which searches for all kernels; leave it out")
-        how = {"mcpu": mcpu, "opt_level": opt_level, "dump_ir": dump_ir}
-        return compile_relay(model, output, shape=shape, trials=trials, **how)
-    return compile_model(
-        model,
-        output,
-        mcpu=mcpu,
-        opt_level=opt_level,
-        frontend=frontend,
-        fixed_shape=shape if frontend == "relax-onnx" else None,
-        dump_ir=dump_ir,
-        search=Search(shape, trials, ops),
-    )
+        return compile_relay(model, output, replace(options, fixed_shape=shape), trials=trials)
+    options = replace(options, fixed_shape=shape if options.frontend == "relax-onnx" else None)
+    return compile_model(model, output, options, search=Search(shape, trials, ops))
 
 
 def tune_command(
@@ -409,7 +65,7 @@ def tune_command(
     op: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     opt_level: Literal[0, 3] = 3,
     mcpu: CpuArgument = None,
-    frontend: Literal[FRONTEND_NAMES] = DEFAULT,
+    frontend: FrontendArgument = DEFAULT,
     dump_ir: FolderArgument = None,
 ) -> None:
     """Search for the schedules of an exported model's kernels at one shape, on this machine, and compile with them.
@@ -427,17 +83,8 @@ def tune_command(
         dump_ir: write the IR after each phase into this folder
     """
     model = find_input(model or default_model(frontend))
-    compiled = tune_model(
-        model,
-        output,
-        shape=(batch, tokens),
-        trials=trials,
-        ops=op,
-        opt_level=opt_level,
-        mcpu=mcpu,
-        frontend=frontend,
-        dump_ir=dump_ir,
-    )
+    options = CompileOptions(mcpu=mcpu, opt_level=opt_level, frontend=frontend, dump_ir=dump_ir)
+    compiled = tune_model(model, output, options, shape=(batch, tokens), trials=trials, ops=op)
     search = compiled.search
     print(f"wrote {compiled.path} ({search['trials']} trials in {search['seconds']} s, kept in {search['database']})")
 

@@ -56,8 +56,9 @@ class Engine(Backend):
 
     def _start(self, phase: str) -> "Session | CachedSession":
         from tvm_frontend.artifact import load_compiled
+        from tvm_frontend.runtime import open_session
 
-        return load_compiled(self._folder / self.variant.files[phase]).start(self._threads)
+        return open_session(load_compiled(self._folder / self.variant.files[phase]), self._threads)
 
     def versions(self) -> dict[str, str]:
         import tvm

@@ -23,6 +23,7 @@ from bench.harness.worker import Worker, WorkerError
 from bench.roofline.bounds import Limits, best_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+from gpt.version import PROJECT, project_version
 
 NOT_REACHED = "the time was up, or the run ended, before it"
 LEAST_S = 1.0  # that a call may take, however little time is left
@@ -96,7 +97,10 @@ class _Race:
             "limits": {precision: asdict(each) for precision, each in self.limits.items()},
             "rows": rows,
             "checks": [check for runner in self.runners for check in checks_of(runner, works, self.plan)],
-            "versions": {name: version for each in self.runners for name, version in sorted(each.versions.items())},
+            "versions": {
+                PROJECT: project_version(),
+                **{name: version for each in self.runners for name, version in sorted(each.versions.items())},
+            },
             "notes": self.notes,
         }
 

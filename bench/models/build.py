@@ -176,9 +176,10 @@ def _exported(form: str, options: str = "", **how: object) -> Making:
 def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None = None) -> Making:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
+        from tvm_frontend.options import CompileOptions
 
         target = "cuda" if arch else "llvm"
-        compile_model(source, path, target=target, arch=arch, opt_level=level, precision=precision)
+        compile_model(source, path, CompileOptions(target=target, arch=arch, opt_level=level, precision=precision))
 
     def origin(path: Path) -> str:
         from tvm_frontend.artifact import load_compiled
@@ -194,10 +195,12 @@ def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None
 def _compiled_by_relay(source: str, level: int, arch: str | None = None) -> Making:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
+        from tvm_frontend.options import CompileOptions
 
         B, T = map(int, path.name.split("x"))
         target = "cuda" if arch else "llvm"
-        compile_model(source, path, target=target, arch=arch, opt_level=level, frontend="relay", fixed_shape=(B, T))
+        options = CompileOptions(target=target, arch=arch, opt_level=level, frontend="relay", fixed_shape=(B, T))
+        compile_model(source, path, options)
 
     def origin(path: Path) -> str:
         from tvm_frontend.artifact import load_compiled

@@ -16,6 +16,8 @@ from bench.harness.turns import Contestant, times_of
 from export.artifact import load_exported
 from gpt.files import find_input
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # from rung to rung
 LOW = ("bf16", "int8", "int4")
@@ -42,8 +44,9 @@ def rungs() -> list[Rung]:
 
 def contestant_of(rung: Rung, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Contestant:
     """A rung, compiled and ready to be called."""
-    compiled = compile_model(model, folder, opt_level=rung.opt_level, precision=rung.precision, without=rung.without)
-    session = compiled.start(threads)
+    options = CompileOptions(opt_level=rung.opt_level, precision=rung.precision, without=rung.without)
+    compiled = compile_model(model, folder, options)
+    session = open_session(compiled, threads)
     run = session.last if rung.last else session.prefill
     return Contestant(rung.name, sum(compiled.phases_s.values()), lambda: run(ids))
 

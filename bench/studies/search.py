@@ -56,7 +56,7 @@ def linear_graph():
 
 def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
     """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
     if model == "relay":
         found = [relay_contestant(trials, config, folder) for trials in (None, *sorted(config.trials))]
@@ -77,12 +77,13 @@ def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, f
     from tvm import relax
 
     from tvm_frontend.graph import ENTRY
+    from tvm_frontend.options import CompileOptions
     from tvm_frontend.pipeline import compile_graph
     from tvm_frontend.runtime.threads import use_threads
     from tvm_frontend.target import resolve_target
 
     start = time.perf_counter()
-    compiled = compile_graph(linear_graph, resolve_target(), opt_level, search=search)
+    compiled = compile_graph(linear_graph, resolve_target(), CompileOptions(opt_level=opt_level), search)
     ready_s = time.perf_counter() - start if search is None else search.seconds
     function = relax.VirtualMachine(compiled.executable, tvm.cpu())[ENTRY]
     x = tvm.runtime.tensor(np.random.default_rng(1).standard_normal((1, M, K), np.float32))
@@ -98,22 +99,25 @@ def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, f
 def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
     """The demo model's forward pass of one prompt that fills it."""
     from tvm_frontend.compile import compile_model
+    from tvm_frontend.options import CompileOptions
 
     model = demo_model(folder)
     start = time.perf_counter()
     output = folder / ("demo" if search else f"demo-O{opt_level}")
-    compiled = compile_model(model, output, opt_level=opt_level, search=search)
+    compiled = compile_model(model, output, CompileOptions(opt_level=opt_level), search=search)
     ready_s = time.perf_counter() - start if search is None else search.seconds
     return prompt_contestant(name, ready_s, compiled, config)
 
 
 def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
     """The same by Relay, at opt level 3: by the schedules that it has, or by a search of so many trials in all."""
+    from tvm_frontend.options import CompileOptions
     from tvm_frontend.relay.compile import compile_relay
 
     model = demo_model(folder)
     start = time.perf_counter()
-    compiled = compile_relay(model, folder / "relay", shape=PROMPT, trials=trials)
+    options = CompileOptions(frontend="relay", fixed_shape=PROMPT)
+    compiled = compile_relay(model, folder / "relay", options, trials=trials)
     ready_s = time.perf_counter() - start if trials is None else compiled.search["seconds"]
     name = "untuned, Relay" if trials is None else f"search by Relay, {trials} trials"
     return prompt_contestant(name, ready_s, compiled, config)
@@ -133,8 +137,10 @@ def demo_model(folder: Path) -> Path:
 
 def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
     """A compiled model's forward pass of one PROMPT."""
+    from tvm_frontend.runtime import open_session
+
     ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
-    session = compiled.start(config.threads)
+    session = open_session(compiled, config.threads)
     return Contestant(name, ready_s, lambda: session.prefill(ids))
 
 

@@ -23,6 +23,8 @@ from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.relax_onnx import FIX
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.session import CachedSession
 
 SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=2, n_head=2, n_embd=20)
@@ -176,7 +178,7 @@ def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = Fa
     Raises RuntimeError for logits of another shape, or that are no numbers.
     """
     try:
-        session = compile_model(path, output, **how).start()
+        session = open_session(compile_model(path, output, CompileOptions(**how)))
     except UserError as error:
         return words_of(error)
     errors = []

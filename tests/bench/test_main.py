@@ -34,7 +34,7 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
         assert row["agrees"], row
         assert row["median_ms"] > row["limit_ms"] > 0
     assert results["seed"] == 4
-    assert {"torch", "onnxruntime"} <= results["versions"].keys()
+    assert {"gpt-frontend", "torch", "onnxruntime"} <= results["versions"].keys()
     last = done.stdout.splitlines()
     assert last[-1] == "report: artifacts/seeded-tiny/report.html"
     assert [line.split()[0] for line in last[-5:-2]] == ["engine", "onnxruntime", "eager"]

@@ -1,14 +1,16 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.artifact import load_exported
+from export.artifact import HASH, PREFIX, _content_sha256, load_exported
 from gpt.cli import UserError
+from gpt.version import project_version
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,19 @@ def test_an_edited_file_is_found(exported, tmp_path, edit):
     assert proto.SerializeToString() != before
     onnx.save(proto, tmp_path / "model.onnx")
     refused(tmp_path / "model.onnx", "does not match its own hash")
+
+
+def test_a_file_names_the_version_that_wrote_it_and_one_from_before_that_is_read_too(exported, tmp_path):
+    assert exported.version == project_version()
+    proto = onnx.load(exported.path)
+    metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    del metadata[PREFIX + "version"], metadata[PREFIX + HASH]
+    older = metadata | {PREFIX + HASH: _content_sha256(proto, metadata)}
+    onnx.helper.set_model_props(proto, older)
+    onnx.save(proto, tmp_path / "model.onnx")
+    found = load_exported(tmp_path / "model.onnx")
+    assert found.version is None
+    assert found == replace(exported, path=found.path, sha256=found.sha256, version=None)
 
 
 def test_a_file_whose_metadata_was_stripped_is_refused(cached, tmp_path):

@@ -18,6 +18,7 @@ from gpt.tokenizer import CharTokenizer
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.compile import compile_model
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.session import Session
 
 Export = Callable[..., tuple[Checkpoint, ExportedModel]]
@@ -64,7 +65,7 @@ def compiled(exported: ExportedModel) -> CompiledModel:
 
 @pytest.fixture(scope="session")
 def session(compiled: CompiledModel) -> Session:
-    return compiled.start(threads=2)
+    return open_session(compiled, threads=2)
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,13 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
+from gpt.version import project_version
 from tvm_frontend import artifact as artifact_module
 from tvm_frontend import target as target_module
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[2]
 # Against float64. Logits of up to 3 in float32, each behind some hundred roundings of 6e-8; one row or key too few,
@@ -47,7 +50,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(export, eager, name):
     checkpoint, exported = export(OTHERS[name])
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     for B, T in [(1, 1), (3, checkpoint.config.block_size)]:
         ids = random_ids(checkpoint.config, B, T)
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
@@ -60,6 +63,7 @@ def test_it_knows_what_it_came_from(compiled, exported, checkpoint):
     assert (compiled.dtype, compiled.opt_level, compiled.target["kind"]) == ("float32", 3, "llvm")
     assert compiled.pipeline == list(compiled.phases_s)
     assert compiled.exported_sha256 == sha256_file(exported.path)
+    assert compiled.versions["gpt-frontend"] == project_version()
     assert compiled.checkpoint_sha256 == exported.checkpoint_sha256
 
 
@@ -97,7 +101,8 @@ for name in ("torch", "onnx", "onnxruntime", "onnxscript"):
     sys.modules[name] = None  # importing it fails
 import numpy as np
 from tvm_frontend.artifact import load_compiled
-np.save("logits.npy", load_compiled(sys.argv[1]).start(threads=1).prefill(np.load("ids.npy")))
+from tvm_frontend.runtime import open_session
+np.save("logits.npy", open_session(load_compiled(sys.argv[1]), threads=1).prefill(np.load("ids.npy")))
 """
     subprocess.run(
         [sys.executable, "-c", code, str(compiled.path)],
@@ -171,7 +176,7 @@ def test_a_lesser_cpu_is_refused_before_its_code_is_loaded(compiled, monkeypatch
     here = target_module._host_features() - {lacking}
     monkeypatch.setattr(target_module, "_host_features", lambda: here)
     with pytest.raises(UserError, match=f"lacks {re.escape(lacking)}: compile it here"):
-        compiled.start()
+        open_session(compiled)
 
 
 def test_weights_are_views_of_the_file_that_kernels_can_take(compiled):
@@ -190,7 +195,7 @@ def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_libra
     content["files_crc32"]["library.so"] = artifact_module._crc32(copy / "library.so")
     (copy / "model.json").write_text(json.dumps(content | {"sha256": artifact_module._sha256(content)}))
     with pytest.raises(UserError, match="lacks a-feature-of-tomorrow: compile it here") as caught:
-        load_compiled(copy).start()
+        open_session(load_compiled(copy))
     assert "\n" not in str(caught.value)
 
 
@@ -199,18 +204,18 @@ def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, ea
     for activation in ("gelu_tanh", "relu"):
         config = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=1, n_embd=8, activation=activation)
         checkpoint, exported = export(config)
-        session = compile_model(exported.path, tmp_path / "model").start(threads=1)
+        session = open_session(compile_model(exported.path, tmp_path / "model"), threads=1)
         ids = np.arange(8)[None]
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
 
 
 def test_phases_can_be_left_out(exported, checkpoint, eager):
     left_out = ("fuse_attention", "fuse_layer_norm", "split_head", "promise_no_alias")
-    compiled = compile_model(exported.path, without=left_out)
+    compiled = compile_model(exported.path, options=CompileOptions(without=left_out))
     assert compiled.path.name == "tvm-llvm-O3-without-fuse_attention-fuse_layer_norm-split_head-promise_no_alias"
     assert "fuse_linear" in compiled.pipeline
     assert not set(left_out) & set(compiled.pipeline)
-    session = compiled.start(threads=2)
+    session = open_session(compiled, threads=2)
     for B, T in [(1, 1), (3, 17)]:
         ids = random_ids(checkpoint.config, B, T)
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
@@ -219,4 +224,4 @@ def test_phases_can_be_left_out(exported, checkpoint, eager):
 @pytest.mark.parametrize(("opt_level", "phase"), [(3, "lower"), (3, "fuse_everything"), (0, "fuse_linear")])
 def test_a_phase_that_is_not_there_or_must_be_is_refused(exported, opt_level, phase):
     with pytest.raises(UserError, match=f"without '{phase}': must be one of (recover_gelu, .*|no phase at all)"):
-        compile_model(exported.path, opt_level=opt_level, without=(phase,))
+        compile_model(exported.path, options=CompileOptions(opt_level=opt_level, without=(phase,)))

@@ -19,6 +19,8 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,13 +97,13 @@ def test_the_command_works_as_a_process_of_its_own(model):
 
 
 def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, eager):
-    compiled = compile_model(model, mcpu="x86-64")
+    compiled = compile_model(model, options=CompileOptions(mcpu="x86-64"))
     assert compiled.target["mcpu"] == "x86-64"
     disassembled = subprocess.check_output(["objdump", "-d", compiled.path / "library.so"], text=True)
     assert "xmm" in disassembled
     assert "ymm" not in disassembled
     ids = np.random.default_rng(0).integers(0, 211, (2, 64))
-    np.testing.assert_allclose(compiled.start().prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(open_session(compiled).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_another_opt_level_is_refused(model, command):
     assert code == 2
     assert "--opt-level" in err
     with pytest.raises(UserError, match=r"opt level 1: must be 0 \(TVM's own untuned pipeline\) or 3"):
-        compile_model(model, opt_level=1)
+        compile_model(model, options=CompileOptions(opt_level=1))
     assert names(model.parent) == ["model.onnx"]
 
 
@@ -204,7 +206,7 @@ def test_a_damaged_artifact_or_an_empty_folder_is_replaced(model):
     output = model.parent / "out"
     output.mkdir()
     (output / "model.json").write_text("damaged")
-    assert compile_model(model, output, opt_level=0) == load_compiled(output)
+    assert compile_model(model, output, CompileOptions(opt_level=0)) == load_compiled(output)
 
 
 def test_an_earlier_artifact_survives_a_failed_compilation(model, compiled, monkeypatch):
@@ -288,14 +290,14 @@ def test_fast_math_is_for_gpus(model, command):
 
 def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):
     monkeypatch.setattr(cuda_toolchain, "gpu_arch", lambda: None)
-    compiled = compile_model(model, target="cuda", opt_level=0)
+    compiled = compile_model(model, options=CompileOptions(target="cuda", opt_level=0))
     with pytest.raises(UserError, match="needs a GPU that runs sm_86, and this machine shows none"):
-        compiled.start()
+        open_session(compiled)
 
 
 @pytest.mark.skipif(gpu_arch() is None, reason="no NVIDIA driver with a GPU on this machine")
 def test_on_a_gpu_it_computes_what_eager_does(compiler, model, checkpoint, eager):
-    session = compile_model(model, target="cuda", arch=gpu_arch()).start()
+    session = open_session(compile_model(model, options=CompileOptions(target="cuda", arch=gpu_arch())))
     for B, T in [(1, 1), (3, 17), (2, 70)]:
         ids = np.random.default_rng(0).integers(0, 211, (B, T))
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=1e-4)

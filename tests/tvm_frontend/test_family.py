@@ -14,6 +14,7 @@ from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.pipeline import graph_phases
+from tvm_frontend.runtime import open_session
 from tvm_frontend.target import resolve_target
 
 TANH = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=20)
@@ -66,7 +67,7 @@ def test_a_file_computes_what_its_weights_say(export, eager, name):
     config, how = FILES[name]
     checkpoint, exported = export(config, **how)
     dtype = torch.bfloat16 if how.get("precision") == "bf16" else torch.float32
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     for B, T in SHAPES:
         ids = random_ids(B, T)
         expected = eager(rounded(checkpoint, dtype), ids)
@@ -80,7 +81,7 @@ def rounded(checkpoint, dtype):
 
 def test_a_cache_in_bf16_is_held_in_float32(export, eager):
     checkpoint, exported = export(TANH, form="cached", precision="bf16")
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     ids = random_ids(3, 17)
     session.begin(3)
     steps = [session.step(ids[:, start:stop], np.full(3, start)) for start, stop in ((0, 10), (10, 11), (11, 17))]
@@ -90,7 +91,7 @@ def test_a_cache_in_bf16_is_held_in_float32(export, eager):
 
 def test_a_table_gives_the_last_position_alone(export, eager):
     checkpoint, exported = export(BIGRAM, opset=18, last=True)
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     for B, T in SHAPES:
         ids = random_ids(B, T)
         np.testing.assert_array_equal(session.prefill(ids), eager(checkpoint, ids)[:, -1:].astype("float32"))
@@ -137,7 +138,7 @@ def adopted(gpt2, tmp_path):
 def test_gpt2_of_transformers_calls_the_kernels_of_our_own_and_is_right(gpt2, adopted, calls):
     path = adopted("eager", "input_ids")
     assert kernels_of(path, calls) == kernels(n_layer=2)
-    session = compile_model(path).start(threads=2)
+    session = open_session(compile_model(path), threads=2)
     for B, T in [(1, 1), (3, 17)]:
         ids = random_ids(B, T)
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import find_compiler, find_tool
 from tvm_frontend.inspect import KernelCode, code_table, inspect_command, read_kernels
+from tvm_frontend.options import CompileOptions
 
 SMALL = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
 CHAR = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
@@ -36,7 +37,9 @@ def compiled(export, tmp_path_factory):
             _, exported = export(config, form)
             folder = tmp_path_factory.mktemp("cuda")
             made[form, precision, config] = compile_model(
-                exported.path, folder / "model", target="cuda", precision=precision, dump_ir=folder / "ir"
+                exported.path,
+                folder / "model",
+                CompileOptions(target="cuda", precision=precision, dump_ir=folder / "ir"),
             )
         return made[form, precision, config]
 

@@ -51,7 +51,7 @@ def test_a_weight_that_was_packed_is_not_kept_beside_it(exported):
 
 @pytest.fixture(scope="module")
 def compilation(exported):
-    return compile_graph(lambda: import_onnx(onnx.load(exported.path)), TARGET, 3)
+    return compile_graph(lambda: import_onnx(onnx.load(exported.path)), TARGET)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,9 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.relay.process import RelayProcess
+from tvm_frontend.runtime import open_session
 from tvm_frontend.tune import tune_model
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +40,9 @@ def random_ids(B: int, T: int) -> np.ndarray:
 
 def check(path: Path, expected: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int], **how) -> None:
     """Compile for a shape, run and compare."""
-    compiled = compile_model(path, path.with_name("out"), frontend="relay", fixed_shape=shape, **how)
+    compiled = compile_model(path, path.with_name("out"), CompileOptions(frontend="relay", fixed_shape=shape, **how))
     ids = random_ids(*shape)
-    logits = compiled.start(threads=2).prefill(ids)
+    logits = open_session(compiled, threads=2).prefill(ids)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected(ids), rtol=0, atol=TOLERANCE)
 
@@ -125,7 +127,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
     assert "ymm" not in subprocess.check_output(["objdump", "-d", output / "library.so"], text=True)
     assert "take(" in (bigram.parent / "ir/01-import.relay").read_text()
     assert "def @main(" in (bigram.parent / "ir/02-optimize.relay").read_text()
-    session = compiled.start(threads=1)
+    session = open_session(compiled, threads=1)
     for ids in (random_ids(2, 5), random_ids(2, 5)[::-1]):
         np.testing.assert_array_equal(session.prefill(ids), table[ids])
     with pytest.raises(UserError, match=r"\[2, 4\]: this model was compiled for \[2, 5\] alone"):
@@ -139,7 +141,7 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
 def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
     path = export(BIGRAM, opset=18, last=True)[1].path
     ids = random_ids(2, 5)
-    session = compile_model(path, frontend="relay", fixed_shape=(2, 5)).start(threads=1)
+    session = open_session(compile_model(path, options=CompileOptions(frontend="relay", fixed_shape=(2, 5))), threads=1)
     np.testing.assert_array_equal(session.prefill(ids), table[ids][:, -1:])
 
 
@@ -150,7 +152,9 @@ def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(export):
     except UserError as error:
         pytest.skip(str(error))
     path = export(BIGRAM)[1].path
-    compiled = compile_model(path, frontend="relay", fixed_shape=(1, 4), target="cuda", arch="sm_80")
+    compiled = compile_model(
+        path, options=CompileOptions(frontend="relay", fixed_shape=(1, 4), target="cuda", arch="sm_80")
+    )
     assert compiled.path.name == "tvm-sm_80-O3-relay-1x4"
     assert cubin_archs(compiled.library("sm_80").read_bytes()) == {"sm_80"}
 
@@ -160,8 +164,8 @@ def test_a_search_is_kept_and_taken_up_again(bigram, table, capfd):
     ids = random_ids(1, 4)
     searched = []
     for _ in range(2):
-        compiled = tune_model(bigram, shape=(1, 4), trials=1, frontend="relay")
-        np.testing.assert_array_equal(compiled.start(threads=1).prefill(ids), table[ids])
+        compiled = tune_model(bigram, options=CompileOptions(frontend="relay"), shape=(1, 4), trials=1)
+        np.testing.assert_array_equal(open_session(compiled, threads=1).prefill(ids), table[ids])
         searched.append(compiled.search)
     assert compiled.path.name == "tvm-llvm-O3-relay-tuned-1x4"
     assert [each["trials"] for each in searched] == [1, 1]
@@ -205,21 +209,21 @@ def test_what_relay_cannot_read_is_one_line_and_it_goes_on(bigram, tmp_path):
 )
 def test_a_users_mistake_is_said_before_any_work(bigram, arguments, said):
     with pytest.raises(UserError, match=said):
-        compile_model(bigram, frontend="relay", **{"fixed_shape": (1, 4)} | arguments)
+        compile_model(bigram, options=CompileOptions(frontend="relay", **{"fixed_shape": (1, 4)} | arguments))
     assert names(bigram.parent) == ["model.onnx"]
 
 
 def test_a_truncated_file_is_refused(bigram):
     bigram.write_bytes(bigram.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.onnx: not a readable ONNX file"):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
     assert names(bigram.parent) == ["model.onnx"]
 
 
 def test_without_nvcc_it_says_what_to_install(bigram, monkeypatch):
     monkeypatch.setattr(cuda_toolchain, "_nvcc_candidates", list)
     with pytest.raises(UserError, match=r"--frontend relay --target cuda needs nvcc.*install NVIDIA's CUDA toolkit"):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4), target="cuda")
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4), target="cuda"))
     assert names(bigram.parent) == ["model.onnx"]
 
 
@@ -260,7 +264,7 @@ def test_a_process_that_fails_is_one_line_with_the_end_of_its_log_and_leaves_not
     monkeypatch.setattr("tvm_frontend.relay.compile.BUILD_DEADLINE_S", 2)
     start = time.perf_counter()
     with pytest.raises(UserError, match=rf"^{said}$"):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
     assert time.perf_counter() - start < 20
     assert names(bigram.parent) == ["model.onnx", "venv"]
 
@@ -269,19 +273,19 @@ def test_another_wheel_is_named(bigram, environment):
     folder = environment("", wheel="bitblas-0.1.0")
     said = f"{folder} has bitblas-0.1.0, and Relay is in bitblas-0.1.0.post1: remove it and run: make relay"
     with pytest.raises(UserError, match=re.escape(said)):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
 
 
 def test_an_unfinished_environment_is_named(bigram, environment):
     folder = environment("")
     (folder / "installed").unlink()
     with pytest.raises(UserError, match=re.escape(f"{folder} is incomplete: remove it and run: make relay")):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
 
 
 def test_an_absent_environment_is_named_where_it_is_needed(bigram, tmp_path, monkeypatch):
     monkeypatch.setattr("tvm_frontend.relay.environment.FOLDER", tmp_path / ".venv-relay")
     said = r"^--frontend relay: no \.venv-relay, in which Relay runs: make relay$"
     with pytest.raises(UserError, match=said):
-        compile_model(bigram, frontend="relay", fixed_shape=(1, 4))
+        compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
     assert names(bigram.parent) == ["model.onnx"]

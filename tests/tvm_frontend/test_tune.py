@@ -14,9 +14,10 @@ from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from tvm_frontend import tune
 from tvm_frontend.artifact import load_compiled
-from tvm_frontend.pipeline import fix_shape, graph_phases
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 from tvm_frontend.target import resolve_target
-from tvm_frontend.tune import Search, tune_model
+from tvm_frontend.tune import tune_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = GPTConfig(block_size=9, vocab_size=37, n_layer=1, n_head=2, n_embd=16)
@@ -62,7 +63,7 @@ def test_everything_is_searched_kept_and_taken_up_again(export, eager, command, 
     records = (kept / "records.json").read_text()
     assert len(records.splitlines()) == compiled.search["trials"] >= 12
     ids = np.random.default_rng(0).integers(0, 37, (2, 5))
-    session = compiled.start(threads=2)
+    session = open_session(compiled, threads=2)
     np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
     np.testing.assert_allclose(session.last(ids), eager(checkpoint, ids)[:, -1], rtol=0, atol=2e-5)
     with pytest.raises(UserError, match=r"\[2, 4\]: this model was compiled for \[2, 5\] alone"):
@@ -74,17 +75,17 @@ def test_everything_is_searched_kept_and_taken_up_again(export, eager, command, 
     assert (kept / "records.json").read_text() == records
     assert load_compiled(compiled.path).search["seconds"] == spent
     np.testing.assert_allclose(
-        load_compiled(compiled.path).start(threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
+        open_session(load_compiled(compiled.path), threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
     )
 
     summary = json.loads((kept / "search.json").read_text())
     (kept / "search.json").write_text(json.dumps(summary | {"target": resolve_target(mcpu="x86-64").to_json()}))
     with pytest.raises(UserError, match="a search for the CPU x86-64, and this one is for"):
-        tune_model(model, shape=(2, 5), opt_level=0, trials=12)
+        tune_model(model, options=CompileOptions(opt_level=0), shape=(2, 5), trials=12)
     (kept / "search.json").write_text(json.dumps(summary))
     (kept / "records.json").write_text("damaged")
     with pytest.raises(UserError, match="damaged, TVM cannot read it"):
-        tune_model(model, shape=(2, 5), opt_level=0, trials=12)
+        tune_model(model, options=CompileOptions(opt_level=0), shape=(2, 5), trials=12)
 
 
 def test_behind_the_rewrites_only_what_they_left_is_searched(export, eager, command, tmp_path):
@@ -96,20 +97,11 @@ def test_behind_the_rewrites_only_what_they_left_is_searched(export, eager, comm
     assert "fuse_linear" in compiled.pipeline
     assert compiled.search["trials"] >= 1
     ids = np.random.default_rng(0).integers(0, 37, (1, 4))
-    np.testing.assert_allclose(compiled.start(threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        open_session(compiled, threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
+    )
     with pytest.raises(UserError, match=r"op 'matmul': in no kernel's name; there are .*take"):
         tune_model(model, tmp_path / "out", shape=(1, 4), trials=1, ops=("matmul",))
-
-
-def test_no_result_of_another_kernel_depends_on_a_layout_that_a_search_may_change(export):
-    from tvm_frontend.frontends import read_source
-
-    graph = fix_shape(read_source("onnx", export(SMALL)[1].path).import_graph(), (1, 4))
-    phases = dict(graph_phases(resolve_target(), 0, search=Search((1, 4), 1)))
-    legalized = phases["legalize"](phases["fold_weights"](graph)).module.script()
-    assert "batch_matmul" in legalized
-    assert "layout_free_buffers" in legalized
-    assert "layout_free_placeholders" not in legalized
 
 
 @pytest.mark.parametrize(
@@ -133,13 +125,6 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(export, command, monkeyp
     assert (code, out) == (2, "")
     assert re.search(rf"^error: [^\n]*{said}[^\n]*\n\Z", re.sub(r"[^\n]*\r", "", err), re.MULTILINE), err
     assert names(tmp_path) == ["full-search", "model.onnx"]
-
-
-def test_what_is_missing_is_named(monkeypatch):
-    find_spec = tune.find_spec
-    monkeypatch.setattr(tune, "find_spec", lambda name: None if name == "xgboost" else find_spec(name))
-    with pytest.raises(UserError, match="pip install xgboost-cpu"):
-        Search((1, 4), 1)
 
 
 def test_ctrl_c_keeps_what_was_found(export, tmp_path):

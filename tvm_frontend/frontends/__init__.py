@@ -1,4 +1,4 @@
-"""The ways in: each is one file here, whose `read` gives a model's description and what makes its graph."""
+"""The frontends: each is one file here, whose `read` gives a model's description and a function for its graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ _OF_EXPORTED = ("config", "tokenizer", "dtype", "form", "sha256", "checkpoint_sh
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was read, and how its graph is made.
+    """Describes a model that was read, and makes its graph.
 
-    config, tokenizer, dtype, form, checkpoint_sha256: as `export.artifact.ExportedModel` has them. sha256: of the file
-    that was read. fixed_shape: the one [B, T] that the graph takes, or None for all. import_graph: makes the graph;
-    it raises UserError for what it cannot read.
+    config, tokenizer, dtype, form, checkpoint_sha256: as `export.artifact.ExportedModel` has them. sha256: the
+    hash of the file that was read. fixed_shape: the one [B, T] that the graph takes, or None for all. import_graph:
+    makes the graph; it raises UserError for a node that it cannot read.
     """
 
     config: GPTConfig
@@ -41,13 +41,13 @@ class Source:
 
     @classmethod
     def of(cls, exported: ExportedModel, import_graph: Callable[[], Graph], **rest: Any) -> "Source":
-        """Of an ONNX file of ours; `rest` are the fields that it does not have, or has otherwise."""
+        """Make one of an ONNX file of ours; `rest` holds the fields that it lacks, or has with another value."""
         own = {name: getattr(exported, name) for name in _OF_EXPORTED}
         return cls(import_graph=import_graph, **own | rest)
 
 
 def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None = None) -> Source:
-    """Read a model's file by one of the FRONTENDS; raises UserError for another, and for what it cannot read."""
+    """Read a model's file by one of the FRONTENDS; raises UserError for another, and for a file that it cannot read."""
     if frontend not in FRONTENDS:
         raise UserError(f"frontend {frontend!r}: must be one of {', '.join((*FRONTENDS, RELAY))}")
     return import_module(f"{__name__}.{frontend.replace('-', '_')}").read(model, fixed_shape)

@@ -1,4 +1,4 @@
-"""ONNX files by TVM's own importer, as they are without this project's: to compare with, and for other graphs."""
+"""Reads ONNX files by TVM's own importer, to compare this project's with, and for other graphs."""
 
 import contextlib
 import io
@@ -20,13 +20,13 @@ FIX = "; with --batch and --tokens it has fewer shapes to work out"
 
 
 def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
-    """An ONNX file of ours, for one [B, T] if given. Raises UserError for another file."""
+    """Read an ONNX file of ours, for one [B, T] if given. Raises UserError for another file."""
     exported, proto = read_plain(model, "relax-onnx")
     return Source.of(exported, lambda: import_by_tvm(proto, fixed_shape), fixed_shape=fixed_shape)
 
 
 def read_plain(model: Path, frontend: str) -> tuple[ExportedModel, onnx.ModelProto]:
-    """An ONNX file of ours with its weights. Raises UserError for what TVM's own importers, old or new, do not take."""
+    """Read an ONNX file of ours with its weights. Raises UserError for one that neither importer of TVM's takes."""
     proto = read_proto(model)
     exported = exported_from(proto, model)
     if exported.form != "forward":
@@ -39,7 +39,7 @@ def read_plain(model: Path, frontend: str) -> tuple[ExportedModel, onnx.ModelPro
 
 
 def import_by_tvm(proto: onnx.ModelProto, fixed_shape: tuple[int, int] | None) -> Graph:
-    """The graph as TVM reads it, shapes folded first if they are fixed.
+    """Import the graph by TVM, its shapes folded first if they are fixed.
 
     Raises UserError naming the first node that TVM cannot read, and where it needs B and T fixed.
     """
@@ -47,9 +47,9 @@ def import_by_tvm(proto: onnx.ModelProto, fixed_shape: tuple[int, int] | None) -
         proto = fold_shapes(proto, fixed_shape)
     advice = "" if fixed_shape is not None else FIX
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it raises
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the errors that it raises
             module = from_onnx(proto)
-    except Exception as error:  # of any kind, KeyError and TVM's own among them
+    except Exception as error:  # of any type, KeyError and TVM's own among them
         said = f"TVM's importer cannot read {_node_of(error, proto)}: {reason_of(error)}{advice}"
         raise UserError(said) from error
     graph = graph_of(module)
@@ -59,19 +59,19 @@ def import_by_tvm(proto: onnx.ModelProto, fixed_shape: tuple[int, int] | None) -
 
 
 def fold_shapes(proto: onnx.ModelProto, fixed_shape: tuple[int, int]) -> onnx.ModelProto:
-    """The same graph for one [B, T], with all that follows from shapes computed."""
+    """Fix the graph to one [B, T], and compute all that follows from shapes."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for dim, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, fixed_shape, strict=True):
         dim.dim_value = size
-    del fixed.graph.value_info[:]  # of other shapes
+    del fixed.graph.value_info[:]  # they hold other shapes
     graph = onnx_ir.from_proto(fixed)
     onnxscript.optimizer.optimize_ir(graph)
     return onnx_ir.to_proto(graph)
 
 
 def _node_of(error: Exception, proto: onnx.ModelProto) -> str:
-    """The node at which TVM stopped: what it was converting, or the first of an operator that its message names."""
+    """Name the node at which TVM stopped: the one being converted, or the first of an operator that the error names."""
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     named = set(re.findall(r"\w+", str(error)))
     node = node_at(error, onnx.NodeProto) or next((node for node in proto.graph.node if node.op_type in named), None)

@@ -1,4 +1,4 @@
-"""Checkpoints by torch.export and TVM's own importer of its programs. The one file of the package that needs torch."""
+"""Reads checkpoints by torch.export and TVM's importer of its programs. The package's one file that needs torch."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tvm_frontend.graph import Graph
 
 
 def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
-    """A checkpoint. Raises UserError for what is none."""
+    """Read a checkpoint. Raises UserError for another file."""
     refuse_fixed_shape("torch", fixed_shape)
     if model.suffix == ".onnx":
         raise UserError(f"{model}: --frontend torch reads a checkpoint, as artifacts/ckpt.pt")
@@ -30,7 +30,7 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
 
 
 def export_program(checkpoint: Checkpoint) -> torch.export.ExportedProgram:
-    """The model as torch.export traces it, ids int64 [B, T] to logits float32 [B, T, V]."""
+    """Trace the model by torch.export, ids int64 [B, T] to logits float32 [B, T, V]."""
     block_size = checkpoint.config.block_size
     T = min(block_size, 8)  # any length but 1, which torch takes for a constant
     dims = {0: torch.export.Dim("B", min=1)} | ({1: torch.export.Dim("T", min=1, max=block_size)} if T > 1 else {})
@@ -39,13 +39,13 @@ def export_program(checkpoint: Checkpoint) -> torch.export.ExportedProgram:
 
 
 def import_program(program: torch.export.ExportedProgram) -> Graph:
-    """The graph as TVM reads it; raises UserError naming the node that it cannot read.
+    """Import the graph by TVM; raises UserError naming the node that it cannot read.
 
     Attention is kept whole: the mask that torch spells it out with is one that TVM cannot lower.
     """
     try:
         return graph_of(from_exported_program(program, run_ep_decomposition=False, unwrap_unit_return_tuple=True))
-    except Exception as error:  # of any kind, as KeyError
+    except Exception as error:  # of any type, as KeyError
         if (node := node_at(error, torch.fx.Node)) is None:
             raise
         raise UserError(f"TVM's importer cannot read node {node.name!r} ({node.target}): {reason_of(error)}") from error

@@ -1,4 +1,4 @@
-"""What TVM's own importers give, as a graph of ours."""
+"""Turns the modules of TVM's own importers into graphs of this project."""
 
 import traceback
 from typing import Any
@@ -10,7 +10,7 @@ from tvm_frontend.graph import ENTRY, Graph
 
 
 def graph_of(module: tvm.IRModule) -> Graph:
-    """A module whose function `main(*inputs)` has its weights as constants → forward(*inputs, *weights)."""
+    """Turn a module whose `main(*inputs)` has its weights as constants into one with forward(*inputs, *weights)."""
     main = module["main"]
     lifting = _Lifting()
     body = lifting.visit_expr(main.body)
@@ -22,7 +22,7 @@ def graph_of(module: tvm.IRModule) -> Graph:
 
 
 def unknown_shape(graph: Graph) -> str | None:
-    """The first operator whose result has a shape that is not known: no code can be generated for it."""
+    """Name the first operator with a result of unknown shape, for which no code can be generated, or give None."""
     for block in graph.module[ENTRY].body.blocks:
         for binding in block.bindings:
             if isinstance(binding.var.ty, relax.TensorType) and binding.var.ty.shape is None:
@@ -31,20 +31,20 @@ def unknown_shape(graph: Graph) -> str | None:
 
 
 def node_at(error: Exception, kind: type) -> Any:
-    """The node that was being read when `error` was raised: a local variable `node` of that kind, or None."""
+    """Find the node that was being read when `error` was raised: a local variable `node` of that kind, or None."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return next((node for frame in frames if isinstance(node := frame.f_locals.get("node"), kind)), None)
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line, its kind first, as some say no more than a key that is missing."""
+    """Put an error in one line, its type first, as some say no more than a missing key."""
     lines = [*filter(None, map(str.strip, str(error).splitlines())), ""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 @relax.expr_functor.mutator
 class _Lifting(relax.PyExprMutator):
-    """Constants of one dimension or more become variables; scalars stay, as the operators' patterns want them."""
+    """Makes constants of one dimension or more variables; scalars stay, as the operators' patterns want them."""
 
     def __init__(self) -> None:
         super().__init__()

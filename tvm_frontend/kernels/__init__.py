@@ -1,14 +1,12 @@
 """Kernels for each kind of target: one family a file."""
 
-import sys
-from functools import wraps
 from typing import Protocol
 
 import numpy as np
 import tvm
-from tvm.script.parser.core.parser import Parser, ScriptMacro
 
 from tvm_frontend.target import CompileTarget
+from tvm_frontend.tvm_patches import patch_macro_lookup
 
 # What products are computed in, by kind of target; the first is what a target is compiled for by default.
 CPU_PRECISIONS = {
@@ -30,16 +28,7 @@ CUDA_PRECISIONS = {
 PRECISIONS = {"llvm": CPU_PRECISIONS, "cuda": CUDA_PRECISIONS}
 
 
-@wraps(ScriptMacro._find_parser_def)
-def _find_parser(macro: ScriptMacro) -> Parser:
-    """The parser that expands a macro. TVM's own search reads the source of each frame on its way to it."""
-    frame = sys._getframe()
-    while (parser := frame.f_globals.get(macro.parser_object_name)) is None:
-        frame = frame.f_back
-    return parser
-
-
-ScriptMacro._find_parser_def = _find_parser  # or to find it is most of what parsing a kernel takes
+patch_macro_lookup()  # before any kernel is parsed
 
 
 class Kernels(Protocol):

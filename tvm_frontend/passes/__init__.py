@@ -1,1 +1,1 @@
-"""Graph rewrites: one a file, put in order by `tvm_frontend.pipeline`."""
+"""Graph rewrites, one a file; `tvm_frontend.pipeline` puts them in order."""

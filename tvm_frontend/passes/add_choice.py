@@ -1,4 +1,4 @@
-"""A GPU chooses the next token itself: the library of a model with a cache has a kernel for it beside the functions."""
+"""Adds a kernel that chooses the next token on a GPU to the library of a model with a cache."""
 
 from tvm_frontend.graph import CHOOSE, ENTRY, HEAD, Graph
 from tvm_frontend.kernels.cuda import CudaKernels
@@ -6,10 +6,10 @@ from tvm_frontend.passes.rewrite import with_root
 
 
 def add_choice(graph: Graph, kernels: CudaKernels) -> Graph:
-    """The kernel for logits of forward's vocabulary.
+    """Add the kernel for logits of forward's vocabulary.
 
-    The graph stays as it is without a cache, and without the head that `split_head` makes: prompts are filled up, and
-    which row of each the next token comes from is what that is told.
+    The graph stays as it is without a cache, and without the head that `split_head` makes: prompts are padded, and the
+    head is told the row of each that the next token comes from.
     """
     if not graph.caches or HEAD not in graph.entry_points:
         return graph

@@ -1,4 +1,4 @@
-"""A cast to more bits and back is no cast: between two kernels that work in fewer bits nothing is left of either."""
+"""Removes a cast to more bits and back, as it stands between two kernels that work in fewer bits."""
 
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
@@ -6,11 +6,11 @@ from tvm.relax.dpl import is_op, wildcard
 from tvm_frontend.graph import Graph
 from tvm_frontend.passes.rewrite import Matched, Rewriting
 
-WIDENED = {"bfloat16": "float32", "float16": "float32"}  # which holds all numbers of the other
+WIDENED = {"bfloat16": "float32", "float16": "float32"}  # each with a type that holds all its numbers
 
 
 def cancel_casts(graph: Graph) -> Graph:
-    """astype(astype(x, wider), dtype of x) → x."""
+    """Rewrite astype(astype(x, wider), dtype of x) → x."""
     rewriting = Rewriting(graph)
     x = wildcard()
     widened = is_op("relax.astype")(x)

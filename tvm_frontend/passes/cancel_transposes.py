@@ -1,4 +1,4 @@
-"""Two transposes that undo each other are none."""
+"""Removes two transposes that undo each other."""
 
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
@@ -8,7 +8,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting
 
 
 def cancel_transposes(graph: Graph) -> Graph:
-    """permute_dims(permute_dims(x)) → x where the second restores the order of the first."""
+    """Rewrite permute_dims(permute_dims(x)) → x where the second restores the order of the first."""
     rewriting = Rewriting(graph)
     x = wildcard()
     inner = is_op("relax.permute_dims")(x)

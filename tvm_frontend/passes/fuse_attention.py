@@ -1,4 +1,4 @@
-"""Attention with the split and the head layout around it becomes one kernel over the fused QKV projection."""
+"""Fuses attention, with the split and the head layout around it, to one kernel over the fused QKV projection."""
 
 from tvm import relax
 from tvm.relax.dpl import is_op, is_tuple_get_item, wildcard
@@ -9,7 +9,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting, same_shape
 
 
 def fuse_attention(graph: Graph, kernels: Kernels) -> Graph:
-    """reshape(attention(q, k, v)), with q, k, v the reshaped thirds of qkv [B, T, 3C] → kernel(qkv) [B, T, C]."""
+    """Rewrite reshape(attention(q, k, v)), q, k, v being the thirds of qkv [B, T, 3C] → kernel(qkv) [B, T, C]."""
     rewriting = Rewriting(graph)
     qkv = wildcard()
     thirds = is_op("relax.split")(qkv)

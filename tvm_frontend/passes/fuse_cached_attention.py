@@ -1,6 +1,6 @@
-"""Attention over a preallocated cache becomes one kernel that also writes the new rows, in place.
+"""Fuses attention over a preallocated cache to one kernel that also writes the new rows, in place.
 
-The kernel says how a row of the cache is kept: in fewer bits, the function's inputs are of another type than before.
+The kernel says how a row of the cache is kept: in fewer bits, the function's inputs get another type.
 """
 
 from tvm import relax
@@ -14,9 +14,9 @@ TO_HEADS = [0, 2, 1, 3]  # [B, T, nh, hs] to [B, nh, T, hs], and back
 
 
 def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
-    """The QKV projection scattered into two caches and attended to → kernel(qkv, pos, keys, values) [B, T, C].
+    """Rewrite attention to two caches, with qkv scattered into them → kernel(qkv, pos, keys, values) [B, T, C].
 
-    The function gives back the caches that it was given: they hold the new rows, and are of the kernel's type.
+    The function returns the caches that it was given: they hold the new rows, and are of the kernel's type.
     """
     rewriting = Rewriting(graph)
     qkv, pos, keys, values, start, stop, step = (wildcard() for _ in range(7))
@@ -31,13 +31,13 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
     scaled = is_op("relax.multiply")(q, scale)
     scores = is_op("relax.matmul")(scaled, is_op("relax.permute_dims")(rows_of_keys))
     seen = is_call_tir("scores_up_to", [scores, add_of(pos, width)])
-    mixed = is_op("relax.matmul")(is_op("relax.nn.softmax")(seen), rows_of_values)
-    turned = is_op("relax.permute_dims")(mixed)
-    merged = is_op("relax.reshape")(turned, wildcard())
-    absorbed = {}  # each cache as it was given, and as the kernel keeps it
+    attended = is_op("relax.matmul")(is_op("relax.nn.softmax")(seen), rows_of_values)
+    from_heads = is_op("relax.permute_dims")(attended)
+    merged = is_op("relax.reshape")(from_heads, wildcard())
+    absorbed = {}  # from each cache as it was given to the input of the kernel's type
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
-        if any(list(matched[part].attrs.axes) != TO_HEADS for part in (*heads, turned)):
+        if any(list(matched[part].attrs.axes) != TO_HEADS for part in (*heads, from_heads)):
             return None
         B, T, nh, hs = matched[parts[0]].ty.shape.values
         if int(matched[thirds].attrs.axis) != 2 or not same_shape(matched[qkv].ty.shape.values, [B, T, 3 * nh * hs]):
@@ -51,7 +51,7 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
         kernel = kernels.cached_attention(int(nh), int(hs), length, float(matched[scale].value.numpy()))
         if kernel is None:
             return None
-        kept = kernel.params[2].ty  # and the values likewise
+        kept = kernel.params[2].ty  # the values have the same type
         type_ = relax.TensorType([*matched[keys].ty.shape.values[:3], kept.shape[3]], kept.dtype)
         absorbed.update({given: rewriting.change_input(given, type_) for given in caches})
         arguments = [matched[qkv], matched[pos]]

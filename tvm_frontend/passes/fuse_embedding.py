@@ -1,4 +1,4 @@
-"""Token plus position embedding becomes one kernel."""
+"""Fuses token plus position embedding to one kernel."""
 
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
@@ -9,7 +9,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
 
 
 def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
-    """take(tokens, ids [B, T]) + take(positions, arange(0, T) [+ pos [B, 1]]) → one kernel."""
+    """Rewrite take(tokens, ids [B, T]) + take(positions, arange(0, T) [+ pos [B, 1]]) → one kernel."""
     rewriting = Rewriting(graph)
     tokens, ids, positions = wildcard(), wildcard(), wildcard()
     start, stop, step = wildcard(), wildcard(), wildcard()
@@ -17,9 +17,9 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
     pos = wildcard()
     after = is_op("relax.expand_dims")(pos)
     repeated = is_op("relax.broadcast_to")(counted, wildcard())
-    places = counted | repeated | add_of(after, counted)
+    indices = counted | repeated | add_of(after, counted)
     of_tokens = is_op("relax.take")(tokens, ids)
-    of_positions = is_op("relax.take")(positions, places)
+    of_positions = is_op("relax.take")(positions, indices)
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
         tables = [rewriting.weight(matched[table]) for table in (tokens, positions)]
@@ -46,7 +46,7 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
 
 
 def _repeats(before: list, batch: list, behind: bool) -> bool:
-    """Whether positions [*before, T] are of the batch, or the same ones for all of it."""
+    """Tell if positions [*before, T] are of the batch, or the same ones for all of it."""
     return same_shape(before, batch) or (not behind and same_shape(before, [1]))
 
 

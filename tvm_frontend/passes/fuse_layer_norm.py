@@ -1,4 +1,4 @@
-"""LayerNorm becomes one vectorised kernel."""
+"""Fuses LayerNorm to one vectorised kernel."""
 
 from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
@@ -9,7 +9,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting
 
 
 def fuse_layer_norm(graph: Graph, kernels: Kernels) -> Graph:
-    """layer_norm(x [B, T, C], gain, bias) over the last axis → one kernel."""
+    """Rewrite layer_norm(x [B, T, C], gain, bias) over the last axis → one kernel."""
     rewriting = Rewriting(graph)
     x, gain, bias = wildcard(), wildcard(), wildcard()
 

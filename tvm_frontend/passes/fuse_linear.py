@@ -1,4 +1,4 @@
-"""A matmul by a constant weight becomes a GEMM over packed weights, with what follows it in the epilogue."""
+"""Fuses a matmul by a constant weight, and the operators after it, to a GEMM over packed weights with an epilogue."""
 
 import numpy as np
 from tvm import relax
@@ -12,7 +12,7 @@ ACTIVATIONS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu", "rela
 
 
 def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
-    """x · W [+ bias] [→ activation | + residual] → one kernel, the longest form first."""
+    """Rewrite x · W [+ bias] [→ activation | + residual] → one kernel, the longest form first."""
     rewriting = Rewriting(graph)
     x, weight, transposed, bias, residual = (wildcard() for _ in range(5))
     product = is_op("relax.matmul")(x, is_op("relax.permute_dims")(transposed)) | is_op("relax.matmul")(x, weight)

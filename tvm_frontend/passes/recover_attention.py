@@ -1,4 +1,4 @@
-"""Causal attention that is spelled out becomes one operator again, which `fuse_attention` knows."""
+"""Makes causal attention that is spelled out one operator again, which `fuse_attention` knows."""
 
 import tvm
 from tvm import relax
@@ -13,14 +13,14 @@ SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back
 
 
 def recover_attention(graph: Graph) -> Graph:
-    """softmax(hide_later(scale · q · kᵀ)) · v, each [B, nh, T, hs] → attention, wherever the scale stands.
+    """Rewrite softmax(hide_later(scale · q · kᵀ)) · v, each [B, nh, T, hs] → attention, wherever the scale stands.
 
-    `hide_later` stands where the importer has proven a mask to be causal. What softmax gives for rows that see nothing
-    need not be replaced by 0: each row sees itself.
+    `hide_later` stands where the importer has proven a mask to be causal. A replacement of NaN by 0 after softmax, for
+    rows that see no key, is dropped: each row sees itself.
     """
     rewriting = Rewriting(graph)
     weights, v = wildcard(), wildcard()
-    mixed = is_op("relax.matmul")(weights, v)
+    attended = is_op("relax.matmul")(weights, v)
 
     def recover(call: relax.Expr, matched: Matched) -> relax.Expr | None:
         scores = _scores(rewriting, matched[weights])
@@ -41,14 +41,14 @@ def recover_attention(graph: Graph) -> Graph:
         scale = tvm.tirx.const(scale * inner, "float32")
         return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask="TopLeft"), SWAP)
 
-    rewriting.apply(mixed, recover)
+    rewriting.apply(attended, recover)
     return rewriting.finish()
 
 
 def _scores(rewriting: Rewriting, weights: relax.Expr) -> relax.Expr | None:
-    """What a causal softmax is of."""
+    """Find the scores that a causal softmax is taken of; None if it is no such softmax."""
     value = rewriting.value(weights)
-    if calls(value, "where"):  # 0 instead of not a number
+    if calls(value, "where"):  # 0 in place of NaN
         condition, nothing, weights = value.args
         condition = rewriting.value(condition)
         if not (calls(condition, "isnan") and condition.args[0].same_as(weights) and number_of(nothing) == 0):
@@ -63,7 +63,7 @@ def _scores(rewriting: Rewriting, weights: relax.Expr) -> relax.Expr | None:
 
 
 def _without_scale(rewriting: Rewriting, *factors: relax.Expr) -> tuple[list[relax.Expr], float]:
-    """The factors without the numbers that they are multiplied or divided by, and what these make together."""
+    """Strip the numbers that the factors are multiplied or divided by, and give the product of these numbers too."""
     bare, scale = [], 1.0
     for factor in factors:
         value = rewriting.value(factor)
@@ -79,10 +79,10 @@ def _without_scale(rewriting: Rewriting, *factors: relax.Expr) -> tuple[list[rel
 
 
 def _rows(rewriting: Rewriting, keys: relax.Expr) -> relax.Expr:
-    """k [B, T, nh, hs] of the transposed kᵀ [B, nh, hs, T], of which some make one of [B·nh, T, hs] first."""
-    turned = rewriting.value(rewriting.value(keys).args[0]) if calls(rewriting.value(keys), "reshape") else keys
-    merged = rewriting.value(turned.args[0]) if calls(turned, "permute_dims") else turned
-    if calls(merged, "reshape") and list(map(int, turned.attrs.axes)) == [0, 2, 1]:
+    """Give k [B, T, nh, hs] from kᵀ [B, nh, hs, T], which some exports transpose as [B·nh, T, hs]."""
+    transposed = rewriting.value(rewriting.value(keys).args[0]) if calls(rewriting.value(keys), "reshape") else keys
+    merged = rewriting.value(transposed.args[0]) if calls(transposed, "permute_dims") else transposed
+    if calls(merged, "reshape") and list(map(int, transposed.attrs.axes)) == [0, 2, 1]:
         B, nh, hs, T = keys.ty.shape.values
         k = merged.args[0]
         if same_shape(k.ty.shape.values, [B, nh, T, hs]) and same_shape(merged.ty.shape.values[1:], [T, hs]):

@@ -1,4 +1,4 @@
-"""A GELU that is spelled out becomes one operator again, which `fuse_linear` puts in a product's epilogue."""
+"""Makes a GELU that is spelled out one operator again, which `fuse_linear` puts in a product's epilogue."""
 
 import math
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from tvm.relax.dpl import is_op, wildcard
 from tvm_frontend.graph import Graph
 from tvm_frontend.passes.rewrite import Matched, Rewriting, calls, number_of
 
-ROUNDING = 2**-8  # constants may be rounded to bfloat16, which is half of this at most
+ROUNDING = 2**-8  # relative; rounding constants to bfloat16 makes an error of half of this at most
 
 
 def recover_gelu(graph: Graph) -> Graph:
-    """x/2 · (1 + erf(x/√2)) → gelu(x); x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))) → gelu_tanh(x).
+    """Rewrite x/2 · (1 + erf(x/√2)) → gelu(x); x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))) → gelu_tanh(x).
 
     Both in any order and grouping of factors; https://arxiv.org/abs/1606.08415.
     """
@@ -32,7 +32,7 @@ def recover_gelu(graph: Graph) -> Graph:
 
 
 def _gates(rewriting: Rewriting, product: relax.Expr) -> Iterator[relax.Expr]:
-    """The factors that are sums."""
+    """List the factors that are sums."""
     value = rewriting.value(product)
     if calls(value, "multiply"):
         for factor in value.args:
@@ -42,7 +42,7 @@ def _gates(rewriting: Rewriting, product: relax.Expr) -> Iterator[relax.Expr]:
 
 
 def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr, object]]:
-    """What x may be if the gate is that of a GELU, with the GELU's operator."""
+    """List the candidates for x if the gate is that of a GELU, each with the GELU's operator."""
     for one, curve in _both_ways(rewriting.value(gate)):
         inner = rewriting.value(curve)
         if not _close(number_of(rewriting.value(one)), 1):
@@ -57,7 +57,7 @@ def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr,
 
 
 def _scaled(rewriting: Rewriting, product: relax.Expr, scale: float) -> Iterator[relax.Expr]:
-    """What is multiplied by a scale, or divided by its inverse."""
+    """List the factors that are multiplied by a scale, or divided by its inverse."""
     value = rewriting.value(product)
     if calls(value, "multiply"):
         yield from (x for x, factor in _both_ways(value) if _close(number_of(rewriting.value(factor)), scale))
@@ -66,7 +66,7 @@ def _scaled(rewriting: Rewriting, product: relax.Expr, scale: float) -> Iterator
 
 
 def _is_product(rewriting: Rewriting, product: relax.Expr, scale: float, factors: list[relax.Expr]) -> bool:
-    """Whether the product is of these factors and of numbers that make the scale."""
+    """Tell if the product is that of these factors and of numbers that multiply to the scale."""
     numbers, found = 1.0, []
 
     def collect(expr: relax.Expr) -> None:
@@ -87,15 +87,15 @@ def _is_product(rewriting: Rewriting, product: relax.Expr, scale: float, factors
 
     collect(product)
     for factor in factors:
-        place = next((i for i, expr in enumerate(found) if expr.same_as(factor)), None)
-        if place is None:
+        index = next((i for i, expr in enumerate(found) if expr.same_as(factor)), None)
+        if index is None:
             return False
-        del found[place]
+        del found[index]
     return not found and _close(numbers, scale)
 
 
 def _both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
-    """The two operands of an addition or a product, in either order."""
+    """Give the two operands of an addition or a product, in either order."""
     if isinstance(value, relax.Call) and len(value.args) == 2:
         first, second = value.args
         yield first, second

@@ -1,4 +1,4 @@
-"""What every rewrite shares: matching a pattern in the graph and putting a kernel in its place."""
+"""Matches a pattern in the graph and replaces it by a kernel, for every rewrite."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,11 @@ from tvm.relax.dpl import DFPattern, is_op, rewrite_call
 from tvm_frontend.graph import ENTRY, Graph
 
 Matched = dict[DFPattern, relax.Expr]
-OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: not to be fused with others
+OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: TVM does not fuse it with others
 
 
 class Rewriting:
-    """A graph while it is being rewritten: its weights may be read and new weights and kernels added."""
+    """Holds a graph while it is being rewritten: its weights may be read and new weights and kernels added."""
 
     def __init__(self, graph: Graph) -> None:
         self.builder = relax.BlockBuilder(graph.module)
@@ -26,32 +26,32 @@ class Rewriting:
         self.variables = dict(zip(graph.weights, self.function.params[len(self.inputs) :], strict=True))
 
     def weight(self, expr: relax.Expr) -> np.ndarray | None:
-        """The values of `expr` if it is one of the weights, else None."""
+        """Give the array of `expr` if it is one of the weights, else None."""
         return next((self.weights[name] for name, var in self.variables.items() if var.same_as(expr)), None)
 
     def name(self, expr: relax.Expr) -> str:
-        """The name of the weight that `expr` is."""
+        """Give the name of the weight that `expr` is."""
         return next(name for name, var in self.variables.items() if var.same_as(expr))
 
     def is_input_used_once(self, expr: relax.Expr) -> bool:
-        """Whether `expr` is an input of the function that one operation reads, so that it may be written to."""
+        """Tell if `expr` is an input of the function that one operation reads, so that it may be written to."""
         if not any(expr.same_as(var) for var in self.inputs):
             return False
         readers = self._readers(expr)
         return len(readers) == 1 and not readers[0].same_as(self.function.body.body)
 
     def change_input(self, var: relax.Var, type_: relax.TensorType) -> relax.Var:
-        """What stands in the place of an input from now on; whatever still reads `var` must be rewritten to read it."""
+        """Replace an input by one of another type, which all readers of `var` must be rewritten to read."""
         changed = relax.Var(var.name, type_)
         self.inputs = [changed if each.same_as(var) else each for each in self.inputs]
         return changed
 
     def value(self, expr: relax.Expr) -> relax.Expr:
-        """What a variable is bound to; what is no variable, or is a parameter, as it is."""
+        """Give the value that a variable is bound to; a parameter, or another expression, as it is."""
         return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
-        """The parameter of that name; made from `value()` where it is not there yet."""
+        """Give the parameter of that name; make it from `value()` if it is not there yet."""
         if name not in self.weights:
             array = value()
             self.weights[name] = array
@@ -59,15 +59,15 @@ class Rewriting:
         return self.variables[name]
 
     def is_narrowed(self, call: relax.Expr) -> bool:
-        """Whether all that reads the result of a call reads it cast to another type."""
+        """Tell if every reader of a call's result casts it to another type."""
         var = next((var for var, value in self._bound.items() if value.same_as(call)), None)
         readers = [] if var is None else self._readers(var)
         return bool(readers) and all(calls(reader, "astype") for reader in readers)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
-        """A call of `kernel` in the place of `like`; equal kernels are kept once.
+        """Call `kernel` in the place of `like`; equal kernels are kept once.
 
-        Where the kernel takes or gives numbers of another type, they are cast.
+        Arguments and results of another type than the kernel's are cast.
         """
         *taken, given = _dtypes(kernel)
         function = self.builder.add_func(with_root(kernel), name)
@@ -82,13 +82,13 @@ class Rewriting:
         written: list[relax.Expr],
         like: relax.Expr,
     ) -> relax.Expr:
-        """As `call`, of a kernel that also writes to the tensors `written`, its last arguments but for the output."""
+        """Do as `call` for a kernel that also writes to the tensors `written`, its last arguments but the output."""
         *taken, given = _dtypes(kernel)
-        places = [-1, *range(len(arguments), len(arguments) + len(written))]
+        indices = [-1, *range(len(arguments), len(arguments) + len(written))]
         types = [relax.TensorType(like.ty.shape, given), *(tensor.ty for tensor in written)]
         function = self.builder.add_func(with_root(kernel), name)
         arguments = _cast_all(arguments, taken[: len(arguments)])
-        results = relax.op.call_tir_inplace(function, [*arguments, *written], places, types)
+        results = relax.op.call_tir_inplace(function, [*arguments, *written], indices, types)
         return _cast(relax.TupleGetItem(results, 0), given, str(like.ty.dtype))
 
     def apply(self, pattern: DFPattern, rewriter: Callable[[relax.Expr, Matched], relax.Expr | None]) -> None:
@@ -103,15 +103,15 @@ class Rewriting:
         self.function = rewrite_call(pattern, replace, self.function)
 
     def _readers(self, var: relax.Var) -> list[relax.Expr]:
-        """The values bound, and the function's result, that a variable is in."""
-        if not self._read_by:  # once for all matches of a pattern
+        """List the bound values, and the function's result, that read a variable."""
+        if not self._read_by:  # built once for all matches of a pattern
             for value in [*self._bound.values(), self.function.body.body]:
                 for each in relax.analysis.free_vars(value):
                     self._read_by.setdefault(each, []).append(value)
         return self._read_by.get(var, [])
 
     def finish(self) -> Graph:
-        """The rewritten graph, without the weights that nothing uses any more."""
+        """Give the rewritten graph, without the weights that nothing uses any more."""
         used = set(relax.analysis.free_vars(self.function.body))
         kept = [name for name, var in self.variables.items() if var in used]
         function = relax.Function(
@@ -126,24 +126,24 @@ class Rewriting:
 
 
 def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
-    """left + right, in either order."""
+    """Match left + right, in either order."""
     add = is_op("relax.add")
     return add(left, right) | add(right, left)
 
 
 def calls(value: relax.Expr, name: str) -> bool:
-    """Whether a value is a call of that operator of Relax."""
+    """Tell if a value is a call of that operator of Relax."""
     return isinstance(value, relax.Call) and getattr(value.op, "name", "") == f"relax.{name}"
 
 
 def number_of(value: relax.Expr) -> float | None:
-    """The number that a constant of one element is."""
+    """Give the number in a constant of one element; None for other values."""
     array = value.value.numpy() if isinstance(value, tvm.ir.GenericConst) else np.empty(0)
     return float(array.item()) if array.size == 1 else None
 
 
 def same_shape(left: Sequence, right: Sequence) -> bool:
-    """Whether two shapes, of numbers or symbols, are provably equal."""
+    """Tell if two shapes, of numbers or symbols, are provably equal."""
     analyzer = tvm.sym.Analyzer()
     return len(left) == len(right) and all(analyzer.can_prove_equal(x, y) for x, y in zip(left, right, strict=True))
 
@@ -161,8 +161,8 @@ def _cast_all(values: Sequence[relax.Expr], wanted: Sequence[str]) -> list[relax
 
 
 def with_root(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
-    """A kernel as the graph passes want it: opaque and scheduled."""
+    """Mark a kernel as the graph passes want it: opaque and scheduled."""
     # TVM's graph passes look into every kernel and expect its body to be a block, as scheduled ones have.
     block = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
     scheduled = kernel.with_body(tvm.s_tir.SBlockRealize([], True, block)).with_attr("tirx.is_scheduled", True)
-    return scheduled.with_attr("op_pattern", OPAQUE)  # or one whose work is in a function it calls would be fused
+    return scheduled.with_attr("op_pattern", OPAQUE)  # else one that only calls a function would be fused

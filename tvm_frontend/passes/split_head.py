@@ -1,6 +1,6 @@
-"""The last linear layer becomes an entry point of its own: only the rows that somebody reads go through it.
+"""Makes the last linear layer an entry point of its own: only the rows that somebody reads go through it.
 
-Of a prompt that fills a cache that is one row of T, and GPT-2's vocabulary makes the layer a third of all work.
+A prompt that fills a cache needs one row of T, and GPT-2's vocabulary makes the layer a third of all work.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from tvm_frontend.passes.rewrite import calls, same_shape
 
 
 def split_head(graph: Graph) -> Graph:
-    """Beside forward, body, with the hidden state [B, T, C] in place of the logits, and head, from there to the logits.
+    """Add body, forward up to the hidden state [B, T, C], and head, from there to the logits, beside forward.
 
-    head takes, int64 [B], which row of each sequence it is for, and gives [B, 1, V]. Both call the same kernels as
-    forward and take all weights. The graph stays as it is if its logits are not one kernel's, from a hidden state of
-    every position and weights.
+    head takes the row of each sequence that it computes, int64 [B], and returns [B, 1, V]. Both call the same kernels
+    as forward and take all weights. The graph stays as it is unless one kernel computes its logits from a hidden state
+    of every position and weights.
     """
     function = graph.module[ENTRY]
     inputs = int(function.attrs["num_input"])
@@ -46,7 +46,7 @@ def split_head(graph: Graph) -> Graph:
 def _head(
     last: relax.Binding, hidden: relax.Var, others: Sequence[relax.Var], weights: Sequence[relax.Var]
 ) -> relax.Function:
-    """head(hidden, rows, *weights) of the binding that makes the logits of `hidden` and other arguments."""
+    """Make head(hidden, rows, *weights) from the binding that computes the logits of `hidden` and other arguments."""
     B = hidden.ty.shape.values[0]
     kernel, _ = last.value.args
     given = relax.Var("hidden", hidden.ty)
@@ -55,8 +55,8 @@ def _head(
     builder = relax.BlockBuilder()
     with builder.function(HEAD, [given, rows, *weights]):
         with builder.dataflow():
-            places = builder.emit(relax.op.reshape(rows, (B, 1, 1)))
-            picked = builder.emit(relax.op.gather_nd(given, places, batch_dims=1))  # [B, 1, C]
+            indices = builder.emit(relax.op.reshape(rows, (B, 1, 1)))
+            picked = builder.emit(relax.op.gather_nd(given, indices, batch_dims=1))  # [B, 1, C]
             out = builder.emit_output(relax.call_tir(kernel, [picked, *others], out_ty=logits))
         builder.emit_func_output(out)
     return copy_with_new_vars(builder.get()[HEAD])
@@ -76,6 +76,6 @@ def _is_one_of(expr: relax.Expr, variables: Sequence[relax.Var]) -> bool:
 
 
 def _of_every_position(hidden: relax.Expr, ids: relax.Var) -> bool:
-    """Whether `hidden` is [B, T, C] of ids [B, T]."""
+    """Tell if `hidden` is [B, T, C] for ids [B, T]."""
     shape = hidden.ty.shape.values
     return len(shape) == 3 and same_shape(shape[:2], ids.ty.shape.values)

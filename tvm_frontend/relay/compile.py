@@ -1,4 +1,4 @@
-"""An ONNX file to a compiled model by Relay: what `python -m tvm_frontend.compile --frontend relay` does."""
+"""Compiles an ONNX file by Relay, for `python -m tvm_frontend.compile --frontend relay`."""
 
 import json
 import os
@@ -13,51 +13,48 @@ from onnx import inliner
 
 from gpt.cli import UserError
 from gpt.files import atomic_output, check_output
+from gpt.version import PROJECT, project_version
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.relay.worker import DATABASE, weights_of
 from tvm_frontend.runtime.threads import chosen_threads
 from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
 
 OPT_LEVELS = (0, 1, 2, 3)
-NEWEST_OPSET = 18  # that Relay's importer was written for
+NEWEST_OPSET = 18  # the newest that Relay's importer was written for
 BUILD_DEADLINE_S = 3600.0
-TRIAL_DEADLINE_S = 60.0  # more for each trial of a search, which takes a second or two
+TRIAL_DEADLINE_S = 60.0  # added for each trial of a search, which takes a second or two
 SUMMARY = "search.json"
 
 
 def compile_relay(
-    model: Path,
-    output: Path | None = None,
-    *,
-    shape: tuple[int, int] | None,
-    target: str = "llvm",
-    mcpu: str | None = None,
-    arch: str | None = None,
-    opt_level: int = 3,
-    dump_ir: Path | None = None,
-    trials: int | None = None,
+    model: Path, output: Path | None, options: CompileOptions, *, trials: int | None = None
 ) -> CompiledModel:
     """Compile a file of `export.onnx` for one [B, T] by Relay, in a process of its environment.
 
     The result is a folder, `tvm-<llvm or arch>-O<level>-relay-<B>x<T>` beside the model unless `output` names another,
-    and it is there whole or not at all. dump_ir: a folder for Relay's text before and after it is optimised. trials:
-    schedules that MetaSchedule tries first, with those of earlier runs, which are kept in `<output>-search`. Raises
-    UserError for a bad file, shape, target or output, without Relay's environment or, for cuda, nvcc, and if Relay
-    fails.
+    and it is there whole or not at all. options: `fixed_shape` must be given, and `dump_ir` takes Relay's text before
+    and after it is optimised. trials: schedules that MetaSchedule tries first, with those of earlier runs, which are
+    kept in `<output>-search`. Raises UserError for a bad file, option or output, without Relay's environment or, for
+    cuda, nvcc, and if Relay fails.
     """
-    if opt_level not in OPT_LEVELS:
-        raise UserError(f"opt level {opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay")
-    compile_for = resolve_relay_target(target, mcpu=mcpu, arch=arch)
-    variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # on which a search times its candidates
+    _refuse_others(options)
+    dump_ir = options.dump_ir
+    if options.opt_level not in OPT_LEVELS:
+        raise UserError(
+            f"opt level {options.opt_level}: must be {', '.join(map(str, OPT_LEVELS))} with --frontend relay"
+        )
+    compile_for = resolve_relay_target(options.target, mcpu=options.mcpu, arch=options.arch)
+    variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # a search times its candidates on them
     if compile_for.kind == "cuda":
         variables |= _with_nvcc(compile_for.arch)
     exported, proto = read_plain(model, RELAY)
-    _check_shape(shape, exported.config.block_size)
+    shape = _checked_shape(options.fixed_shape, exported.config.block_size)
     tuned = "tuned-" if trials is not None else ""
-    name = f"tvm-{compile_for.name}-O{opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
+    name = f"tvm-{compile_for.name}-O{options.opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
     output = output or model.with_name(name)
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
@@ -77,7 +74,7 @@ def compile_relay(
             "shape": shape,
             "target": compile_for.relay_name,
             "host": None if compile_for.kind == "llvm" else compile_for.relay_host,
-            "opt_level": opt_level,
+            "opt_level": options.opt_level,
             "library": str(library.resolve()),
             "graph": str((folder / GRAPH).resolve()),
             "scratch": scratch,
@@ -105,7 +102,7 @@ def compile_relay(
                 "fixed_shape": shape,
                 "precision": "fp32",
                 "target": compile_for.to_json(),
-                "opt_level": opt_level,
+                "opt_level": options.opt_level,
                 "entry_points": ["forward"],
                 "caches": [],
                 "pipeline": list(phases_s),
@@ -115,7 +112,7 @@ def compile_relay(
                 "exported_sha256": exported.sha256,
                 "checkpoint_sha256": exported.checkpoint_sha256,
                 "search": search,
-                "versions": built["versions"],
+                "versions": {PROJECT: project_version(), **built["versions"]},
             },
         )
         if compile_for.kind == "cuda":
@@ -123,8 +120,22 @@ def compile_relay(
     return load_compiled(output)
 
 
-def _check_shape(shape: tuple[int, int] | None, block_size: int) -> None:
-    """Raise UserError unless it is one that the model takes."""
+def _refuse_others(options: CompileOptions) -> None:
+    """Raise UserError for the first option that is given, and that Relay has no use for."""
+    given = {
+        "precision": options.precision not in (None, "fp32"),
+        "compiler": options.cuda_compiler == "nvrtc",
+        "fast-math": options.fast_math,
+        "without": bool(options.without),
+    }
+    if wrong := next((name for name, value in given.items() if value), None):
+        raise UserError(
+            f"--{wrong}: not with --frontend relay, which has fp32, nvcc and Relay's own phases; leave it out"
+        )
+
+
+def _checked_shape(shape: tuple[int, int] | None, block_size: int) -> tuple[int, int]:
+    """Give the shape back. Raises UserError unless it is one that the model takes."""
     if shape is None:
         raise UserError(
             "--frontend relay compiles for one B and one T, as Relay's shapes are numbers: give --batch and --tokens, "
@@ -132,12 +143,13 @@ def _check_shape(shape: tuple[int, int] | None, block_size: int) -> None:
         )
     if shape[0] < 1 or not 1 <= shape[1] <= block_size:
         raise UserError(f"--batch {shape[0]} --tokens {shape[1]}: B must be at least 1, and T in 1 … {block_size}")
+    return shape
 
 
 def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto:
-    """The same graph for one [B, T], in operators that Relay knows.
+    """Rewrite the graph for one [B, T], in operators that Relay knows.
 
-    Those that came after NEWEST_OPSET are spelled out as ONNX itself defines them. Relay's importer looks at a name
+    Newer ones than NEWEST_OPSET has are spelled out as ONNX itself defines them. Relay's importer looks at a name
     alone: it takes Attention and Gelu for those of ONNX Runtime, whose Gelu is always the exact one.
     """
     first: dict[str, int] = {}
@@ -150,7 +162,7 @@ def _prepared(proto: onnx.ModelProto, shape: tuple[int, int]) -> onnx.ModelProto
 
 
 def _with_nvcc(arch: str) -> dict[str, str]:
-    """A search path on which TVM finds nvcc. Raises UserError if there is none that compiles for the arch."""
+    """Make a search path on which TVM finds nvcc. Raises UserError if there is none that compiles for the arch."""
     try:
         nvcc = find_compiler("nvcc")
     except UserError:
@@ -166,7 +178,7 @@ def _with_nvcc(arch: str) -> dict[str, str]:
 def _tune(
     relay: RelayProcess, output: Path, trials: int, target: CompileTarget, request: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Build with a search before it: what Relay answers, and what the model says of the search. Raises UserError."""
+    """Search, then build; give Relay's answer and the model's record of the search. Raises UserError."""
     if trials < 1:
         raise UserError(f"trials={trials}: must be at least 1")
     if target.kind != "llvm":

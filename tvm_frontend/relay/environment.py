@@ -1,4 +1,4 @@
-"""Where Relay lives: a folder of its own made by `make relay`, and what a process needs to run in it."""
+"""Finds Relay's environment, a folder of its own made by `make relay`, and what a process needs to run in it."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from gpt.cli import UserError
 from gpt.files import atomic_output
 
 FOLDER = Path(__file__).resolve().parents[2] / ".venv-relay"
-WHEEL = "bitblas-0.1.0.post1"  # the one that `make relay` installs; others of bitblas have another TVM
+WHEEL = "bitblas-0.1.0.post1"  # the wheel that `make relay` installs; others of bitblas have another TVM
 TVM = "bitblas/3rdparty/tvm"
 STUB = Path(__file__).with_name("libcuda.c")
 DRIVER = "libcuda.so.1"
@@ -20,9 +20,10 @@ REMAKE = "remove it and run: make relay"
 
 @dataclass(frozen=True)
 class Environment:
-    """Relay's environment. variables: that a process of it needs, besides those of this one.
+    """Describes Relay's environment.
 
-    folder: where it is, and where such a process runs, as TVM leaves a cache where it is imported. python: its program.
+    folder: its folder, in which its processes also run, as TVM leaves a cache in the folder it is imported in. python:
+    its Python. variables: the environment variables that a process of it needs, besides those of this one.
     """
 
     folder: Path
@@ -31,7 +32,7 @@ class Environment:
 
 
 def why_absent() -> str | None:
-    """Why Relay cannot run here, or None if it can."""
+    """Say why Relay cannot run here, or give None if it can."""
     if not FOLDER.exists():
         return f"no {FOLDER.name}, in which Relay runs: make relay"
     packages = _packages()
@@ -44,7 +45,7 @@ def why_absent() -> str | None:
 
 
 def find_environment() -> Environment:
-    """The environment, with a stand-in for NVIDIA's driver made if there is none. Raises UserError if it is absent."""
+    """Find the environment, and make a stand-in for NVIDIA's driver if there is none. Raises UserError if absent."""
     if reason := why_absent():
         raise UserError(f"--frontend relay: {reason}")
     packages = _packages()
@@ -73,7 +74,7 @@ def _has_driver() -> bool:
 
 
 def _stand_in() -> Path:
-    """The folder of the library that stands in for NVIDIA's driver, compiled once."""
+    """Compile, once, the library that stands in for NVIDIA's driver, and give its folder."""
     library = FOLDER / "stand-in" / DRIVER
     if not library.exists():
         compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)

@@ -1,4 +1,4 @@
-"""One process in Relay's environment: asked a question at a time, its log shown as it comes."""
+"""Starts a process in Relay's environment, which answers a question at a time, and shows its log as it comes."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from gpt.cli import UserError
 from tvm_frontend.relay.environment import find_environment
 
 WORKER = Path(__file__).with_name("worker.py")
-LAST_LINES = 3  # of the log, in an error
-MOST_CHARACTERS = 300  # of them
+LAST_LINES = 3  # lines at the end of the log that an error quotes
+MOST_CHARACTERS = 300  # of those lines in all
 
 
 class RelayProcess:
-    """`worker.py` in Relay's environment. Use it as a context manager, or `close` it: that ends the process.
+    """Runs `worker.py` in Relay's environment. Use it as a context manager, or `close` it: that ends the process.
 
-    variables: of its environment, besides what Relay needs. files: open files that it shares, by their numbers.
-    show_log: whether what it prints is printed here too, to stderr. Raises UserError if there is no environment.
+    variables: its environment variables, besides those that Relay needs. files: open files that it shares, by their
+    numbers. show_log: also print its output here, to stderr. Raises UserError if there is no environment.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class RelayProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process, which is in the process group of its parent, to be stopped and continued with it."""
+        """Give the id of the process, which is in its parent's process group, to be stopped and continued with it."""
         return self._process.pid
 
     def ask(self, question: str, deadline_s: float, **details: Any) -> dict[str, Any]:
-        """What the worker's function of that name answers.
+        """Call the worker's function of that name and return its answer.
 
         Raises UserError, in one line, if it refuses or fails, and if the process dies, gives no answer in time or one
         that makes no sense; after those it is gone.
@@ -94,7 +94,7 @@ class RelayProcess:
 
     def _lost(self, what: str) -> UserError:
         if what == "died":
-            with suppress(subprocess.TimeoutExpired):  # it may have hung up and live on
+            with suppress(subprocess.TimeoutExpired):  # it may have closed the socket and live on
                 code = self._process.wait(timeout=5)
                 what += f" of {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
         self.close()

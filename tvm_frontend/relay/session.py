@@ -1,4 +1,4 @@
-"""A model compiled by Relay, loaded in a process of its environment; ids and logits pass through shared memory."""
+"""Runs a model compiled by Relay in a process of its environment; ids and logits pass through shared memory."""
 
 import mmap
 import os
@@ -14,9 +14,9 @@ START_DEADLINE_S, RUN_DEADLINE_S = 120.0, 600.0
 
 
 class RelaySession:
-    """A forward pass by Relay's graph executor, for the one [B, T] that it was compiled for.
+    """Runs a forward pass by Relay's graph executor, for the one [B, T] that it was compiled for.
 
-    arch: of this machine's GPU that the model runs on, None for the CPU.
+    arch: the arch of this machine's GPU that the model runs on, None for the CPU.
     """
 
     def __init__(self, model: CompiledModel, threads: int, arch: str | None) -> None:
@@ -49,10 +49,10 @@ class RelaySession:
             os.close(file)
 
     def prefill(self, ids: Any) -> np.ndarray:
-        """The logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V], or [B, 1, V] of a
-        model of the last position alone.
+        """Compute the logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V].
 
-        A view of memory that the next call overwrites. Raises UserError for other ids, and if the process is lost.
+        They are [B, 1, V] if the model was exported for the last position alone. The result is a view of memory that
+        the next call overwrites. Raises UserError for other ids, and if the process is lost.
         """
         self._ids[...] = self.model.check_ids(ids)
         self._process.ask("run", RUN_DEADLINE_S)

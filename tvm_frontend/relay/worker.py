@@ -1,7 +1,7 @@
-"""The end that runs in Relay's environment, and imports nothing of this project.
+"""Runs in Relay's environment, and imports nothing of this project.
 
-It is started with the number of a socket, and answers each line of JSON there with another. What it prints, and TVM
-prints much, goes to its stdout and stderr, where it is a log and no answer.
+It is started with the number of a socket, and answers each line of JSON there with another. Its output, and TVM prints
+much, goes to stdout and stderr, where it is a log and no answer.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 NO_KERNEL = "__nop"  # the graph executor's name for a reshape, which it does not call
-BATCH = 64  # candidates of one kernel between two looks at the results, MetaSchedule's own number; fewer for few trials
+BATCH = 64  # candidates of a kernel between two updates of the cost model, MetaSchedule's own; fewer for few trials
 DATABASE = ("database_workload.json", "database_tuning_record.json")  # MetaSchedule's names
 
 
 class Refused(Exception):
-    """What the user can mend, in one line."""
+    """A mistake that the user can mend, in one line."""
 
 
 def build(request: dict) -> dict:
@@ -82,9 +82,9 @@ def build(request: dict) -> dict:
 
 
 class Executor:
-    """Relay's graph executor with a library loaded; library and graph are files, weights the arrays by name.
+    """Runs Relay's graph executor; library and graph are files, weights the arrays by name.
 
-    kind: of the device that the library is for, `llvm` or `cuda`. logits: of the last call, float32 [B, T, V].
+    kind: the kind of device that the library is for, `llvm` or `cuda`. logits: the last call's, float32 [B, T, V].
     """
 
     def __init__(self, library: Path, graph: Path, weights: dict[str, np.ndarray], kind: str = "llvm") -> None:
@@ -95,20 +95,20 @@ class Executor:
         self._module = graph_executor.create(graph.read_text(), tvm.runtime.load_module(str(library)), self._device)
         for name, array in weights.items():
             self._module.set_input(name, array)
-        # Its own memory: what `set_output_zero_copy` is given stays empty if a reshape comes last.
+        # The executor's own memory: a tensor given to `set_output_zero_copy` stays empty if a reshape comes last.
         self._output = self._module.get_output(0)
         self.logits = np.from_dlpack(self._output) if kind == "llvm" else self._output.numpy()
 
     def run(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V] of ids int64 [B, T], which the next call overwrites."""
+        """Compute logits float32 [B, T, V] of ids int64 [B, T]; the next call overwrites them."""
         self._module.set_input("ids", ids)
         self._module.run()
         if self._device.device_type != self._device.kDLCPU:
-            self._output.copyto(self.logits)  # waits for them
+            self._output.copyto(self.logits)  # waits for the GPU
         return self.logits
 
     def seconds(self, count: int) -> list[float]:
-        """Of each of some calls on the last ids, by the device's own clock; one before them is not counted."""
+        """Time `count` calls on the last ids, in seconds by the device's clock, after one that is not counted."""
         return list(self._module.module.time_evaluator("run", self._device, number=1, repeat=count)().results)
 
 
@@ -131,20 +131,20 @@ def start(request: dict) -> dict:
 
 
 def run(request: dict) -> dict:
-    """One forward pass of what `start` made ready."""
+    """Run one forward pass of the executor that `start` made ready."""
     ids, logits = shared
     logits[...] = executor.run(ids)
     return {}
 
 
 def weights_of(file: Path, table: list[dict]) -> dict[str, np.ndarray]:
-    """The arrays in a file of weights, as views of it."""
+    """Map the arrays in a file of weights, as views of it."""
     memory = np.memmap(file, np.uint8, "r")
     return {each["name"]: np.ndarray(each["shape"], each["dtype"], memory, each["offset"]) for each in table}
 
 
 def _target_of(request: dict):
-    """TVM's Target, after checking that its LLVM knows the CPU."""
+    """Make TVM's Target, after checking that its LLVM knows the CPU."""
     import tvm
 
     host = tvm.target.Target(request["host"] or request["target"])
@@ -172,7 +172,7 @@ def _compile_cuda_to_cubins() -> None:
 
 
 def _tune(module, params, target, level: int, tuning: dict):
-    """The database of a search by MetaSchedule, continued up to `trials` in all, and how many it holds."""
+    """Continue a search by MetaSchedule up to `trials` in all; return its database and the number that it holds."""
     import tvm
     import xgboost
     from tvm.meta_schedule.database import JSONDatabase
@@ -202,7 +202,7 @@ def _tune(module, params, target, level: int, tuning: dict):
 
 
 def _kernels_of(graph: str) -> dict[str, int]:
-    """How often a forward pass calls each kernel."""
+    """Count a forward pass's calls of each kernel."""
     calls: dict[str, int] = {}
     for node in json.loads(graph)["nodes"]:
         if node["op"] == "tvm_op" and (name := node["attrs"]["func_name"]) != NO_KERNEL:
@@ -211,7 +211,7 @@ def _kernels_of(graph: str) -> dict[str, int]:
 
 
 def _save_weights(path: Path, params: dict) -> list[dict]:
-    """Write the arrays one after the other, and give back what is where."""
+    """Write the arrays one after the other, and return the table of their offsets."""
     table = []
     with open(path, "wb") as file:
         for name, value in params.items():
@@ -228,7 +228,7 @@ def _die_with_parent() -> None:
 
 
 def _reason_of(error: Exception) -> str:
-    """An error in one line. TVM's begin with a stack of C++, and say what it was last."""
+    """Put an error in one line. TVM's begin with a stack of C++, and name the cause last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
@@ -240,7 +240,7 @@ ANSWERS = {"build": build, "start": start, "run": run}
 
 def main() -> None:
     """Answer until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
     _die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rw") as pipe:
         for line in pipe:

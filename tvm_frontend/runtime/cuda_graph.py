@@ -1,6 +1,6 @@
-"""Work on a GPU that is recorded once and then begun by one call, through NVIDIA's driver.
+"""Records work on a GPU once as a CUDA graph and then launches it by one call, through NVIDIA's driver.
 
-What it does is the CUDA driver API's: https://docs.nvidia.com/cuda/cuda-driver-api, stream and graph management.
+The calls are those of the CUDA driver API: https://docs.nvidia.com/cuda/cuda-driver-api, stream and graph management.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import tvm_ffi
 
-RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: what is recorded may allocate memory
+RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: the recorded work may allocate memory
 
 
 class Stream:
@@ -21,13 +21,13 @@ class Stream:
         self.call("cuStreamCreate", ctypes.byref(self._stream), 0)
 
     def use(self) -> AbstractContextManager:
-        """Within the block TVM starts its kernels on this stream."""
+        """Have TVM launch its kernels on this stream within the block."""
         return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), self._stream.value)
 
     def record(self, work: Callable[[], object]) -> "Recording":
-        """Record the kernels that `work` starts instead of running them.
+        """Record the kernels that `work` launches instead of running them.
 
-        It must have run once before, so that all memory is there, and what it reads and writes must stay where it is.
+        It must have run once before, so that all memory is allocated, and its tensors must stay where they are.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         with self.use():
@@ -43,15 +43,15 @@ class Stream:
         return Recording(self, executable)
 
     def launch(self, executable: ctypes.c_void_p) -> None:
-        """Begin what was recorded; nothing waits for it."""
+        """Launch a recorded graph without waiting for it."""
         self.call("cuGraphLaunch", executable, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all work on the stream is done."""
         self.call("cuStreamSynchronize", self._stream)
 
     def call(self, function: str, *arguments: object) -> None:
-        """A function of the driver. Raises RuntimeError with its name for the error."""
+        """Call a function of the driver. Raises RuntimeError with the driver's name for the error."""
         if code := getattr(self._driver, function)(*arguments):
             name = ctypes.c_char_p()
             self._driver.cuGetErrorName(code, ctypes.byref(name))
@@ -59,13 +59,13 @@ class Stream:
 
 
 class Recording:
-    """Recorded work, a CUDA graph."""
+    """Holds recorded work, a CUDA graph."""
 
     def __init__(self, stream: Stream, executable: ctypes.c_void_p) -> None:
         self._stream, self._executable = stream, executable
 
     def run(self) -> None:
-        """Begin the work; nothing waits for it."""
+        """Launch the work without waiting for it."""
         self._stream.launch(self._executable)
 
     def __del__(self) -> None:

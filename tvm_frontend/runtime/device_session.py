@@ -1,4 +1,4 @@
-"""A compiled step over a KV cache on a GPU, whose tokens stay there until all are made."""
+"""Runs a compiled step over a KV cache on a GPU, and keeps tokens there until all are generated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,14 @@ from tvm_frontend.graph import CHOOSE
 from tvm_frontend.runtime.cuda_graph import Recording, Stream
 from tvm_frontend.runtime.session import CachedSession, first_of, last_rows
 
-LEAST_BUCKET = 16  # tokens that a prompt is filled up to at least
+LEAST_BUCKET = 16  # the shortest length that prompts are padded to, in tokens
 
 
 class DeviceSession(CachedSession):
     """A `CachedSession` that also takes and gives tensors on its device, and chooses tokens there.
 
-    What `generate` asks for a second time is recorded as a CUDA graph: of a prompt by B and T, filled up to a power of
-    two, and of a step by B. `begin` makes another cache, so all is recorded anew.
+    When `generate` needs the same work a second time, it is recorded as a CUDA graph: a prompt by B and T, padded to a
+    power of two, and a step by B. `begin` makes another cache, so all is recorded anew.
     """
 
     def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
@@ -35,9 +35,9 @@ class DeviceSession(CachedSession):
         self._recordings.clear()
 
     def fill_on_device(self, ids: tvm.runtime.Tensor, rows: tvm.runtime.Tensor | None = None) -> tvm.runtime.Tensor:
-        """Put prompts int64 [B, T] in the cache that `begin` made: logits float32 [B, 1, V] of row rows [B] of each.
+        """Put prompts int64 [B, T] in the cache that `begin` made and return logits float32 [B, 1, V] at rows [B].
 
-        By default that is the last. Nothing is checked, and nothing waits.
+        By default these are the last rows. Nothing is checked, and nothing waits.
         """
         B, T = ids.shape
         if rows is None:
@@ -49,11 +49,14 @@ class DeviceSession(CachedSession):
         return head(first_of(body(*inputs)), rows, self._weights)
 
     def decode_on_device(self, ids: tvm.runtime.Tensor, pos: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
-        """Logits float32 [B, 1, V] of one token each, ids int64 [B, 1], behind pos int64 [B] others; as unchecked."""
+        """Compute logits float32 [B, 1, V] of one token each, ids int64 [B, 1], after pos int64 [B] others.
+
+        Nothing is checked, and nothing waits.
+        """
         return first_of(self._forward(ids, pos, *self._cache, self._weights))
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was asked for."""
+        """Wait until the device has done all its work."""
         self._device.sync()
         if self._stream is not None:
             self._stream.synchronize()
@@ -91,22 +94,22 @@ class DeviceSession(CachedSession):
         ends = self._on_device("ends", rows, (B,))
         settings = self._on_device("settings", np.array([top_k, temperature, seed], np.float64), (3,))
         following = self._on_device("following", np.zeros((B, 1), np.int64), (B, 1))
-        places = self._on_device("places", rows, (B,))
+        positions = self._on_device("positions", rows, (B,))
         length = self.model.config.block_size + 1  # the last token is in no cache
         text = self._on_device("text", np.zeros((B, length), np.int64), (B, length))
 
         def choose(logits: tvm.runtime.Tensor) -> None:
-            self._choose(logits, settings, following, places, text)
+            self._choose(logits, settings, following, positions, text)
 
         self._start(("fill", B, bucket), lambda: choose(self.fill_on_device(prompt, ends)))
         for _ in range(tokens - 1):
-            self._start(("step", B), lambda: choose(self.decode_on_device(following, places)))
+            self._start(("step", B), lambda: choose(self.decode_on_device(following, positions)))
         self.synchronize()
         chosen = text.numpy()
         return np.stack([chosen[b, row + 1 : row + 1 + tokens] for b, row in enumerate(rows)])
 
     def _start(self, key: tuple[object, ...], work: Callable[[], None]) -> None:
-        """Begin work that is always the same for a key, from the second time on as it was recorded."""
+        """Launch work that is always the same for a key, from the second time on as a recorded graph."""
         if self._stream is None:
             work()
         elif key in self._begun:

@@ -1,4 +1,4 @@
-"""A compiled model in memory: the whole sequence at once, or step by step with a KV cache."""
+"""Runs a compiled model in memory: the whole sequence at once, or step by step with a KV cache."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,17 +20,17 @@ LAST = -1  # the row of the last position
 
 
 class _Loaded:
-    """The library and its weights on the device."""
+    """Loads the library, and its weights to the device."""
 
     def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
-        use_threads(threads)  # refuses too many now, not in the middle of a step
+        use_threads(threads)  # so that too many are refused now, not in the middle of a step
         self.model = model
         self.threads = threads
         self._on_cpu = CompileTarget.from_json(model.target).kind == "llvm"
         if not self._on_cpu:
             load_cuda_runtime()
-        self._inputs: dict[str, tuple[tvm.runtime.Tensor, np.ndarray]] = {}  # each with its memory as numpy sees it
-        self._uploaded: dict[tuple[str, tuple[int, ...]], tuple[tvm.runtime.Tensor, Any]] = {}  # and what was copied
+        self._inputs: dict[str, tuple[tvm.runtime.Tensor, np.ndarray]] = {}  # with a numpy view of each
+        self._uploaded: dict[tuple[str, tuple[int, ...]], tuple[tvm.runtime.Tensor, Any]] = {}  # with the number copied
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
         weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
@@ -40,12 +40,12 @@ class _Loaded:
         self._parts = (functions[BODY], functions[HEAD]) if HEAD in model.entry_points else None
 
     def _run(self, ids: np.ndarray, *inputs: Any, rows: np.ndarray | int | None = None) -> tuple[np.ndarray, Any]:
-        """The logits [B, T, V], or of position rows[b] of each sequence alone [B, 1, V], and all that was given back.
+        """Compute the logits [B, T, V], or with rows those at position rows[b] alone [B, 1, V], and all other results.
 
-        ids: [B, T], checked. inputs: what the function takes after them, on the device.
+        ids: [B, T], checked. inputs: the function's further arguments, on the device.
         """
         use_threads(self.threads)
-        self._forget()  # else the last logits would keep their memory while the next are made
+        self._forget()  # else the last logits would keep their memory while the next are computed
         inputs = self._on_device("ids", ids, ids.shape), *inputs, self._weights
         if rows is None or ids.shape[1] == 1 or self._parts is None:
             results = self._forward(*inputs)
@@ -60,15 +60,15 @@ class _Loaded:
         return self._to_numpy(head(first_of(results), row, self._weights)), results
 
     def _on_device(self, name: str, value: np.ndarray | int, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
-        """An input as a tensor of that shape, one number for all of it if so given; int64 unless it is float64.
+        """Put an input in a tensor of that shape, filled with one number if it is one; int64 unless it is float64.
 
-        It is the one that the same name and shape had before, where there is one.
+        Reuses the tensor that the same name and shape had before, where there is one.
         """
         dtype = "float64" if getattr(value, "dtype", None) == np.float64 else "int64"
         if not self._on_cpu:
             return self._upload(name, value, shape, dtype)
         tensor, view = self._inputs.get(name, (None, None))
-        if view is None or view.shape != shape:  # a new tensor takes as long as several kernels of a small model
+        if view is None or view.shape != shape:  # allocating takes as long as several kernels of a small model
             tensor = tvm.runtime.empty(shape, dtype, self._device)
             view = np.from_dlpack(tensor)
             self._inputs[name] = tensor, view
@@ -79,28 +79,28 @@ class _Loaded:
         tensor, there = self._uploaded.get((name, shape), (None, None))
         if tensor is None:
             tensor = tvm.runtime.empty(shape, dtype, self._device)
-        if not (isinstance(value, int) and value == there):  # a copy waits for all that is under way
+        if not (isinstance(value, int) and value == there):  # a copy waits for all pending work
             tensor.copyfrom(np.full(shape, value, dtype))
             self._uploaded[name, shape] = tensor, value if isinstance(value, int) else None
         return tensor
 
     def _to_numpy(self, logits: tvm.runtime.Tensor) -> np.ndarray:
-        # On the CPU a view: logits of 128 positions and GPT-2's vocabulary are 26 MB, and a copy takes 5 ms.
+        # On the CPU this is a view: logits of 128 positions and GPT-2's vocabulary are 26 MB, and a copy takes 5 ms.
         return np.from_dlpack(logits) if self._on_cpu else logits.numpy()
 
 
 class Session(_Loaded):
-    """A compiled forward pass."""
+    """Runs a compiled forward pass."""
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """The logits at every position: ids int64 [B, T], any B, T up to block_size → float32 [B, T, V].
+        """Compute the logits at every position: ids int64 [B, T], any B, T up to block_size → float32 [B, T, V].
 
         Raises UserError if T is too large or an id is not in the vocabulary.
         """
         return self._run(self.model.check_ids(ids))[0]
 
     def last(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
-        """The logits behind each sequence alone: ids int64 [B, T] → float32 [B, V], in less time than all of them.
+        """Compute the logits after each sequence's last token alone: ids int64 [B, T] → float32 [B, V], in less time.
 
         lengths: int64 [B], where each sequence ends, if not at T. Raises UserError as `prefill`, and for lengths that
         are not 1 to T.
@@ -110,9 +110,9 @@ class Session(_Loaded):
 
 
 class CachedSession(_Loaded):
-    """A compiled step over a KV cache, which lives here: keys and values of each layer [B, nh, block_size, hs].
+    """Runs a compiled step over a KV cache, which it holds: keys and values of each layer [B, nh, block_size, hs].
 
-    Of a model in fewer bits than fp32 so are they: `kernels.cpu.kv_layout` says how.
+    A model in fewer bits than fp32 keeps its cache so too: `kernels.cpu.kv_layout` says how.
     """
 
     def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
@@ -123,12 +123,12 @@ class CachedSession(_Loaded):
         """Make an empty cache for B sequences. Raises UserError for fewer than one."""
         if B < 1:
             raise UserError(f"B={B}: must be at least 1")
-        # Zeros: untuned code multiplies what lies beyond a sequence by weights of 0, and 0 · NaN is NaN.
+        # Zeros, as untuned code multiplies rows beyond a sequence by weights of 0, and 0 · NaN is NaN.
         empty = [np.zeros((B, *each["shape"]), each["dtype"]) for each in self.model.caches]
         self._cache = [tvm.runtime.tensor(array, self._device) for array in empty]
 
     def step(self, ids: np.ndarray, pos: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V] of ids int64 [B, T], which come after pos int64 [B] tokens of each sequence.
+        """Compute logits float32 [B, T, V] of ids int64 [B, T], which come after pos int64 [B] tokens of each sequence.
 
         The cache then holds pos + T rows of each. Prompts of different length are padded at the end; pos of the next
         step says where each really ended. Raises UserError for shapes that do not fit the cache, positions beyond
@@ -142,7 +142,7 @@ class CachedSession(_Loaded):
         return self._step(self.model.check_ids(ids, int(pos.max())), pos)
 
     def fill(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
-        """Begin anew with a prompt, ids int64 [B, T]: logits float32 [B, V] of its last position.
+        """Begin anew with a prompt, ids int64 [B, T], and return logits float32 [B, V] of its last position.
 
         lengths: int64 [B], where the prompt of each sequence ends, if not at T. Raises UserError.
         """
@@ -153,9 +153,9 @@ class CachedSession(_Loaded):
         return self._step(ids, 0, rows)[:, 0]
 
     def decode(self, ids: np.ndarray, context: int | np.ndarray) -> np.ndarray:
-        """Logits float32 [B, V] of one token each, ids int64 [B, 1], after the first `context` in the cache.
+        """Compute logits float32 [B, V] of one token each, ids int64 [B, 1], after the first `context` in the cache.
 
-        context: of all sequences, or int64 [B] of each. Raises UserError.
+        context: one number for all sequences, or int64 [B]. Raises UserError.
         """
         if isinstance(context, np.ndarray):
             return self.step(ids, context)[:, -1]
@@ -164,17 +164,17 @@ class CachedSession(_Loaded):
         return self._step(self.model.check_ids(ids, context), context, LAST)[:, 0]
 
     def _step(self, ids: np.ndarray, pos: np.ndarray | int, rows: np.ndarray | int | None = None) -> np.ndarray:
-        """`step` of checked ids and positions, one number being that of all sequences; rows as in `_run`."""
+        """Do `step` with checked ids and positions, one number standing for all sequences; rows as in `_run`."""
         if len(ids) != self._batch():
             raise UserError(f"ids of shape {list(ids.shape)}: {self._whose_cache()}")
-        # It gives back logits, pos + T and the cache.
+        # The function returns logits, pos + T and the cache.
         logits, results = self._run(ids, self._on_device("pos", pos, (len(ids),)), *self._cache, rows=rows)
-        if not results[2].same_as(self._cache[0]):  # untuned code makes another one
+        if not results[2].same_as(self._cache[0]):  # untuned code returns another one
             self._cache = list(results[2:])
         return logits
 
     def _batch(self) -> int:
-        """The sequences that the cache is of. Raises UserError if there is none yet."""
+        """Give the number of sequences in the cache. Raises UserError if there is no cache yet."""
         if not self._cache:
             raise UserError("no cache yet: begin(B) makes one for B sequences")
         return self._cache[0].shape[0]
@@ -184,20 +184,20 @@ class CachedSession(_Loaded):
 
 
 def _load_library(path: Path) -> tvm_ffi.Module:
-    """The library at `path`, even if another was loaded from there before: the linker would take that for it."""
+    """Load the library at `path`, even if another was loaded from there before, which the linker would reuse."""
     with TemporaryDirectory() as folder:
         link = Path(folder, path.name)
         link.symlink_to(path.resolve())
-        return tvm_ffi.load_module(link)  # tvm.runtime's goes back to where the link leads
+        return tvm_ffi.load_module(link)  # tvm.runtime's loader would resolve the link
 
 
 def first_of(results: Any) -> tvm.runtime.Tensor:
-    """Of what a function gave back, the first tensor."""
+    """Give the first tensor of a function's results."""
     return results if isinstance(results, tvm.runtime.Tensor) else results[0]
 
 
 def last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
-    """The last position of each sequence of ids [B, T]. Raises UserError for lengths that are no [B] of 1 to T."""
+    """Give the last position of each sequence of ids [B, T]. Raises UserError for lengths that are no [B] of 1 to T."""
     if lengths is None:
         return LAST
     lengths = np.asarray(lengths)
@@ -208,5 +208,5 @@ def last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
 
 
 def _rows_of(array: np.ndarray, rows: np.ndarray | int) -> np.ndarray:
-    """[B, T, …] at position rows[b] of each sequence, or at -1 of all: [B, 1, …]."""
+    """Take [B, T, …] at position rows[b] of each sequence, or at -1 of all: [B, 1, …]."""
     return array[:, rows:] if isinstance(rows, int) else array[np.arange(len(array)), rows][:, None]

@@ -1,4 +1,4 @@
-"""On how many threads kernels run, and how these wait for the next one."""
+"""Chooses the number of threads that kernels run on, and how these wait for the next kernel."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from gpt.cli import UserError
 
 CPUS, CGROUPS, OWN_CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VARIABLES = ("TVM_NUM_THREADS", "OMP_NUM_THREADS")  # TVM's own, in its order
-# Yields before a waiting thread sleeps, a fraction of a millisecond, as long as what lies between two kernels or steps.
+# Yields before a waiting thread sleeps: a fraction of a millisecond, as long as the gap between two kernels or steps.
 # On two Zen 5 cores, models of 0.08 to 20 ms a step: no different from TVM's own 300000. At 100 some steps of the
 # smallest take 40 % longer, at 0 five times as long. A step after a pause wakes the threads, in 0.1 ms.
 SPINS = "1000"
@@ -17,7 +17,7 @@ _of_this_thread = threading.local()
 
 
 def chosen_threads(threads: int | None = None) -> int:
-    """As many as asked for, else as the environment says, else one a physical core that this process may use.
+    """Choose as many threads as asked for, else as the environment says, else one a physical core of this process.
 
     Raises UserError for less than one, and for a variable that is no number.
     """
@@ -33,16 +33,16 @@ def chosen_threads(threads: int | None = None) -> int:
 
 
 def physical_cores() -> int:
-    """Cores among the CPUs that this process may use, hyperthreads of one counted once; no more than its quota."""
+    """Count the cores among the CPUs that this process may use, up to its quota; hyperthreads of a core count once."""
     cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     return int(max(1, min(cores, _quota())))
 
 
 def use_threads(threads: int) -> None:
-    """Run the kernels that the calling thread starts from now on on that many threads.
+    """Run the kernels that the calling thread launches from now on on that many threads.
 
-    They are those of a pool that TVM keeps for each thread that calls kernels, which grows no more: it is made for
-    all CPUs, and whoever needs fewer lets the others sleep. Raises UserError for more than it has.
+    TVM keeps a pool of threads for each thread that calls kernels, and a pool cannot grow: it is made for all CPUs,
+    and whoever needs fewer lets the others sleep. Raises UserError for more than it has.
     """
     if getattr(_of_this_thread, "threads", None) == threads:
         return
@@ -50,7 +50,7 @@ def use_threads(threads: int) -> None:
     import tvm_ffi
 
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPINS)
-    # Else TVM binds to the machine's first cores: those of everybody else who does, and not of those given to us.
+    # Else TVM binds threads to the machine's first cores, which others bind to as well and which may not be ours.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
@@ -72,7 +72,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quota() -> float:
-    """CPUs' worth of time that the process's control groups give it (cgroups(7), version 2), infinite without one."""
+    """Read the CPU time per second that the control groups grant (cgroups(7), version 2); infinite without a limit."""
     own = next((line[3:] for line in _lines(OWN_CGROUP) if line.startswith("0::")), "/")
     group = CGROUPS / own.lstrip("/")
     quotas = [float("inf")]

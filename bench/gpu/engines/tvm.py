@@ -44,13 +44,14 @@ class Engine(DeviceEngine):
         import torch
 
         from tvm_frontend.artifact import load_compiled
+        from tvm_frontend.runtime import open_session
         from tvm_frontend.runtime.device_session import DeviceSession
 
         model = load_compiled(artifacts.folder / self.variant.files["decode"].format(target=artifacts.target))
         kind = {"cuda": "cuda", "cpu": "llvm"}[self.device]
         if model.target["kind"] != kind:
             raise RuntimeError(f"{model.path} was compiled for {model.target['kind']}, and is to run on {self.device}")
-        self._session, self._target = model.start(threads), artifacts.target
+        self._session, self._target = open_session(model, threads), artifacts.target
         self._by_host = not isinstance(self._session, DeviceSession)
         self._B, self._recorded = 0, {}
         if self.device == "cuda":

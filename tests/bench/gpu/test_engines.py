@@ -23,6 +23,7 @@ from bench.models.build import MAKINGS, SEEDED, prepare
 from gpt.cli import UserError
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.runtime import open_session
 
 CONFIG = SEEDED["tiny"]
 
@@ -150,7 +151,7 @@ def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(a
     assert cubin_archs(model.library("sm_86").read_bytes()) == {"sm_86"}
     if gpu_arch() is None:
         with pytest.raises(UserError, match="needs a GPU that runs sm_86, and this machine shows none"):
-            model.start()
+            open_session(model)
 
 
 def test_an_unknown_engine_names_the_known() -> None:

@@ -5,6 +5,7 @@ import pytest
 from gpt.cli import UserError
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends import FRONTENDS, read_source
+from tvm_frontend.options import CompileOptions
 
 
 @pytest.mark.parametrize("name", FRONTENDS)
@@ -14,7 +15,7 @@ def test_each_is_a_file_that_reads(name):
 
 def test_another_is_refused(exported):
     with pytest.raises(UserError, match="frontend 'tflite': must be one of onnx, relax-onnx, torch"):
-        compile_model(exported.path, frontend="tflite")
+        compile_model(exported.path, options=CompileOptions(frontend="tflite"))
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch"])

@@ -9,6 +9,8 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.relax_onnx import import_by_tvm
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=16, bias=False)
 
@@ -18,10 +20,12 @@ SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=16, 
 )
 def test_a_model_of_one_shape_computes_what_eager_does(export, eager, opset, exporter, B, T, opt_level):
     checkpoint, exported = export(SMALL, opset=opset, exporter=exporter)
-    compiled = compile_model(exported.path, frontend="relax-onnx", fixed_shape=(B, T), opt_level=opt_level)
+    compiled = compile_model(
+        exported.path, options=CompileOptions(frontend="relax-onnx", fixed_shape=(B, T), opt_level=opt_level)
+    )
     assert compiled.path.name == f"tvm-llvm-O{opt_level}-relax-onnx"
     assert (compiled.frontend, compiled.fixed_shape) == ("relax-onnx", [B, T])
-    session = compiled.start(threads=2)
+    session = open_session(compiled, threads=2)
     ids = np.random.default_rng(0).integers(0, 37, (B, T))
     np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
     with pytest.raises(UserError, match=rf"\[2, 5\]: this model was compiled for \[{B}, {T}\] alone"):
@@ -30,7 +34,7 @@ def test_a_model_of_one_shape_computes_what_eager_does(export, eager, opset, exp
 
 def test_what_needs_no_shape_takes_any(export, eager):
     checkpoint, exported = export(GPTConfig.bigram(block_size=8, vocab_size=37), opset=18)
-    session = compile_model(exported.path, frontend="relax-onnx").start(threads=2)
+    session = open_session(compile_model(exported.path, options=CompileOptions(frontend="relax-onnx")), threads=2)
     for B, T in [(1, 1), (3, 8)]:
         ids = np.random.default_rng(0).integers(0, 37, (B, T))
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
@@ -53,7 +57,7 @@ def test_what_tvm_cannot_read_is_one_line(export, capsys, case):
     how, fixed_shape, said = REFUSED[case]
     exported = export(SMALL, **how)[1]
     with pytest.raises(UserError, match=said) as caught:
-        compile_model(exported.path, frontend="relax-onnx", fixed_shape=fixed_shape)
+        compile_model(exported.path, options=CompileOptions(frontend="relax-onnx", fixed_shape=fixed_shape))
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
 

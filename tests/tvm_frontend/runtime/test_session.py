@@ -6,6 +6,8 @@ import pytest
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.compile import compile_model
+from tvm_frontend.options import CompileOptions
+from tvm_frontend.runtime import open_session
 
 TOLERANCE = 2e-5  # as in test_artifact
 CONFIG = GPTConfig(block_size=70, vocab_size=211, n_layer=2, n_head=2, n_embd=40)
@@ -24,7 +26,7 @@ def model(export):
 
 @pytest.fixture(scope="module", params=[3, 0])
 def cached(model, request):
-    return compile_model(model[1].path, opt_level=request.param).start(threads=2)
+    return open_session(compile_model(model[1].path, options=CompileOptions(opt_level=request.param)), threads=2)
 
 
 def ids_of(B, T, config=CONFIG):
@@ -120,7 +122,7 @@ def test_lengths_that_are_none_are_refused(cached, session, lengths):
 def test_other_models(export, eager, name):
     config = OTHERS[name]
     checkpoint, exported = export(config, "cached")
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     ids = ids_of(2, config.block_size, config)
     expected = eager(checkpoint, ids)
     session.begin(2)
@@ -157,7 +159,7 @@ def test_what_does_not_fit_the_cache_is_refused_before_anything_runs(cached, ids
 
 
 def test_a_cache_comes_first(model):
-    session = compile_model(model[1].path).start(threads=2)
+    session = open_session(compile_model(model[1].path), threads=2)
     with pytest.raises(UserError, match="no cache yet"):
         session.step(ids_of(1, 1), np.zeros(1, int))
     with pytest.raises(UserError, match="B=0"):
@@ -171,7 +173,7 @@ def test_a_cache_comes_first(model):
 
 def test_the_last_position_alone(export, eager):
     checkpoint, exported = export(CONFIG, "forward", last=True)
-    session = compile_model(exported.path).start(threads=2)
+    session = open_session(compile_model(exported.path), threads=2)
     for B, T in [(1, 1), (3, 17), (1, 70)]:
         close(session.prefill(ids_of(B, T)), eager(checkpoint, ids_of(B, T))[:, -1:])
         close(session.last(ids_of(B, T)), eager(checkpoint, ids_of(B, T))[:, -1])
@@ -188,7 +190,7 @@ def test_a_form_that_is_not_compiled_is_named(export):
 @pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])
 def test_narrow_products_keep_the_likeliest_token(model, eager, precision, largest_error):
     """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row, and of keys."""
-    session = compile_model(model[1].path, precision=precision).start(threads=2)
+    session = open_session(compile_model(model[1].path, options=CompileOptions(precision=precision)), threads=2)
     assert session.model.precision == precision
     assert session.model.path.name == f"tvm-llvm-O3-{precision}-cache"
     ids = ids_of(2, 30)
@@ -217,4 +219,4 @@ def test_narrow_products_keep_the_likeliest_token(model, eager, precision, large
 )
 def test_a_precision_that_has_no_kernels_is_refused(model, how, said):
     with pytest.raises(UserError, match=said):
-        compile_model(model[1].path, **how)
+        compile_model(model[1].path, options=CompileOptions(**how))

@@ -74,6 +74,7 @@ import os, sys, threading, time
 import numpy as np, tvm_ffi
 from gpt.cli import UserError
 from tvm_frontend.artifact import load_compiled
+from tvm_frontend.runtime import open_session
 model = load_compiled(sys.argv[1])
 ids = np.zeros((4, 64), int)
 used = lambda: tvm_ffi.get_global_func("runtime.NumThreads")()
@@ -89,7 +90,7 @@ def test_between_steps_it_uses_no_time_and_binds_nobody(compiled):
     idle_s, same = run(
         """
 before = os.sched_getaffinity(0)
-session = model.start(threads=2)
+session = open_session(model, threads=2)
 session.prefill(ids)
 print(min(idle_s() for _ in range(3)))
 print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("/proc/self/task")))
@@ -102,7 +103,11 @@ print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("
 
 def test_the_environment_may_say_to_wait_actively(compiled):
     # TVM's threads yield while they wait, so how much time they use is up to whoever else runs.
-    code = "session = model.start(threads=2)\nsession.prefill(ids)\nprint(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
+    code = """
+session = open_session(model, threads=2)
+session.prefill(ids)
+print(os.environ["TVM_THREAD_POOL_SPIN_COUNT"])
+"""
     assert run(code, compiled.path, TVM_THREAD_POOL_SPIN_COUNT="3000000") == ["3000000"]
 
 
@@ -112,7 +117,7 @@ def test_the_environment_may_say_to_wait_actively(compiled):
 def test_each_session_of_a_process_keeps_its_number_of_threads(compiled):
     found = run(
         """
-one, two = model.start(threads=1), model.start(threads=2)
+one, two = open_session(model, threads=1), open_session(model, threads=2)
 for session in (one, two, one):
     session.prefill(ids)
     print(used())
@@ -124,7 +129,7 @@ thread.start()
 thread.join()
 print(np.array_equal(one.prefill(ids), two.prefill(ids)))
 try:
-    model.start(threads=len(os.sched_getaffinity(0)) + 1)
+    open_session(model, threads=len(os.sched_getaffinity(0)) + 1)
 except UserError as error:
     print("refused" if f"with a pool of {len(os.sched_getaffinity(0))}" in str(error) else error)
 """,

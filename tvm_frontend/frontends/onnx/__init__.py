@@ -1,4 +1,4 @@
-"""Files of `export.onnx`, by this project's own importer."""
+"""Reads files of `export.onnx` by this project's own importer."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from tvm_frontend.frontends.onnx.importer import check_operators, import_onnx
 
 
 def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
-    """An ONNX file of ours whose every node the importer knows. Raises UserError for another."""
+    """Read an ONNX file of ours, every node of which the importer knows. Raises UserError for another."""
     refuse_fixed_shape("onnx", fixed_shape)
     proto = read_proto(model)
     try:
         exported = exported_from(proto, model)
     except UserError:
-        check_operators(proto)  # of a file not made by us, a node that cannot be read says more
+        check_operators(proto)  # for a file not made by us, the node that cannot be read says more
         raise
     if exported.form == "past":
         raise UserError(
@@ -32,5 +32,5 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
     check_operators(proto)
     if exported.weights is not None:
         onnx.load_external_data_for_model(proto, str(exported.weights.parent))
-    # In float32, whatever the file's weights are rounded to: see `tvm_frontend.frontends.onnx.importer`.
+    # Weights are float32 here, whatever the file rounds them to: see `tvm_frontend.frontends.onnx.importer`.
     return Source.of(exported, lambda: import_onnx(proto), dtype="float32")

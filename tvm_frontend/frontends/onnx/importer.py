@@ -1,8 +1,8 @@
-"""ONNX to Relax, with B and T symbolic and the weights as parameters.
+"""Imports ONNX to Relax, with B and T symbolic and the weights as parameters.
 
-TVM's own importer needs static shapes for these graphs: it turns Shape, Range and Concat into tensors. Here what
-follows from shapes alone stays a formula while the graph is read (see `operators.symbolic`), so index arithmetic never
-reaches the compiled program, and a mask can be proven to be the causal one.
+TVM's own importer needs static shapes for these graphs: it turns Shape, Range and Concat into tensors. Here a
+value that follows from shapes alone stays a formula while the graph is read (see `operators.symbolic`), so index
+arithmetic never reaches the compiled program, and a mask can be proven to be the causal one.
 
 Floats of 16 bits are held in float32, weights exactly and what is computed without the rounding in between: a file of
 bf16 or fp16 gives the numbers of its weights, closer to them than its own arithmetic. Kernels that compute in bf16 are
@@ -49,7 +49,7 @@ def import_onnx(proto: onnx.ModelProto) -> Graph:
 
 
 def check_operators(proto: onnx.ModelProto) -> int:
-    """The file's opset, after checking it and every node; raises UserError naming the first that is not supported."""
+    """Check the opset and every node, and give the opset; raises UserError naming the first that is not supported."""
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     opset = opsets.get("ai.onnx", 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -78,7 +78,7 @@ def _declare_input(reading: Reading, value: onnx.ValueInfoProto, symbols: dict[s
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
-    """Weights become parameters; lists of integers (shapes, axes) and single numbers are part of formulas."""
+    """Make weights parameters; lists of integers (shapes, axes) and single numbers become parts of formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         array = array.astype(held_as(str(array.dtype)), copy=False)

@@ -9,6 +9,7 @@ from tvm import relax
 
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.importer import import_onnx
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
 from tvm_frontend.target import resolve_target
 
@@ -37,7 +38,7 @@ def node(op, inputs, outputs=("y",), **attributes):
 
 
 def compiled(proto):
-    executable = compile_graph(lambda: import_onnx(proto), TARGET, 0)
+    executable = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=0))
     forward = relax.VirtualMachine(executable.executable, tvm.cpu())["forward"]
     weights = [tvm.runtime.tensor(array) for array in executable.graph.weights.values()]
     return lambda array: forward(tvm.runtime.tensor(array), weights).numpy()

@@ -20,6 +20,7 @@ from tvm import relax
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.importer import import_onnx
 from tvm_frontend.frontends.onnx.operators import CONVERTERS
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
 from tvm_frontend.target import resolve_target
 
@@ -386,7 +387,7 @@ def model_of(cases: list[Case]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]
 
 def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The file's outputs by this project's importer, without any rewrite."""
-    made = compile_graph(lambda: import_onnx(proto), TARGET, 0)
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=0))
     forward = relax.VirtualMachine(made.executable, tvm.cpu())["forward"]
     arguments = [tvm.runtime.tensor(feeds[value.name]) for value in proto.graph.input]
     found = forward(*arguments, [tvm.runtime.tensor(array) for array in made.graph.weights.values()])
@@ -509,7 +510,7 @@ def test_formulas_are_as_computed() -> None:
     names = [name for name in FORMULAS if is_read(formulas_of([name]), "node0")]
     assert set(FORMULAS) - set(names) <= {"turned", "in one row"}, set(FORMULAS) - set(names)
     proto = formulas_of(names)
-    made = compile_graph(lambda: import_onnx(proto), TARGET, 0)
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=0))
     forward = relax.VirtualMachine(made.executable, tvm.cpu())["forward"]
     weights = [tvm.runtime.tensor(array) for array in made.graph.weights.values()]
     for shape in [(3, 5), (1, 1), (4, 1), (1, 6), (8, 8)]:

@@ -7,7 +7,9 @@ from gpt.config import GPTConfig
 from tvm_frontend import pipeline
 from tvm_frontend.compile import compile_model
 from tvm_frontend.kernels.cuda import CudaKernels
+from tvm_frontend.options import CompileOptions
 from tvm_frontend.passes.add_choice import add_choice
+from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.device_session import DeviceSession
 
 CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=64)
@@ -21,7 +23,7 @@ def compiled(export, emulated, tmp_path, monkeypatch):
         checkpoint, exported = export(CONFIG, form)
         kernels = CudaKernels(precision, emulated)
         monkeypatch.setattr(pipeline, "kernels_for", lambda target, precision: kernels)
-        model = compile_model(exported.path, tmp_path / form, dump_ir=tmp_path / "ir", **how)
+        model = compile_model(exported.path, tmp_path / form, CompileOptions(dump_ir=tmp_path / "ir", **how))
         emulated.load(tmp_path)
         return checkpoint, model
 
@@ -37,7 +39,7 @@ def close(found, expected, precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32"])
 def test_the_whole_model(compiled, eager, precision):
     checkpoint, model = compiled("forward", precision)
-    session = model.start(2)
+    session = open_session(model, 2)
     for B, T in [(1, 1), (3, 17), (1, 150)]:
         ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (B, T))
         close(session.prefill(ids), eager(checkpoint, ids), precision)
@@ -46,7 +48,7 @@ def test_the_whole_model(compiled, eager, precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_step_by_step_over_a_cache(compiled, eager, precision):
     checkpoint, model = compiled("cached", precision)
-    session = model.start(2)
+    session = open_session(model, 2)
     ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (2, 140))
     expected = eager(checkpoint, ids)
     session.begin(2)
@@ -67,7 +69,7 @@ def choosing(monkeypatch):
 def device_session(compiled, choosing):
     """Of a model with a cache, on the CPU, with the kernel that chooses tokens."""
     _, model = compiled("cached", "bf16")
-    session = model.start(2)
+    session = open_session(model, 2)
     assert isinstance(session, DeviceSession)
     return session
 
@@ -75,7 +77,7 @@ def device_session(compiled, choosing):
 def test_without_a_head_of_its_own_nothing_is_chosen_on_the_device(compiled, choosing):
     """Prompts are filled up: which row the next token comes from could not be said."""
     _, model = compiled("cached", "bf16", without=["split_head"])
-    assert not isinstance(model.start(2), DeviceSession)
+    assert not isinstance(open_session(model, 2), DeviceSession)
 
 
 def test_tokens_are_chosen_on_the_device(device_session):

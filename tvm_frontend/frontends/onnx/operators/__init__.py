@@ -1,4 +1,4 @@
-"""What each operator of ONNX becomes in Relax: one kind a file."""
+"""Converts each operator of ONNX to Relax: one kind of operator a file."""
 
 from tvm_frontend.frontends.onnx.operators import elementwise, layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter

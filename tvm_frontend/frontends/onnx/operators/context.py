@@ -1,4 +1,4 @@
-"""The graph while it is being read: what each name in the ONNX file stands for."""
+"""Holds the graph while it is being read: the value of each name in the ONNX file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     elements,
     expression,
     is_number,
-    places_in,
+    position_symbols,
     simplified,
 )
 
@@ -26,7 +26,7 @@ Value = relax.Expr | Indexed
 
 @dataclass
 class Reading:
-    """The weights, and what each ONNX name stands for so far."""
+    """Holds the weights, and the value of each ONNX name read so far."""
 
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
@@ -34,14 +34,14 @@ class Reading:
     _computed: dict[str, relax.Expr] = field(default_factory=dict)
 
     def add_weight(self, name: str, array: np.ndarray) -> relax.Var:
-        """The parameter of that name, made where it is not there yet."""
+        """Give the parameter of that name; make it if it is not there yet."""
         if name not in self.weights:
             self.weights[name] = array
             self.values[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
         return self.values[name]
 
     def tensor(self, name: str) -> relax.Expr:
-        """The value as a tensor: one that follows from shapes is computed from here on."""
+        """Give the value as a tensor: one that follows from shapes is computed from here on."""
         value = self.values[name]
         if not isinstance(value, Indexed):
             return value
@@ -50,12 +50,12 @@ class Reading:
         return self._computed[name]
 
     def indexed(self, *names: str) -> list[Indexed] | None:
-        """The values, if each follows from shapes alone."""
+        """Give the values if each follows from shapes alone, else None."""
         found = [self.values[name] for name in names]
         return found if all(isinstance(value, Indexed) for value in found) else None
 
     def integers(self, name: str) -> list[Any]:
-        """The elements of a list that follows from shapes, of its one element if it is a scalar."""
+        """List the elements of a value that follows from shapes, one for a scalar. Raises UserError for a tensor."""
         value = self.values[name]
         if not isinstance(value, Indexed) or len(value.shape) > 1 or not all(is_number(dim) for dim in value.shape):
             raise UserError(f"{name!r} is a tensor where a shape, known while compiling, is needed")
@@ -66,7 +66,7 @@ class Reading:
         return list(value.shape if isinstance(value, Indexed) else value.ty.shape.values)
 
     def emit(self, expr: relax.Expr) -> relax.Expr:
-        """The expression as a variable, unless it is one or is a constant."""
+        """Bind the expression to a variable, unless it is one or is a constant."""
         return expr if isinstance(expr, relax.Var | tvm.ir.GenericConst) else self.builder.emit(expr)
 
 
@@ -82,22 +82,22 @@ def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
 
 
 def computed(reading: Reading, value: Indexed) -> relax.Expr:
-    """A tensor of the value: a constant, numbers counted up, or a kernel that computes each element."""
+    """Compute a tensor of the value: a constant, a range, or a kernel that computes each element."""
     if any(is_number(dim) and int(dim) == 0 for dim in value.shape) and all(map(is_number, value.shape)):
         return relax.const(np.zeros([int(dim) for dim in value.shape], value.dtype), value.dtype)
-    places, analyzer = places_in(value.shape)
-    element = analyzer.simplify(expression(value.at(*places), value.dtype))
+    positions, analyzer = position_symbols(value.shape)
+    element = analyzer.simplify(expression(value.at(*positions), value.dtype))
     if isinstance(element, tvm.tirx.IntImm | tvm.tirx.FloatImm) and all(map(is_number, value.shape)):
         return relax.const(np.full([int(dim) for dim in value.shape], element.value, value.dtype), value.dtype)
     if value.dtype == "int64":
-        first = analyzer.simplify(element - [0, *places][-1])
-        if not depends_on(first, places):
+        first = analyzer.simplify(element - [0, *positions][-1])
+        if not depends_on(first, positions):
             return _counted(reading, first, value.shape)
-    return _by_kernel(reading, value, element, places)
+    return _by_kernel(reading, value, element, positions)
 
 
 def _counted(reading: Reading, first: tvm.ir.Expr, shape: list[Any]) -> relax.Expr:
-    """first, first + 1, … along the last axis."""
+    """Count first, first + 1, … along the last axis."""
     end = simplified(first + [1, *shape][-1])
     counted = op.arange(*map(relax.prim_value, (first, end, 1)), dtype="int64")
     if len(shape) == 1:
@@ -106,14 +106,14 @@ def _counted(reading: Reading, first: tvm.ir.Expr, shape: list[Any]) -> relax.Ex
     return op.broadcast_to(counted, shape) if shape else op.squeeze(counted, [0])
 
 
-def _by_kernel(reading: Reading, value: Indexed, element: tvm.ir.Expr, places: list[Any]) -> relax.Expr:
+def _by_kernel(reading: Reading, value: Indexed, element: tvm.ir.Expr, positions: list[Any]) -> relax.Expr:
     used = tvm.tirx.analysis.undefined_vars(element, [])
-    sizes = [symbol for symbol in used if not any(symbol.same_as(place) for place in places)]
+    sizes = [symbol for symbol in used if not any(symbol.same_as(position) for position in positions)]
 
     def compute(*passed: tvm.tirx.Var) -> te.Tensor:
         def element_at(*index: Any) -> tvm.ir.Expr:
-            element = expression(value.at(*(expression(place, "int64") for place in index)), value.dtype)
-            for size, given in zip(sizes, passed, strict=True):  # a kernel knows no sizes but of its arguments
+            element = expression(value.at(*(expression(position, "int64") for position in index)), value.dtype)
+            for size, given in zip(sizes, passed, strict=True):  # a kernel knows only the sizes of its arguments
                 element = tvm.tirx.Let(size, given, element)
             return element
 

@@ -1,4 +1,4 @@
-"""Operators on one element at a time, of tensors or of what follows from shapes alone."""
+"""Converts elementwise operators, on tensors or on values that follow from shapes alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant, ex
 
 @dataclass(frozen=True)
 class Elementwise:
-    """An operator on tensors, and on elements that are expressions; dtype: of the result, if not the inputs'."""
+    """Converts an operator on tensors, or on elements that are expressions; dtype: the result's, if not the inputs'."""
 
     on_tensors: Callable[..., relax.Expr]
     on_elements: Callable[..., Any] | None = None
@@ -51,7 +51,7 @@ def _where(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     if found := reading.indexed(*node.input):
         return _on_each(tirx.Select, found, found[1].dtype)
     condition, chosen, other = node.input
-    nothing = constant(np.float32(0))  # choosing between scores and a number is as adding a mask of 0 and the number
+    nothing = constant(np.float32(0))  # choosing between scores and a number equals adding a mask of 0 and the number
     for scores, fill in ((chosen, other), (other, chosen)):
         if (found := reading.indexed(condition, fill)) and not reading.indexed(scores):
             choices = [found[1], nothing] if fill == chosen else [nothing, found[1]]
@@ -75,12 +75,12 @@ def _cast(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 
 
 def held_as(dtype: str) -> str:
-    """The dtype in which values of another are held: floats of 16 bits in float32."""
+    """Give the dtype in which values of another are held: 16-bit floats in float32."""
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
 def _power(x: relax.Expr, y: relax.Expr) -> relax.Expr:
-    """x to the power y; squares and cubes as products, as TVM warns of its pow for negative x."""
+    """Raise x to the power y; squares and cubes become products, as TVM warns of its pow for negative x."""
     exponent = y.value.numpy() if isinstance(y, tvm.ir.GenericConst) else np.empty(2)
     if exponent.size == 1 and exponent.item() in (2, 3):
         return op.multiply(x, x) if exponent.item() == 2 else op.multiply(op.multiply(x, x), x)

@@ -1,4 +1,4 @@
-"""Operators that are a layer of a network: products, LayerNorm, GELU, softmax, attention, the rows of a cache."""
+"""Converts operators that are a layer: products, LayerNorm, GELU, softmax, attention, the rows of a cache."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def _matmul(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
 
 
 def _gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """a·b + c: a linear layer on [B·T, C], of which the one on [B, T, C] is made that the passes know."""
+    """Convert a·b + c, a linear layer on [B·T, C], to the one on [B, T, C] that the passes know."""
     refuse_unless(attributes, alpha=1.0, beta=1.0, transA=0)
     a, b = reading.tensor(node.input[0]), reading.tensor(node.input[1])
     x = _unmerged(reading, a)
@@ -30,7 +30,7 @@ def _gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 
 
 def _unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
-    """a [B·T, C] as it was before B and T, and heads, were merged; itself if they were not."""
+    """Undo the merging of B and T, and of heads, that made a [B·T, C]; give `a` itself if there was none."""
     C = a.ty.shape.values[-1]
     x = before_reshape(reading, a)
     B, T, *rest = x.ty.shape.values if len(x.ty.shape.values) > 2 else (None, None)
@@ -64,7 +64,7 @@ def _softmax(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any])
 
 
 def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
+    """Convert ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
     names = dict(zip(("q", "k", "v", "mask", "past key", "past value", "end"), node.input, strict=False))
     shapes = [reading.shape(name) for name in node.input[:3]]
     if names.get("mask") and (mask := reading.indexed(names["mask"])):
@@ -87,7 +87,7 @@ def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
 def _attention_up_to(
     reading: Reading, q: relax.Expr, k: relax.Expr, v: relax.Expr, end: relax.Expr, scale: float | None
 ) -> relax.Expr:
-    """q [B, nh, T, hs] over k, v [B, nh, S, hs], of which sequence b fills end[b] rows; its queries are the last."""
+    """Attend with q [B, nh, T, hs] to k, v [B, nh, S, hs]: sequence b fills end[b] rows, its queries the last."""
     scale = int(q.ty.shape.values[3]) ** -0.5 if scale is None else scale
 
     def scores_up_to(scores: te.Tensor, end: te.Tensor) -> te.Tensor:
@@ -108,7 +108,7 @@ def _attention_up_to(
 
 
 def _tensor_scatter(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """ai.onnx TensorScatter: rows [B, nh, T, hs] written into cache [B, nh, S, hs] from pos[b] on."""
+    """Convert ai.onnx TensorScatter: write rows [B, nh, T, hs] into cache [B, nh, S, hs] from pos[b] on."""
     refuse_unless({"axis": -2} | attributes, mode=b"linear")
     cache, rows, pos = (reading.tensor(name) for name in node.input)
     if len(cache.ty.shape.values) != 4 or attributes.get("axis", -2) not in (-2, 2):

@@ -1,4 +1,4 @@
-"""Causal masks: proven, from the formula of their elements, to hide what comes later and nothing else."""
+"""Recognizes causal masks: proves from the formula of their elements that they hide exactly the later keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import tvm
 from tvm import relax, te
 
 from tvm_frontend.frontends.onnx.operators.context import Reading
-from tvm_frontend.frontends.onnx.operators.symbolic import LARGE, Indexed, expression, is_one, places_in
+from tvm_frontend.frontends.onnx.operators.symbolic import LARGE, Indexed, expression, is_one, position_symbols
 
 HIDE_LATER = "hide_later"  # the kernel by which `passes.recover_attention` knows such scores
-HIDDEN = -1e4  # a mask holds at most this where nothing is to be seen: GPT-2's own code added that
+HIDDEN = -1e4  # a mask holds at most this for a hidden key: GPT-2's own code added that
 
 
 def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed) -> relax.Expr | None:
-    """Scores [.., T, T] with the lowest number where a key comes later, if that is what adding the mask does."""
+    """Hide later keys in scores [.., T, T] by the lowest number, if that is what adding the mask does; else None."""
     shape = list(scores.ty.shape.values)
     if not is_causal(mask, shape):
         return None
@@ -31,9 +31,9 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed) -> relax.E
 
 
 def is_causal(mask: Indexed, shape: list[Any]) -> bool:
-    """Whether a mask that is added to scores of a shape is 0 where key ≤ query and at most HIDDEN elsewhere.
+    """Prove that a mask added to scores of a shape is 0 where key ≤ query and at most HIDDEN elsewhere.
 
-    Scores are [.., T, T]; it holds for every T.
+    Scores are [.., T, T], and the proof holds for every T.
     """
     rank = len(mask.shape)
     if not 2 <= rank <= len(shape) or not _equal([*mask.shape[-2:], *shape[-2:]]):
@@ -41,12 +41,12 @@ def is_causal(mask: Indexed, shape: list[Any]) -> bool:
     before = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
     if not all(is_one(dims[0]) or _equal(dims) for dims in before):
         return False
-    *before, first = places_in([*mask.shape[:-2], LARGE])[0]
+    *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
     distance = tvm.tirx.Var("distance", "int64")
     analyzer = tvm.sym.Analyzer()
-    for place in (*before, first, distance):
-        if isinstance(place, tvm.tirx.Var):
-            analyzer.bind(place, tvm.ir.Range(0, LARGE))
+    for position in (*before, first, distance):
+        if isinstance(position, tvm.tirx.Var):
+            analyzer.bind(position, tvm.ir.Range(0, LARGE))
 
     def value(query: Any, key: Any) -> float | None:
         element = analyzer.simplify(expression(mask.at(*before, query, key), mask.dtype))
@@ -58,7 +58,7 @@ def is_causal(mask: Indexed, shape: list[Any]) -> bool:
 
 
 def as_added(mask: Indexed) -> Indexed:
-    """A mask of what is seen as one that is added; one that is added as it is."""
+    """Turn a boolean mask, true for keys that are seen, into one that is added; leave one that is added as it is."""
     if mask.dtype != "bool":
         return mask
 

@@ -1,4 +1,4 @@
-"""Operators that make shapes, count, and move elements without changing them."""
+"""Converts operators that make shapes, count, and move elements without changing them."""
 
 from itertools import accumulate
 from math import prod
@@ -21,7 +21,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_number,
     is_one,
     listed,
-    places_in,
+    position_symbols,
     simplified,
 )
 
@@ -49,7 +49,7 @@ def _trilu(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     upper = attributes.get("upper", 1)
 
     def at(*index: Any) -> Any:
-        row, column = (expression(place, "int64") for place in index[-2:])
+        row, column = (expression(position, "int64") for position in index[-2:])
         kept = row + k <= column if upper else column <= row + k
         return tvm.tirx.Select(kept, expression(x.at(*index), x.dtype), tvm.tirx.const(0, x.dtype))
 
@@ -57,16 +57,16 @@ def _trilu(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
 
 
 def _cumulative_sum(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """Of equal numbers, which is what GPT-2's count of the documents in a sequence sums up: none begins in it."""
+    """Sum up equal numbers, as GPT-2's count of the documents in a sequence does, in which none begins."""
     refuse_unless(attributes, exclusive=0, reverse=0)
     (x,), (axis,) = _followed(reading, node.input[0]), reading.integers(node.input[1])
     axis %= len(x.shape)
-    places, analyzer = places_in(x.shape)
-    if depends_on(analyzer.simplify(expression(x.at(*places), x.dtype)), [places[axis]]):
+    positions, analyzer = position_symbols(x.shape)
+    if depends_on(analyzer.simplify(expression(x.at(*positions), x.dtype)), [positions[axis]]):
         raise UserError("only sums of equal numbers are supported")
 
     def at(*index: Any) -> Any:
-        number = analyzer.simplify(expression(x.at(*index[:axis], places[axis], *index[axis + 1 :]), x.dtype))
+        number = analyzer.simplify(expression(x.at(*index[:axis], positions[axis], *index[axis + 1 :]), x.dtype))
         return number * (index[axis] + 1)
 
     return Indexed(x.shape, x.dtype, at)
@@ -117,14 +117,14 @@ def _expand(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
 
 
 def broadcast(*shapes: list[Any]) -> list[Any]:
-    """The shape that several have in common; of two dimensions, the first that is not known to be 1."""
+    """Give the shape that several broadcast to; of two dimensions, the first that is not known to be 1."""
     rank = max(map(len, shapes))
     padded = [[1] * (rank - len(shape)) + list(shape) for shape in shapes]
     return [next((dim for dim in dims if not is_one(dim)), 1) for dims in zip(*padded, strict=True)]
 
 
 def expanded(x: Indexed, shape: list[Any]) -> Indexed:
-    """The value repeated to a shape."""
+    """Repeat the value to a shape."""
     behind = len(shape) - len(x.shape)
     return Indexed(
         shape,
@@ -147,7 +147,7 @@ def _concat(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
 
 
 def _joined(first: Indexed, second: Indexed, axis: int) -> Indexed:
-    """Two values along an axis: one formula, if the second counts on where the first ends."""
+    """Join two values along an axis: to one formula, if the second counts on where the first ends."""
     length = first.shape[axis]
 
     def behind(*index: Any) -> Any:
@@ -158,8 +158,8 @@ def _joined(first: Indexed, second: Indexed, axis: int) -> Indexed:
             return first.at(*index) if int(index[axis]) < int(length) else behind(*index)
         return tvm.tirx.Select(index[axis] < length, expression(first.at(*index), first.dtype), behind(*index))
 
-    places, analyzer = places_in(first.shape)
-    same = analyzer.can_prove_equal(expression(first.at(*places), first.dtype), behind(*places))
+    positions, analyzer = position_symbols(first.shape)
+    same = analyzer.can_prove_equal(expression(first.at(*positions), first.dtype), behind(*positions))
     shape = [*first.shape[:axis], simplified(length + second.shape[axis]), *first.shape[axis + 1 :]]
     return Indexed(shape, first.dtype, behind if same else either)
 
@@ -172,7 +172,8 @@ def _slice(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     if len(node.input) > 4 and any(step != 1 for step in reading.integers(node.input[4])):
         raise UserError(f"steps {reading.integers(node.input[4])} are not supported, only 1")
     starts, stops = (
-        [_place(place, shape[axis]) for place, axis in zip(places, axes, strict=True)] for places in (starts, stops)
+        [_slice_bound(position, shape[axis]) for position, axis in zip(positions, axes, strict=True)]
+        for positions in (starts, stops)
     )
     stops = [  # an end before the start makes an empty piece
         max(start, stop) if is_number(start) and is_number(stop) else stop
@@ -190,17 +191,17 @@ def _slice(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
     )
 
 
-def _place(place: Any, size: Any) -> Any:
-    """An end of a slice: from 0 on; negative ones count from the end, and none is beyond it."""
-    if not is_number(place):
-        return place
+def _slice_bound(position: Any, size: Any) -> Any:
+    """Resolve a bound of a slice, counted from 0: a negative one counts from the end, and none is beyond it."""
+    if not is_number(position):
+        return position
     if is_number(size):
-        return min(max(place + size if place < 0 else place, 0), size)
-    if abs(place) >= LARGE:
-        return size if place > 0 else 0
-    if abs(place) > 1:  # of one position or more there is a first and a last
-        raise UserError(f"position {place} of {getattr(size, 'name', size)} is not supported, as there may be fewer")
-    return size - 1 if place < 0 else place
+        return min(max(position + size if position < 0 else position, 0), size)
+    if abs(position) >= LARGE:
+        return size if position > 0 else 0
+    if abs(position) > 1:  # any length of at least 1 has a first and a last position
+        raise UserError(f"position {position} of {getattr(size, 'name', size)} is not supported, as there may be fewer")
+    return size - 1 if position < 0 else position
 
 
 def _split(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -239,8 +240,8 @@ def _from_the_front(reading: Reading, node: onnx.NodeProto, axis: int) -> relax.
         if node.input[0] in reading.weights and _is_checked(reading, tensor):
             return tensor
         return reading.emit(_wrapped(reading, tensor, size))
-    places, analyzer = places_in(rows.shape)
-    if analyzer.can_prove(expression(rows.at(*places), rows.dtype) >= 0):
+    positions, analyzer = position_symbols(rows.shape)
+    if analyzer.can_prove(expression(rows.at(*positions), rows.dtype) >= 0):
         return reading.tensor(node.input[1])
     wrapped = Indexed(rows.shape, rows.dtype, lambda *index: _wrap(expression(rows.at(*index), rows.dtype), size))
     return reading.emit(computed(reading, wrapped))
@@ -282,7 +283,7 @@ def _gather_nd(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
     count = len(rows.shape) - 1
 
     def at(*index: Any) -> Any:
-        row = [expression(rows.at(*index[:count], place), rows.dtype) for place in range(depth)]
+        row = [expression(rows.at(*index[:count], position), rows.dtype) for position in range(depth)]
         return x.at(*(simplified(_wrap(each, size)) for each, size in zip(row, x.shape, strict=False)), *index[count:])
 
     return Indexed([*rows.shape[:-1], *x.shape[depth:]], x.dtype, at)
@@ -299,14 +300,14 @@ def _reshape(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any])
         return x
     if all(map(is_one, (*before, *after))):
         return Indexed(after, x.dtype, lambda *_: x.at(*(0 for _ in before)))
-    places, analyzer = places_in(before)
-    if depends_on(element := analyzer.simplify(expression(x.at(*places), x.dtype)), places):
+    positions, analyzer = position_symbols(before)
+    if depends_on(element := analyzer.simplify(expression(x.at(*positions), x.dtype)), positions):
         return op.reshape(reading.emit(computed(reading, x)), after)
     return Indexed(after, x.dtype, lambda *_: element)
 
 
 def _resolved(before: list[Any], wanted: list[Any], allow_zero: bool) -> list[Any]:
-    """The shape that a Reshape asks for: 0 keeps a dimension, -1 is what is left."""
+    """Resolve the shape that a Reshape asks for: 0 keeps a dimension, -1 takes the rest."""
     shape = [before[axis] if is_number(dim) and dim == 0 and not allow_zero else dim for axis, dim in enumerate(wanted)]
     rest = [dim for dim in shape if not is_number(dim) or dim != -1]
     left = simplified(prod(before) // prod(rest)) if len(rest) < len(shape) else None
@@ -318,7 +319,7 @@ def _same(left: list[Any], right: list[Any]) -> bool:
 
 
 def before_reshape(reading: Reading, x: relax.Expr) -> relax.Expr:
-    """What a tensor was before it was reshaped, or the tensor itself."""
+    """Give the tensor that was reshaped to this one, or this one itself."""
     binding = reading.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     reshaped = isinstance(binding, relax.Call) and binding.op == tvm.ir.Op.get("relax.reshape")
     return binding.args[0] if reshaped else x
