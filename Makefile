@@ -18,7 +18,7 @@ help:
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
 	@echo "make docker-test  the CUDA image, built and run (as root; no docker engine, no GPU)"
-	@echo "make lint    ruff: lint and format"
+	@echo "make lint    ruff: lint and format; mypy: types"
 	@echo "make clean   remove .venv and artifacts"
 
 # A change of a pin installs again; otherwise a second run installs nothing.
@@ -61,6 +61,7 @@ docker-test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy gpt export
 
 clean:
 	rm -rf .venv .venv-relay artifacts
