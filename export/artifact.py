@@ -152,13 +152,15 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
             f"{path}: does not match its own hash, so it was damaged or edited; "
             "export it again with python -m export.onnx"
         )
-    path = Path(path)
+    path, opset = Path(path), _opset(proto)
+    if opset is None:
+        raise UserError(f"{path}: names no opset of ONNX itself; export it again with python -m export.onnx")
     return ExportedModel(
         path=path,
         config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
-        opset=_opset(proto),
+        opset=opset,
         dtype=found["dtype"],
         fp32_islands=tuple(json.loads(found.get("fp32_islands", "[]"))),
         exporter=found["exporter"],

@@ -16,7 +16,8 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.model import GPT
 
-Described = dict[str, tuple[str, list[str | int]]]  # name to dtype and dims
+Dims = list[str | int]
+Described = dict[str, tuple[str, Dims]]  # name to dtype and dims
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,18 @@ def entry_point_of(form: Form, config: GPTConfig, dtype: str, last: bool) -> dic
     if form.name != "forward" and config.model == "bigram":
         raise UserError(f"{form.title} of a bigram: it has no keys and values to keep; export it without a cache")
     T: str | int = "T" if config.block_size > 1 else 1
-    ids = ("int64", ["B", T])
-    logits = ("float32", ["B", 1 if last else T, config.vocab_size])
+    ids: tuple[str, Dims] = ("int64", ["B", T])
+    logits: tuple[str, Dims] = ("float32", ["B", 1 if last else T, config.vocab_size])
 
     def tensors(prefix: str, length: str | int) -> Described:
-        dims = ["B", config.n_head, length, config.head_size]
+        dims: Dims = ["B", config.n_head, length, config.head_size]
         return {f"{prefix}.{i}.{part}": (dtype, dims) for i in range(config.n_layer) for part in ("key", "value")}
 
+    inputs: Described
+    outputs: Described
     if form.name == "cached":
-        inputs = {"ids": ids, "pos": ("int64", ["B"])} | tensors("cache", config.block_size)
-        outputs = {"logits": logits, "pos_out": ("int64", ["B"])} | tensors("cache_out", config.block_size)
+        inputs = {"ids": ids, "pos": ("int64", ["B"]), **tensors("cache", config.block_size)}
+        outputs = {"logits": logits, "pos_out": ("int64", ["B"]), **tensors("cache_out", config.block_size)}
     elif form.name == "past":
         inputs = {"input_ids": ids} | tensors("past_key_values", "P")
         outputs = {"logits": logits} | tensors("present", f"P+{T}")

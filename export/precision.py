@@ -65,15 +65,15 @@ class _Kernels:
         alone.name = ""
         alone.input[:] = [f"x{i}" if name else "" for i, name in enumerate(node.input)]
         alone.output[:] = [f"y{i}" if name else "" for i, name in enumerate(node.output)]
-        values = [
+        inputs, outputs = (
             [
                 helper.make_tensor_value_info(new, self.types[old], None)
                 for new, old in zip(news, olds, strict=True)
                 if old
             ]
             for news, olds in ((alone.input, node.input), (alone.output, node.output))
-        ]
-        graph = helper.make_graph([alone], "one", *values)
+        )
+        graph = helper.make_graph([alone], "one", inputs, outputs)
         key = graph.SerializeToString(deterministic=True)
         if key not in self.found:
             model = helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)

@@ -99,7 +99,7 @@ def plan_runs(session: Session) -> list[Callable[[], Run]]:
         return random.integers(0, config.vocab_size, (B, T))
 
     shapes = [(B, T) for T in dict.fromkeys((1, min(17, config.block_size), config.block_size)) for B in (1, 3)]
-    plan = [partial(_run_steps, session, "prompt", draw(B, T), [T]) for B, T in shapes]
+    plan: list[Callable[[], Run]] = [partial(_run_steps, session, "prompt", draw(B, T), [T]) for B, T in shapes]
     if form != "forward":
         chunks = chunks_of(config.block_size)
         plan += [partial(_run_steps, session, "chunks", draw(B, config.block_size), chunks) for B in (1, 3)]
@@ -184,8 +184,8 @@ def _run_greedy(session: Session, random: np.random.Generator) -> Run:
 def compare(run: Run, wide: nn.Module, rounded: nn.Module, tolerance: float) -> Proof:
     """A run against eager's plain forward pass, by `wide` in float64 and by `rounded` in float32."""
     read = run.ids[:, : run.ids.shape[1] - (run.chosen > 0)]  # the last token that was chosen was never given back
-    references = [_plain(model, read) for model in (wide, rounded)]  # [B, S, V] each
-    found = [_compare_sequence(run, b, *(each[b] for each in references), tolerance) for b in range(len(read))]
+    in_fp64, in_fp32 = (_plain(model, read) for model in (wide, rounded))  # [B, S, V] each
+    found = [_compare_sequence(run, b, in_fp64[b], in_fp32[b], tolerance) for b in range(len(read))]
     return Proof(
         what=run.what,
         B=len(found),

@@ -63,6 +63,7 @@ def _by_dynamo(model: nn.Module, wanted: EntryPoint, opset: int, block_size: int
         optimize=False,
         verbose=False,
     )
+    assert program is not None  # None is of the other exporter
     return program.model
 
 
@@ -88,7 +89,7 @@ def _by_torchscript(model: nn.Module, wanted: EntryPoint, opset: int, block_size
 def _examples(wanted: EntryPoint, block_size: int) -> list[Tensor]:
     sizes = {"B": 2, "T": min(block_size, 8), "P": 5}  # any but 0 and 1, which torch takes for constants
     return [
-        torch.zeros([sizes.get(dim, dim) for dim in dims], dtype=getattr(torch, dtype))
+        torch.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in dims], dtype=getattr(torch, dtype))
         for dtype, dims in wanted["inputs"].values()
     ]
 

@@ -13,6 +13,6 @@ def model_of(checkpoint: Checkpoint, attention: str, dtype: torch.dtype = torch.
     with torch.device("meta"):  # shapes without memory
         model = build_model(checkpoint.config, attention)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in checkpoint.state.items()}, assign=True)
-    if checkpoint.config.tied_head:
+    if isinstance(model, GPT) and checkpoint.config.tied_head:
         model.lm_head.weight = model.transformer.wte.weight
     return model.eval().requires_grad_(False)

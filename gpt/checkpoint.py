@@ -122,7 +122,7 @@ def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
         model = build_model(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return Checkpoint(config, state_of(model))
 
 

@@ -22,7 +22,7 @@ from gpt.batches import Tokens
 from gpt.cli import UserError, run_command
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, sha256_file
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
 
 KIND = "gpt-frontend corpus"
 VERSION = 1
@@ -38,7 +38,7 @@ class Corpus:
     """Tokens to train on and to validate on, and the tokenizer that they are of. name: for messages."""
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     train: Tokens
     val: Tokens
 
@@ -78,7 +78,7 @@ def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus
     if path is not None and Path(path).is_dir():
         return open_corpus(Path(path), tokenizer)
     text, name = standard_library() if path is None else (read_text(path), str(path))
-    coder = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
+    coder: TextTokenizer = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
     train, val = (np.array(coder.encode(part), _dtype_of(coder)) for part in _cut(text, VAL_SHARE))
     return Corpus(name, coder, Tokens([train]), Tokens([val]))
 
@@ -90,7 +90,7 @@ def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
         raise UserError(f"{folder}: no corpus ({MANIFEST} is absent); make one with: python -m gpt.corpus TEXT -o …")
     if not manifest["complete"]:
         raise UserError(f"{folder}: is half made; run the command that began it again, and it goes on")
-    coder = tokenizer_from_json(manifest["tokenizer"])
+    coder = _coder_of(folder, manifest)
     found = "gpt2" if isinstance(coder, GPT2Tokenizer) else "characters"
     if tokenizer not in (None, found):
         raise UserError(f"{folder}: was made with tokenizer {found!r}, not {tokenizer!r}; leave --tokenizer out")
@@ -108,7 +108,7 @@ def build_corpus(config: CorpusConfig) -> Corpus:
     manifest = _read_manifest(config.output)
     if manifest is None:
         _check_empty(config.output)
-        coder = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
+        coder: TextTokenizer = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
         coder.encode("")  # a table that is not there is found before anything is written
         manifest = _new_manifest(request, coder)
         _write_manifest(config.output, manifest)  # from now on the folder is known for ours
@@ -169,7 +169,7 @@ class _Shards:
 
 def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> None:
     """Tokenise what the manifest does not count yet, shard by shard."""
-    shards, coder = _Shards(config.output, manifest), tokenizer_from_json(manifest["tokenizer"])
+    shards, coder = _Shards(config.output, manifest), _coder_of(config.output, manifest)
     separator, done, documents = _end_of_text(coder), manifest["documents"], source.documents()
     with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
         for document in itertools.islice(documents, done):
@@ -228,7 +228,7 @@ def _request_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def _new_manifest(request: dict[str, Any], coder: Tokenizer) -> dict[str, Any]:
+def _new_manifest(request: dict[str, Any], coder: TextTokenizer) -> dict[str, Any]:
     return {
         "kind": KIND,
         "version": VERSION,
@@ -254,6 +254,14 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
         raise UserError(f"{path}: not a corpus of this version of the project; remove {folder} and make it again")
     return manifest
+
+
+def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
+    """The tokenizer that a manifest describes. Raises UserError for none of ours, and for that of a model without."""
+    coder = tokenizer_from_json(manifest["tokenizer"])
+    if isinstance(coder, NoTokenizer):
+        raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
+    return coder
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -290,14 +298,14 @@ def _cut(text: str, val_share: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _end_of_text(coder: Tokenizer) -> list[int]:
+def _end_of_text(coder: TextTokenizer) -> list[int]:
     """What stands between two documents: GPT-2's end of text; among characters a new line, if they have one."""
     if isinstance(coder, GPT2Tokenizer):
         return [coder.end_of_text]
     return coder.encode("\n") if "\n" in coder.characters else []
 
 
-def _dtype_of(coder: Tokenizer) -> np.dtype:
+def _dtype_of(coder: TextTokenizer) -> np.dtype:
     """Two bytes a token where they are enough; little-endian on any machine."""
     return np.dtype("<u2" if coder.vocab_size <= 2**16 else "<u4")
 

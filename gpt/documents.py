@@ -68,7 +68,7 @@ def find_source(name: str, text_field: str = "text") -> Source:
     if name.startswith("hf:"):
         return Source(NAMED.get(name, name), (), text_field)
     path = Path(name)
-    files = (path,)
+    files: tuple[Path, ...] = (path,)
     if path.is_dir():
         files = tuple(sorted(each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)))
         if not files:

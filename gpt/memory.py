@@ -1,7 +1,7 @@
 """What a model holds in memory in each phase, found by running it on tensors that have a shape and no content."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,11 @@ def phase_memory(config: GPTConfig, phase: str, B: int, T: int, attention: str =
 
 
 def _training_peak(model: nn.Module, ids: Tensor) -> int:
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    held = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
-    return _peak_bytes(lambda: loss_of(model(ids), ids).backward(), held)
+    parameters = list(model.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return _peak_bytes(lambda: loss_of(model(ids), ids).backward(), [*parameters, *gradients])
 
 
 def _peak_bytes(work: Any, held: Iterable[Tensor]) -> int:
@@ -82,7 +83,9 @@ class _Live(TorchDispatchMode):
         self.known = {storage._cdata for storage in self.held}
         self.live_bytes = self.peak_bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

@@ -1,6 +1,7 @@
 """The reference GPT: a decoder-only transformer, pre-LN. Names as in nanoGPT."""
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -12,7 +13,11 @@ from gpt.cache import KVCache
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-ACTIVATIONS = {"gelu_tanh": partial(nn.GELU, approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+}
 
 
 class LayerNorm(nn.Module):
@@ -60,6 +65,16 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))  # [B, T, C]
 
 
+class Transformer(nn.ModuleDict):
+    """All of a GPT but its head, by the names that GPT-2's state dict has."""
+
+    wte: nn.Embedding
+    wpe: nn.Embedding
+    drop: nn.Dropout
+    h: Iterable[Block]  # an nn.ModuleList, whose type does not tell of what
+    ln_f: LayerNorm
+
+
 class GPT(nn.Module):
     """The whole model, freshly initialised from torch's global generator. State-dict names are GPT-2's.
 
@@ -70,7 +85,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, attention: str = "explicit") -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
+        self.transformer = Transformer(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),

@@ -23,7 +23,7 @@ def use_onednn(model: nn.Module) -> None:
     """Have every Linear of a float32 model on the CPU computed by oneDNN, forward and backward."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = partial(_forward, module)
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]  # nn.Module lets one do so
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:  # [..., in] to [..., out]

@@ -139,17 +139,17 @@ def _state_of(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
     """The weights of a folder under our names, in float32. Raises UserError unless they are exactly the config's."""
     with torch.device("meta"):  # shapes without memory
         wanted = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-    state = {}
+    state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         for name, tensor in _read_weights(path).items():
             if name.endswith(MASKS):
                 continue
             name = name if name.startswith("lm_head.") else "transformer." + name.removeprefix("transformer.")
             state[name] = (tensor.t() if name.endswith(CONV1D) else tensor).to(torch.float32).contiguous()
-    if config.tied_head:  # the published files leave the head out
-        state["lm_head.weight"] = state.get("transformer.wte.weight")
+    if config.tied_head and "transformer.wte.weight" in state:  # the published files leave the head out
+        state["lm_head.weight"] = state["transformer.wte.weight"]
     for name in sorted(wanted.keys() | state.keys()):
-        expected, shape = wanted.get(name), None if state.get(name) is None else state[name].shape
+        expected, shape = wanted.get(name), state[name].shape if name in state else None
         if expected != shape:
             here, there = (str(list(each)) if each is not None else "absent" for each in (shape, expected))
             raise UserError(f"{folder}: does not fit its {CONFIG}: {name} is {here}, not {there}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -129,24 +129,25 @@ class GPT2Tokenizer:
 class NoTokenizer:
     """Of a model that knows ids and no text: random weights, or other tokens. `encode`, `decode` raise UserError."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> NoReturn:
         """Raises UserError."""
         raise UserError("this model has no tokenizer, so it knows no text; train one with: python -m gpt.train")
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
-        return self.encode("")
+        self.encode("")
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
-        return self.decode(ids).encode()
+        self.encode("")
 
     def to_json(self) -> dict[str, Any]:
         """What `tokenizer_from_json` reads back."""
         return {"kind": "none"}
 
 
-Tokenizer = CharTokenizer | GPT2Tokenizer | NoTokenizer
+TextTokenizer = CharTokenizer | GPT2Tokenizer
+Tokenizer = TextTokenizer | NoTokenizer
 
 
 def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:

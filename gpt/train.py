@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 import tyro
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -29,7 +30,7 @@ from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
 from gpt.run import Run, batches_of
 from gpt.run_folder import RunFolder, plain
-from gpt.tokenizer import GPT2Tokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
 from gpt.training_log import TrainingLog
 
@@ -94,8 +95,8 @@ def update(run: Run, late: bool = False) -> tuple[float, float, bool]:
     config, device = run.config, run.ranks.device
     loss = torch.zeros((), device=device)
     for number, (inputs, targets) in enumerate(run.batches.draw(), 1):
-        sums_up = number == run.batches.micro_steps or run.ranks.world == 1  # only then gradients go between ranks
-        with nullcontext() if sums_up else run.model.no_sync():
+        early = number < run.batches.micro_steps  # gradients go between the ranks after the last micro-batch alone
+        with run.model.no_sync() if early and isinstance(run.model, DistributedDataParallel) else nullcontext():
             with autocast(run.precision, device):
                 share = loss_of(run.model(inputs), targets) / run.batches.micro_steps
             run.scaler.scale(share).backward()
@@ -135,7 +136,7 @@ def estimate_loss(run: Run) -> dict[str, float]:
     run.raw.eval()
     means = []
     for part in ("train", "val"):
-        batches, total = batches_of(run.config, run.corpus, run.ranks, part), 0.0
+        batches, total = batches_of(run.config, run.corpus, run.ranks, part), torch.zeros((), device=run.ranks.device)
         for _ in range(run.config.eval_batches):
             for inputs, targets in batches.draw():
                 with autocast(run.precision, run.ranks.device):
@@ -185,8 +186,10 @@ def sample(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, GPT2Tokenizer):
         start = [tokenizer.end_of_text]
-    else:
+    elif isinstance(tokenizer, CharTokenizer):
         start = tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
+    else:
+        tokenizer.encode("")  # raises the UserError that says so
     return tokenizer.decode(generate(checkpoint.build("sdpa"), start, tokens, temperature=0.8, seed=seed))
 
 

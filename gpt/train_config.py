@@ -122,6 +122,6 @@ def _choices(hint: Any) -> tuple[Any, ...]:
     """The values that `Literal[…]` or `Literal[…] | None` allows; none of another type."""
     if get_origin(hint) is Literal:
         return get_args(hint)
-    if Literal in map(get_origin, get_args(hint)):
+    if any(get_origin(each) is Literal for each in get_args(hint)):
         return (*_choices(get_args(hint)[0]), None)
     return ()
