@@ -1,4 +1,4 @@
-"""ONNX files that others wrote: whether they are of a form that the project can use, and if so, brought to ours."""
+"""Find out whether ONNX files that others wrote can be used by the project, and if so, bring them to our form."""
 
 from collections.abc import MutableSequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from gpt.tokenizer import NoTokenizer
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
 WEIGHTS = "weights"  # the file beside the graph that holds them until both are settled
-LARGE_BYTES = 1024  # of a tensor that goes into a second file, if there is one
+LARGE_BYTES = 1024  # the least size of a tensor that goes into a second file, if there is one
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Usable:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file can be used as.
+    """Says what a file can be used as.
 
     form: forward, past or cached, by its inputs. config: of the GPT-2 that it holds, or None. missing: what stands in
     the way of using it, one line each; nothing if it can be used. usable: how it can be, None if anything is missing.
@@ -141,7 +141,7 @@ def _faults_of_operators(proto: onnx.ModelProto, reader: GraphReader) -> list[st
 
 
 def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
-    """The input of token ids: by its name, or the only one of whole numbers with two dimensions."""
+    """Return the input of token ids: by its name, or the only one of whole numbers with two dimensions."""
     for name in ("ids", IDS):
         for value in given:
             if value.name == name:
@@ -157,7 +157,7 @@ def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
 
 
 def _logits_of(reader: GraphReader) -> ValueInfoProto | None:
-    """The output of logits: by its name, or the only floating one with three dimensions."""
+    """Return the output of logits: by its name, or the only floating one with three dimensions."""
     outputs = list(reader.graph.output)
     named = [value for value in outputs if value.name == LOGITS]
     shaped = [value for value in outputs if value.type.tensor_type.elem_type in FLOATS and len(dims_of(value)) == 3]
@@ -182,7 +182,7 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
 
 
 def _read_whole(source: Path) -> onnx.ModelProto:
-    """The file with its external data. Raises UserError where they are missing or too short."""
+    """Return the file with its external data. Raises UserError where they are missing or too short."""
     try:
         return onnx.load(source, format="protobuf")
     except (OSError, ValueError, onnx.checker.ValidationError) as error:

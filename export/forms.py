@@ -74,7 +74,7 @@ class Past(nn.Module):
 
 
 class _StaticCache:
-    """In `gpt.cache.KVCache`'s place while a block is traced: the same tensors with new rows, by ONNX's operators."""
+    """Stands in for `gpt.cache.KVCache` while a block is traced: it writes the new rows by ONNX's operators."""
 
     def __init__(self, pos: Tensor, end: Tensor, tensors: Sequence[Tensor]) -> None:
         self.pos, self.end, self.tensors = pos, end, tensors
@@ -86,7 +86,7 @@ class _StaticCache:
         return written[0], written[1]  # [B, nh, block_size, hs] each
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float) -> Tensor:
-        inputs = (q, k, v, None, None, None, self.end)  # the seventh: how many of the cache's rows count
+        inputs = (q, k, v, None, None, None, self.end)  # the seventh says how many of the cache's rows count
         return torch.onnx.ops.symbolic("Attention", inputs, {"is_causal": 1}, dtype=q.dtype, shape=q.shape, version=24)
 
     def _scatter(self, cache: Tensor, new: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class _StaticCache:
 
 
 class _GrowingCache:
-    """The same for past and present: the Attention operator itself joins the two."""
+    """Does the same for past and present: the Attention operator itself joins the two."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
@@ -123,7 +123,7 @@ class _GrowingCache:
 
 
 def _run(model: GPT, ids: Tensor, positions: Tensor, kept: _StaticCache | _GrowingCache, last: bool) -> Tensor:
-    """`gpt.model.GPT.forward` at given positions ([T] or [B, T]), with `kept` in the place of its cache."""
+    """Do `gpt.model.GPT.forward` at given positions ([T] or [B, T]), with `kept` in the place of its cache."""
     parts = model.transformer
     x = parts.wte(ids) + parts.wpe(positions)  # [B, T, C]
     for block in parts.h:
@@ -144,7 +144,7 @@ FORMS = {
 
 
 def entry_point_of(form: Form, config: GPTConfig, dtype: str, last: bool) -> dict[str, Described]:
-    """The inputs and outputs of a form, in order: {"inputs": {name: (dtype, dims)}, "outputs": …}; dims of B, T, P.
+    """Describe a form, in order: {"inputs": {name: (dtype, dims)}, "outputs": …}; dims are B, T, P, P+T or numbers.
 
     Raises UserError for a cache of a bigram, which keeps nothing.
     """

@@ -1,4 +1,4 @@
-"""Masks that a graph computes although they are the causal one, which Attention can be told by an attribute."""
+"""Find masks that a graph computes although they are the causal one, and tell Attention by an attribute instead."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 SHAPES = ((1, 1), (1, 2), (2, 5), (3, 8))  # (B, T) at which a mask is compared with the causal one
-HIDDEN = -1e4  # what a mask that is added holds at most where nothing is to be seen
+HIDDEN = -1e4  # a mask that is added holds at most this where nothing is to be seen
 
 
 def say_causal(graph: ir.Graph) -> int:

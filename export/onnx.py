@@ -26,13 +26,13 @@ from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, beside, check_output, find_input
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
-# What each of torch's exporters really writes: dynamo writes 18 for 13 to 16 and breaks at 26.
+# Each of torch's exporters really writes these opsets: dynamo writes 18 for 13 to 16 and breaks at 26.
 EXPORTERS = {"dynamo": range(18, 26), "torchscript": range(18, 21)}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: a form (`forward`, `cached`, `past`), its opset, which of torch's exporters, which precision.
+    """Holds what is asked for: a form (`forward`, `cached`, `past`), its opset, one of torch's exporters, a precision.
 
     opset: None for the default, see `written_opset`. last: logits of the last position only. Raises UserError for what
     cannot be.

@@ -17,13 +17,13 @@ class Tokens:
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = [part for part in parts if len(part)]
-        self.ends = np.cumsum([len(part) for part in self.parts])  # of each part, counted from the first
+        self.ends = np.cumsum([len(part) for part in self.parts])  # each part's end, counted from the first token
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.parts else 0
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` ids from `start` on, int64. Raises IndexError if they are not all there."""
+        """Return `count` ids from `start` on, int64. Raises IndexError if they are not all there."""
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"ids {start} … {start + count} of {len(self)}")
         found = np.empty(count, np.int64)
@@ -87,7 +87,7 @@ class Batches:
         return self._share if self.micro_batch_size is None else self.micro_batch_size
 
     def draw(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of the next batch, a micro-batch at a time: inputs, and targets one token later.
+        """Yield this rank's share of the next batch, a micro-batch at a time: inputs, and targets one token later.
 
         int64 [micro_batch_size, block_size] each, on the device.
         """
@@ -98,7 +98,7 @@ class Batches:
             yield self._place(torch.from_numpy(np.stack(windows)))  # [micro_batch_size, T+1]
 
     def _starts(self) -> np.ndarray:
-        """Where each sequence of the next batch begins, over all ranks: [batch_size]."""
+        """Return where each sequence of the next batch begins, over all ranks: [batch_size]."""
         if self.order == "sequential":
             blocks = (len(self.tokens) - 1) // self.block_size
             return (self.position + np.arange(self.batch_size)) % blocks * self.block_size

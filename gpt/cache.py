@@ -32,5 +32,5 @@ class KVCache:
 
     @property
     def size_bytes(self) -> int:
-        """Of both tensors, whatever is filled of them."""
+        """Bytes of both tensors, whatever is filled of them."""
         return self.keys.nbytes + self.values.nbytes

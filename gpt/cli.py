@@ -1,4 +1,4 @@
-"""What every command of the project shares: how a user's mistake ends it. Standard library only."""
+"""End a command after a user's mistake, as every command of the project does. Standard library only."""
 
 import os
 import signal

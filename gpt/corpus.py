@@ -70,7 +70,7 @@ class CorpusConfig:
 
 
 def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus:
-    """A text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
+    """Read a text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
 
     None is Python's own sources. The first 90 % of a text's characters are trained on. Raises UserError for what
     cannot be read, or a folder of another tokenizer than the one asked for.
@@ -84,7 +84,7 @@ def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus
 
 
 def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
-    """The corpus in a folder of `build_corpus`, mapped into memory. Raises UserError, also for a half-made one."""
+    """Map the corpus in a folder of `build_corpus` into memory. Raises UserError, also for a half-made one."""
     manifest = _read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no corpus ({MANIFEST} is absent); make one with: python -m gpt.corpus TEXT -o …")
@@ -139,7 +139,7 @@ class _Shards:
         self.folder = folder
         self.manifest = manifest
         self.pending: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-        for path in folder.glob(".*"):  # what a killed run was writing
+        for path in folder.glob(".*"):  # a killed run was writing it
             shutil.rmtree(path, ignore_errors=True)
 
     def add(self, part: str, ids: list[int], separator: list[int]) -> None:
@@ -193,7 +193,7 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
 
 
 def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple[str, str]]:
-    """The parts that the document with this number, counted from 0, belongs to, each with its text."""
+    """Return the parts that the document with this number, counted from 0, belongs to, each with its text."""
     if document.whole:
         period = round(1 / config.val_share)
         return [("val" if number % period == period - 1 else "train", document.text)]
@@ -201,7 +201,7 @@ def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple
 
 
 def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
-    """The documents in groups of so many characters or a little more."""
+    """Yield the documents in groups of so many characters or a little more."""
     group, size = [], 0
     for document in documents:
         group.append(document)
@@ -214,12 +214,12 @@ def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Do
 
 
 def _request_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
-    """What a corpus is made of: a half-made one goes on only if none of this has changed."""
+    """Return what a corpus is made of: a half-made one goes on only if none of this has changed."""
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.files]
     return {
         "source": source.name,
         "files": len(files),
-        "files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),  # of their names, sizes and times
+        "files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),  # hashes their names, sizes and times
         "tokenizer": config.tokenizer,
         "text_field": config.text_field,
         "val_share": config.val_share,
@@ -243,7 +243,7 @@ def _new_manifest(request: dict[str, Any], coder: TextTokenizer) -> dict[str, An
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """None where there is none. Raises UserError for one that is not ours."""
+    """Return a folder's manifest, None where there is none. Raises UserError for one that is not ours."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -257,7 +257,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
-    """The tokenizer that a manifest describes. Raises UserError for none of ours, and for that of a model without."""
+    """Return the tokenizer of a manifest. Raises UserError for one that is not ours, or that knows no text."""
     coder = tokenizer_from_json(manifest["tokenizer"])
     if isinstance(coder, NoTokenizer):
         raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
@@ -283,7 +283,7 @@ def _check_empty(folder: Path) -> None:
 
 
 def _characters_of(source: Source) -> CharTokenizer:
-    """The tokenizer of all characters in a source, which takes a reading of its own."""
+    """Return the tokenizer of all characters in a source, which takes a reading of its own."""
     found: set[str] = set()
     with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
         for document in source.documents():
@@ -293,20 +293,20 @@ def _characters_of(source: Source) -> CharTokenizer:
 
 
 def _cut(text: str, val_share: float) -> tuple[str, str]:
-    """The text's beginning to train on and its end to validate on."""
+    """Cut a text into its beginning to train on and its end to validate on."""
     cut = int(len(text) * (1 - val_share))
     return text[:cut], text[cut:]
 
 
 def _end_of_text(coder: TextTokenizer) -> list[int]:
-    """What stands between two documents: GPT-2's end of text; among characters a new line, if they have one."""
+    """Return what stands between two documents: GPT-2's end of text; among characters a new line, if there is one."""
     if isinstance(coder, GPT2Tokenizer):
         return [coder.end_of_text]
     return coder.encode("\n") if "\n" in coder.characters else []
 
 
 def _dtype_of(coder: TextTokenizer) -> np.dtype:
-    """Two bytes a token where they are enough; little-endian on any machine."""
+    """Return the dtype of a token: two bytes where they are enough; little-endian on any machine."""
     return np.dtype("<u2" if coder.vocab_size <= 2**16 else "<u4")
 
 

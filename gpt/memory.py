@@ -1,4 +1,4 @@
-"""What a model holds in memory in each phase, found by running it on tensors that have a shape and no content."""
+"""Find what a model holds in memory in each phase by running it on tensors that have a shape and no content."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -33,13 +33,13 @@ class PhaseMemory:
 
     @property
     def total_bytes(self) -> int:
-        """Of all of them. What the allocator and the kernels take for themselves comes on top."""
+        """Bytes of all of them. The allocator and the kernels take some for themselves on top."""
         own = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
         return own + self.cache_bytes + self.activations_bytes
 
 
 def phase_memory(config: GPTConfig, phase: str, B: int, T: int, attention: str = "sdpa") -> PhaseMemory:
-    """Memory in float32 on a CPU of B sequences of T tokens; in `decode`, of the T-th token with the rest cached.
+    """Return the memory in float32 on a CPU of B sequences of T tokens; in `decode`, of the T-th with the rest cached.
 
     phase: a name in PHASES. `training` is one step of AdamW without the optimizer's own temporaries.
     """

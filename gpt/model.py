@@ -100,7 +100,7 @@ class GPT(nn.Module):
         self._initialise()
 
     def forward(self, ids: Tensor, last_only: bool = False, cache: KVCache | None = None) -> Tensor:
-        """Logits [B, T, V] of the next token at each position, or [B, 1, V] of the last with `last_only`.
+        """Return logits [B, T, V] of the next token at each position, or [B, 1, V] of the last with `last_only`.
 
         ids: int64 [B, T], each in [0, V) (see `gpt.tokenizer.check_ids`). cache: what came before them, if anything;
         they are appended to it, and all must fit in block_size. Raises UserError for a length out of range.
@@ -119,11 +119,11 @@ class GPT(nn.Module):
         return self.lm_head(x)  # [B, T, V] or [B, 1, V]
 
     def parameter_count(self) -> int:
-        """How many numbers are learned: positions included, a tied embedding and head counted once."""
+        """Return how many numbers are learned: positions included, a tied embedding and head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _initialise(self) -> None:
-        """GPT-2's: normal of std 0.02, residual projections scaled by 1/√(2·n_layer) (section 2.3 of its paper)."""
+        """Draw as GPT-2: normal, std 0.02; residual projections scaled by 1/√(2·n_layer) (its paper's section 2.3)."""
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -144,5 +144,5 @@ def check_length(ids: Tensor, cache: KVCache | None, config: GPTConfig) -> None:
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats a token. logits: [B, T, V]; targets: int64 [B, T]."""
+    """Return the mean cross-entropy, in nats a token. logits: [B, T, V]; targets: int64 [B, T]."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # [B*T, V] against [B*T]

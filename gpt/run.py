@@ -58,12 +58,12 @@ class Run:
         self.best_val, self.stale = math.inf, 0
 
     def checkpoint(self) -> Checkpoint:
-        """The model as it is now."""
+        """Return the model as it is now."""
         losses = {name: list(values) for name, values in self.losses.items()}
         return Checkpoint(self.raw.config, state_of(self.raw), self.step, self.corpus.tokenizer.to_json(), losses)
 
     def training(self) -> dict[str, Any]:
-        """All else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
+        """Return all else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
         return {
             "config": plain(self.config),
             "optimizer": self.optimizer.state_dict(),
@@ -95,7 +95,7 @@ class Run:
 
 
 def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | None = None) -> Batches:
-    """The batches to train on; or, with `part` (`train` or `val`), those of an evaluation, the same each time.
+    """Return the batches to train on; or, with `part` (`train` or `val`), an evaluation's, which are always the same.
 
     Raises UserError for a corpus that is too short or sizes that do not fit.
     """
@@ -122,7 +122,7 @@ def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | No
 
 
 def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str, Tensor] | None]:
-    """The model's shape, and the weights to begin with: None for random ones. Raises UserError."""
+    """Return the model's shape, and the weights to begin with: None for random ones. Raises UserError."""
     tokenizer = corpus.tokenizer
     if config.init_from is None:
         return config.model_config(tokenizer.vocab_size), None
@@ -150,7 +150,7 @@ def _load_weights(source: str) -> Checkpoint:
 
 
 def _wrap(raw: GPT | Bigram, config: TrainConfig, ranks: Ranks) -> tuple[nn.Module, nn.Module]:
-    """The model to evaluate with and the model to train with; both have the weights of `raw`."""
+    """Return the model to evaluate with and the model to train with; both have the weights of `raw`."""
     if config.recompute and isinstance(raw, GPT):
         for block in raw.transformer.h:
             recomputed = partial(recompute, block.forward, use_reentrant=False)

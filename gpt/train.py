@@ -65,7 +65,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
 
 
 def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
-    """The loop: update, and every so often evaluate and save."""
+    """Run the loop: update, and every so often evaluate and save."""
     config, started_s = run.config, time.monotonic()
     if run.step == 0:
         _evaluate(run, folder, log)
@@ -88,7 +88,7 @@ def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
 
 
 def update(run: Run, late: bool = False) -> tuple[float, float, bool]:
-    """One step of the optimizer over one batch, which the ranks share and each takes in micro-batches.
+    """Take one step of the optimizer over one batch, which the ranks share and each takes in micro-batches.
 
     The batch's mean loss in nats a token, the gradient's norm before it is clipped, and whether any rank is late.
     """
@@ -132,7 +132,7 @@ def _evaluate(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
 
 @torch.no_grad()
 def estimate_loss(run: Run) -> dict[str, float]:
-    """The mean loss on `train` and on `val` in nats a token, by the same eval_batches batches of each every time."""
+    """Return the mean loss on `train` and `val` in nats a token, over the same eval_batches batches every time."""
     run.raw.eval()
     means = []
     for part in ("train", "val"):
@@ -171,7 +171,7 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
 
 
 def _share_of_peak(run: Run) -> float | None:
-    """What an update a second would be of all devices' peak; None for a model without matrix products."""
+    """Return which share of all devices' peak an update a second would be; None for a model without matrix products."""
     config = run.config
     flops = training_flops_per_token(run.raw.config, config.block_size) * config.batch_size * config.block_size
     if not flops:
@@ -182,7 +182,7 @@ def _share_of_peak(run: Run) -> float | None:
 
 
 def sample(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
-    """A text by the model from a line's, or with GPT-2's tokens a document's, start on."""
+    """Return a text by the model from a line's, or with GPT-2's tokens a document's, start on."""
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, GPT2Tokenizer):
         start = [tokenizer.end_of_text]
@@ -194,7 +194,7 @@ def sample(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
-    """The run that a command line asks for: a preset's name, `demo` by default, then overrides of its fields."""
+    """Return the run that a command line asks for: a preset's name, `demo` by default, then overrides of its fields."""
     presets = tyro.extras.subcommand_type_from_defaults(
         defaults={name: config for name, (_, config) in PRESETS.items()},
         descriptions={name: description for name, (description, _) in PRESETS.items()},
