@@ -224,10 +224,12 @@ def _fill(graph: ir.Graph, ids: ir.Value, filled: tuple[str, ...]) -> None:
         if value.name == MASK:
             new = made.op("ConstantOfShape", [shape], {"value": ir.tensor([1])})
         else:
-            first, step = (made.op("Constant", [], {"value_int": number}) for number in (0, 1))
+            first, step = (made.initializer(ir.tensor(number), f"filled.{number}") for number in (0, 1))
             T = made.op("Squeeze", [made.op("Shape", [ids], {"start": 1, "end": 2})])
             new = made.op("Expand", [made.op("Range", [first, T, step]), shape])
         value.replace_all_uses_with(new)
+    for constant in made.initializers:
+        graph.register_initializer(constant)
     graph.insert_before(graph[0], made.nodes)
 
 
