@@ -20,7 +20,7 @@ help:
 	@echo "make absences     tests with each optional thing absent (some need root)"
 	@echo "make picture      docs/report.png of the report in artifacts, by headless Chromium"
 	@echo "make docker-test  the CUDA image, built and run (as root; no docker engine, no GPU)"
-	@echo "make lint    ruff: lint and format"
+	@echo "make lint    ruff: lint and format; mypy: types"
 	@echo "make clean   remove .venv and artifacts"
 
 # A change of a pin installs again; otherwise a second run installs nothing.
@@ -77,6 +77,7 @@ docker-test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy gpt export
 
 clean:
 	rm -rf .venv .venv-relay artifacts

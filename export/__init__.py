@@ -1,1 +1,1 @@
-"""Checkpoint to ONNX. May import `gpt`, nothing else of the project."""
+"""Export a checkpoint to ONNX. May import `gpt`, nothing else of the project."""

@@ -1,4 +1,4 @@
-"""What every consumer of an export reads. No torch; onnx only while a file is being loaded."""
+"""Describe an export to all that read it. No torch; onnx is imported only while a file is being loaded."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from gpt.version import project_version
 if TYPE_CHECKING:
     import onnx
 
-PREFIX = "gpt_frontend."  # of our keys in the file's metadata_props
+PREFIX = "gpt_frontend."  # begins our keys in the file's metadata_props
 FORMAT = 1
 HASH = "content_sha256"
-FLAGS = {"-cache": " --with-cache", "-past": " --cache past"}  # that make a file of a default name with this in it
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # to the dtype of weights and caches
+FLAGS = {"-cache": " --with-cache", "-past": " --cache past"}  # make a file whose default name has this in it
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # give the dtype of weights and caches
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class ExportedModel:
 
     @property
     def last(self) -> bool:
-        """Whether the logits are of the last position only."""
+        """True if the logits are of the last position only."""
         return self.entry_points[self.form]["outputs"]["logits"][1][1] == 1 != self.config.block_size
 
     @property
     def size_bytes(self) -> int:
-        """Of the file, or of both."""
+        """Bytes of the file, or of both files."""
         return sum(file.stat().st_size for file in (self.path, self.weights) if file)
 
 
@@ -80,7 +80,7 @@ def metadata_of(
     fp32_islands: Sequence[str] = (),
     weights: Path | None = None,
 ) -> dict[str, str]:
-    """The metadata_props that `load_exported` reads back; `content_sha256` covers them, the graph and its weights.
+    """Return the metadata_props for `load_exported`; `content_sha256` covers them, the graph and its weights.
 
     weights: the second file, under its last name, if there is one.
     """
@@ -134,7 +134,7 @@ def read_proto(path: Path | str) -> "onnx.ModelProto":
 
 
 def _how_to_make(path: Path) -> str:
-    """The commands that make an ONNX file of this name: from a checkpoint on, if there is none."""
+    """Return the commands that make an ONNX file of this name: from a checkpoint on, if there is none."""
     flag = next((flag for name, flag in FLAGS.items() if name in path.name), "")
     output = "" if path in (ARTIFACTS / f"model{name}.onnx" for name in ("", *FLAGS)) else f" -o {path}"
     export = f"python -m export.onnx{flag}{output}"
@@ -142,7 +142,7 @@ def _how_to_make(path: Path) -> str:
 
 
 def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
-    """The description in a parsed file; raises UserError if the file is not one of ours or does not match its hash."""
+    """Read the description in a parsed file. Raises UserError if it is not one of ours or does not match its hash."""
     metadata = {prop.key: prop.value for prop in proto.metadata_props if prop.key.startswith(PREFIX)}
     sha256 = metadata.pop(PREFIX + HASH, None)
     found = {key.removeprefix(PREFIX): value for key, value in metadata.items()}
@@ -156,13 +156,15 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
             f"{path}: does not match its own hash, so it was damaged or edited; "
             "export it again with python -m export.onnx"
         )
-    path = Path(path)
+    path, opset = Path(path), _opset(proto)
+    if opset is None:
+        raise UserError(f"{path}: names no opset of ONNX itself; export it again with python -m export.onnx")
     return ExportedModel(
         path=path,
         config=config_from_json(json.loads(found["config"])),
         tokenizer=json.loads(found["tokenizer"]),
         entry_points=json.loads(found["entry_points"]),
-        opset=_opset(proto),
+        opset=opset,
         dtype=found["dtype"],
         fp32_islands=tuple(json.loads(found.get("fp32_islands", "[]"))),
         exporter=found["exporter"],
@@ -174,7 +176,7 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
 
 
 def _check_weights(path: Path, about: dict[str, Any]) -> Path:
-    """The second file of an export, whole. Raises UserError."""
+    """Return the second file of an export if it is whole. Raises UserError."""
     file = path.with_name(about["file"])
     again = "copy it there again, or export again with python -m export.onnx"
     if not file.is_file():
@@ -193,5 +195,5 @@ def _content_sha256(proto: "onnx.ModelProto", metadata: dict[str, str]) -> str:
 
 
 def _opset(proto: "onnx.ModelProto") -> int | None:
-    """The version of the default ONNX domain."""
+    """Return the version of the default ONNX domain."""
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)

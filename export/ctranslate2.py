@@ -46,12 +46,12 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but what this file writes, so that a new one may replace it."""
+    """Return whether a folder holds nothing but what this file writes, so that a new one may replace it."""
     return folder.is_dir() and {file.name for file in folder.iterdir()} <= set(FILES)
 
 
 def origin_of(folder: Path) -> str:
-    """The SHA-256 of the checkpoint that a folder came from. Raises UserError for anything else."""
+    """Return the SHA-256 of the checkpoint that a folder came from. Raises UserError for anything else."""
     path = folder / DESCRIPTION
     found = json.loads(path.read_text()).get(ORIGIN) if path.is_file() else None
     if found is None:

@@ -1,13 +1,15 @@
-"""ONNX files that others wrote: whether they are of a form that the project can use, and if so, brought to ours."""
+"""Find out whether ONNX files that others wrote can be used by the project, and if so, bring them to our form."""
 
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, ValueInfoProto, helper
-from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
+from onnx import TensorProto, ValueInfoProto
+from onnx_ir.passes.common import InlinePass, NameFixPass, RemoveUnusedNodesPass
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
@@ -29,24 +31,36 @@ from gpt.tokenizer import NoTokenizer
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
-LARGE_BYTES = 1024  # of a tensor that goes into a second file, if there is one
+WEIGHTS = "weights"  # the file beside the graph that holds them until both are settled
+LARGE_BYTES = 1024  # the least size of a tensor that goes into a second file, if there is one
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A forward pass that can be brought to our form.
+
+    ids, logits: the names of the input and the output. filled: inputs that are made from the ids: a mask of ones,
+    positions that count up. config: of the GPT-2 that it holds.
+    """
+
+    ids: str
+    logits: str
+    filled: tuple[str, ...]
+    config: GPTConfig
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file can be used as.
+    """Says what a file can be used as.
 
-    form: forward, past or cached, by its inputs. ids, logits: the names of the input and the output. filled: inputs
-    that are made from the ids: a mask of ones, positions that count up. config: of the GPT-2 that it holds, or None.
-    missing: what stands in the way of using it, one line each; nothing if it can be used.
+    form: forward, past or cached, by its inputs. config: of the GPT-2 that it holds, or None. missing: what stands in
+    the way of using it, one line each; nothing if it can be used. usable: how it can be, None if anything is missing.
     """
 
     form: str
-    ids: str | None
-    logits: str | None
-    filled: tuple[str, ...]
     config: GPTConfig | None
     missing: tuple[str, ...]
+    usable: Usable | None
 
 
 def examine(proto: onnx.ModelProto) -> Foreign:
@@ -74,7 +88,10 @@ def examine(proto: onnx.ModelProto) -> Foreign:
         config = reader.config()
     except UserError as error:
         missing.append(f"not a GPT-2 that could be recognised: {error}")
-    return Foreign(form, ids and ids.name, logits and logits.name, filled, config, tuple(missing))
+    usable = None
+    if not missing and ids and logits and config:
+        usable = Usable(ids.name, logits.name, filled, config)
+    return Foreign(form, config, tuple(missing), usable)
 
 
 def adopt(source: Path, output: Path) -> ExportedModel:
@@ -87,23 +104,20 @@ def adopt(source: Path, output: Path) -> ExportedModel:
     """
     bare = read_proto(source)
     found = examine(bare)
-    if found.missing:
+    if found.usable is None:
         more = f" (and {len(found.missing) - 1} more: python -m export.inspect {source})" if found.missing[1:] else ""
         raise UserError(f"{source}: {found.missing[0]}{more}")
-    proto = _read_whole(source)
+    model = ir.from_proto(_read_whole(source))
     producer = f"{bare.producer_name or 'unknown'} {bare.producer_version}".strip()
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    _fill(proto.graph, found)
-    _rename(proto.graph, {found.ids: "ids", found.logits: "logits"})
-    say_causal(proto.graph, opsets_of(proto)["ai.onnx"])
-    _keep_only(proto.graph, "logits")
-    _name_dims(proto.graph, found.config.vocab_size)
+    _bring_to_our_form(model, found.usable)
     with atomic_output(output) as part:
-        weights = _move_large_weights(proto, part)
-        onnx.helper.set_model_props(proto, _metadata(proto, found.config, producer, sha256_file(source), weights))
+        ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
+        proto = ir.to_proto(model)
+        weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
+        metadata = _metadata(proto, found.usable.config, producer, sha256_file(source), weights)
+        onnx.helper.set_model_props(proto, metadata)
         part.write_bytes(proto.SerializeToString())
-        _prove(source, part, found)
+        _prove(source, part, found.usable)
         storage.place_weights(weights, output)
     storage.remove_other_weights(weights, output)
     return load_exported(output)
@@ -127,7 +141,7 @@ def _faults_of_operators(proto: onnx.ModelProto, reader: GraphReader) -> list[st
 
 
 def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
-    """The input of token ids: by its name, or the only one of whole numbers with two dimensions."""
+    """Return the input of token ids: by its name, or the only one of whole numbers with two dimensions."""
     for name in ("ids", IDS):
         for value in given:
             if value.name == name:
@@ -143,7 +157,7 @@ def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
 
 
 def _logits_of(reader: GraphReader) -> ValueInfoProto | None:
-    """The output of logits: by its name, or the only floating one with three dimensions."""
+    """Return the output of logits: by its name, or the only floating one with three dimensions."""
     outputs = list(reader.graph.output)
     named = [value for value in outputs if value.name == LOGITS]
     shaped = [value for value in outputs if value.type.tensor_type.elem_type in FLOATS and len(dims_of(value)) == 3]
@@ -168,7 +182,7 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
 
 
 def _read_whole(source: Path) -> onnx.ModelProto:
-    """The file with its external data. Raises UserError where they are missing or too short."""
+    """Return the file with its external data. Raises UserError where they are missing or too short."""
     try:
         return onnx.load(source, format="protobuf")
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -176,70 +190,47 @@ def _read_whole(source: Path) -> onnx.ModelProto:
         raise UserError(f"{source}: its external data cannot be read ({line}); copy them beside it again") from error
 
 
-def _fill(graph: onnx.GraphProto, found: Foreign) -> None:
+def _bring_to_our_form(model: ir.Model, found: Usable) -> None:
+    """Leave in a model what computes `logits` [B, T, V] from `ids` [B, T]; functions are inlined, causal masks said.
+
+    The shapes in between are forgotten, as they have other names.
+    """
+    InlinePass()(model)
+    graph = model.graph
+    ids = next(value for value in graph.inputs if value.name == found.ids)
+    logits = next(value for value in graph.outputs if value.name == found.logits)
+    _replace(graph.outputs, [logits])
+    _fill(graph, ids, found.filled)
+    _replace(graph.inputs, [ids])
+    for value in (value for node in graph for value in node.outputs if value is not logits):
+        value.shape = value.type = None
+    ids.name, ids.shape = "ids", ir.Shape(["B", "T"])
+    logits.name, logits.shape = "logits", ir.Shape(["B", "T", found.config.vocab_size])
+    NameFixPass()(model)  # whatever else had one of these names gets another
+    say_causal(graph)
+    RemoveUnusedNodesPass()(model)
+
+
+def _replace(values: MutableSequence[ir.Value], others: list[ir.Value]) -> None:
+    values.clear()
+    values.extend(others)
+
+
+def _fill(graph: ir.Graph, ids: ir.Value, filled: tuple[str, ...]) -> None:
     """Make what a caller would have to give besides the ids: a mask of ones, positions 0 … T - 1, both int64 [B, T]."""
-    if not found.filled:
-        return
-    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
-    nodes = [helper.make_node("Shape", [found.ids], ["filled.shape"])]
-    if MASK in found.filled:
-        nodes.append(helper.make_node("ConstantOfShape", ["filled.shape"], [MASK], value=one))
-    if POSITIONS in found.filled:
-        for name, value in (("filled.first", 0), ("filled.step", 1)):
-            graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [], [value]))
-        nodes += [
-            helper.make_node("Shape", [found.ids], ["filled.length"], start=1, end=2),
-            helper.make_node("Squeeze", ["filled.length"], ["filled.T"]),
-            helper.make_node("Range", ["filled.first", "filled.T", "filled.step"], ["filled.steps"]),
-            helper.make_node("Expand", ["filled.steps", "filled.shape"], [POSITIONS]),
-        ]
-    kept = list(graph.node)
-    graph.ClearField("node")
-    graph.node.extend([*nodes, *kept])
-    inputs = [value for value in graph.input if value.name not in found.filled]
-    graph.ClearField("input")
-    graph.input.extend(inputs)
-
-
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Give values other names, in the nodes too; whatever already has one of them gets another."""
-    new = {}
-    for old, wanted in names.items():
-        if old != wanted:
-            new |= {wanted: f"{wanted}.theirs", old: wanted}
-    for node in graph.node:
-        for field in (node.input, node.output):
-            field[:] = [new.get(name, name) for name in field]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = new.get(value.name, value.name)
-
-
-def _keep_only(graph: onnx.GraphProto, output: str) -> None:
-    """Drop the other outputs, and the nodes and constants that nothing reads then."""
-    needed, nodes = {output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    kept = {
-        "node": nodes[::-1],
-        "output": [value for value in graph.output if value.name == output],
-        "initializer": [value for value in graph.initializer if value.name in needed],
-        "input": [value for value in graph.input if value.name == "ids"],
-    }
-    for field, values in kept.items():
-        graph.ClearField(field)
-        getattr(graph, field).extend(values)
-
-
-def _name_dims(graph: onnx.GraphProto, V: int) -> None:
-    """Say that ids are [B, T] and logits [B, T, V]; shapes in between are forgotten, as they have other names."""
-    graph.ClearField("value_info")
-    for value, dims, dtype in (
-        (graph.input[0], ["B", "T"], TensorProto.INT64),
-        (graph.output[0], ["B", "T", V], TensorProto.FLOAT),
-    ):
-        value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, dims))
+    made = ir.tape.Tape()
+    for value in [value for value in graph.inputs if value.name in filled]:
+        shape = made.op("Shape", [ids])
+        if value.name == MASK:
+            new = made.op("ConstantOfShape", [shape], {"value": ir.tensor([1])})
+        else:
+            first, step = (made.initializer(ir.tensor(number), f"filled.{number}") for number in (0, 1))
+            T = made.op("Squeeze", [made.op("Shape", [ids], {"start": 1, "end": 2})])
+            new = made.op("Expand", [made.op("Range", [first, T, step]), shape])
+        value.replace_all_uses_with(new)
+    for constant in made.initializers:
+        graph.register_initializer(constant)
+    graph.insert_before(graph[0], made.nodes)
 
 
 def _metadata(
@@ -262,7 +253,7 @@ def _metadata(
     )
 
 
-def _prove(source: Path, adopted: Path, found: Foreign) -> None:
+def _prove(source: Path, adopted: Path, found: Usable) -> None:
     """Run both files in ONNX Runtime at two shapes. Raises UserError if it refuses, RuntimeError if they differ."""
     try:
         theirs, ours = (
@@ -280,13 +271,3 @@ def _prove(source: Path, adopted: Path, found: Foreign) -> None:
     except (Fail, InvalidArgument, InvalidGraph, NotSupported, RuntimeException) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"{source}: ONNX Runtime cannot run it ({line}); export it again") from error
-
-
-def _move_large_weights(proto: onnx.ModelProto, part: Path) -> Path | None:
-    """Move the weights of a model too large for one file into a second, and return that, or None."""
-    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= storage.INLINE_BYTES:
-        return None
-    weights = part.with_name("weights")
-    convert_model_to_external_data(proto, location=weights.name, size_threshold=LARGE_BYTES)
-    write_external_data_tensors(proto, str(part.parent))
-    return storage.settle_weights(proto, weights, part)

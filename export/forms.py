@@ -16,7 +16,8 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.model import GPT
 
-Described = dict[str, tuple[str, list[str | int]]]  # name to dtype and dims
+Dims = list[str | int]
+Described = dict[str, tuple[str, Dims]]  # name to dtype and dims
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Past(nn.Module):
 
 
 class _StaticCache:
-    """In `gpt.cache.KVCache`'s place while a block is traced: the same tensors with new rows, by ONNX's operators."""
+    """Stands in for `gpt.cache.KVCache` while a block is traced: it writes the new rows by ONNX's operators."""
 
     def __init__(self, pos: Tensor, end: Tensor, tensors: Sequence[Tensor]) -> None:
         self.pos, self.end, self.tensors = pos, end, tensors
@@ -85,7 +86,7 @@ class _StaticCache:
         return written[0], written[1]  # [B, nh, block_size, hs] each
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float) -> Tensor:
-        inputs = (q, k, v, None, None, None, self.end)  # the seventh: how many of the cache's rows count
+        inputs = (q, k, v, None, None, None, self.end)  # the seventh says how many of the cache's rows count
         return torch.onnx.ops.symbolic("Attention", inputs, {"is_causal": 1}, dtype=q.dtype, shape=q.shape, version=24)
 
     def _scatter(self, cache: Tensor, new: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class _StaticCache:
 
 
 class _GrowingCache:
-    """The same for past and present: the Attention operator itself joins the two."""
+    """Does the same for past and present: the Attention operator itself joins the two."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
@@ -122,7 +123,7 @@ class _GrowingCache:
 
 
 def _run(model: GPT, ids: Tensor, positions: Tensor, kept: _StaticCache | _GrowingCache, last: bool) -> Tensor:
-    """`gpt.model.GPT.forward` at given positions ([T] or [B, T]), with `kept` in the place of its cache."""
+    """Do `gpt.model.GPT.forward` at given positions ([T] or [B, T]), with `kept` in the place of its cache."""
     parts = model.transformer
     x = parts.wte(ids) + parts.wpe(positions)  # [B, T, C]
     for block in parts.h:
@@ -143,23 +144,25 @@ FORMS = {
 
 
 def entry_point_of(form: Form, config: GPTConfig, dtype: str, last: bool) -> dict[str, Described]:
-    """The inputs and outputs of a form, in order: {"inputs": {name: (dtype, dims)}, "outputs": …}; dims of B, T, P.
+    """Describe a form, in order: {"inputs": {name: (dtype, dims)}, "outputs": …}; dims are B, T, P, P+T or numbers.
 
     Raises UserError for a cache of a bigram, which keeps nothing.
     """
     if form.name != "forward" and config.model == "bigram":
         raise UserError(f"{form.title} of a bigram: it has no keys and values to keep; export it without a cache")
     T: str | int = "T" if config.block_size > 1 else 1
-    ids = ("int64", ["B", T])
-    logits = ("float32", ["B", 1 if last else T, config.vocab_size])
+    ids: tuple[str, Dims] = ("int64", ["B", T])
+    logits: tuple[str, Dims] = ("float32", ["B", 1 if last else T, config.vocab_size])
 
     def tensors(prefix: str, length: str | int) -> Described:
-        dims = ["B", config.n_head, length, config.head_size]
+        dims: Dims = ["B", config.n_head, length, config.head_size]
         return {f"{prefix}.{i}.{part}": (dtype, dims) for i in range(config.n_layer) for part in ("key", "value")}
 
+    inputs: Described
+    outputs: Described
     if form.name == "cached":
-        inputs = {"ids": ids, "pos": ("int64", ["B"])} | tensors("cache", config.block_size)
-        outputs = {"logits": logits, "pos_out": ("int64", ["B"])} | tensors("cache_out", config.block_size)
+        inputs = {"ids": ids, "pos": ("int64", ["B"]), **tensors("cache", config.block_size)}
+        outputs = {"logits": logits, "pos_out": ("int64", ["B"]), **tensors("cache_out", config.block_size)}
     elif form.name == "past":
         inputs = {"input_ids": ids} | tensors("past_key_values", "P")
         outputs = {"logits": logits} | tensors("present", f"P+{T}")

@@ -1,4 +1,4 @@
-"""What an ONNX graph tells of the model in it, whoever wrote it: how it is called, its weights, its shape. No torch."""
+"""Read from an ONNX graph, whoever wrote it, how its model is called, its weights and its shape. No torch."""
 
 import math
 from collections import Counter
@@ -29,7 +29,7 @@ class Tensor:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it holds."""
+        """The number of its elements."""
         return math.prod(self.dims)
 
     @property
@@ -41,7 +41,7 @@ class Tensor:
 
 
 class GraphReader:
-    """What can be read from the nodes and the shapes of the weights of a parsed file; it needs no external data."""
+    """Reads a parsed file by its nodes and the shapes of its weights; it needs no external data."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
@@ -64,7 +64,7 @@ class GraphReader:
 
     @property
     def node_counts(self) -> Counter[str]:
-        """How often each operator occurs, nodes of subgraphs included; those of other domains as `domain.Operator`."""
+        """Counts of each operator, nodes of subgraphs included; those of other domains are `domain.Operator`."""
         return Counter(
             node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
             for node in _all_nodes(self.graph)
@@ -91,7 +91,7 @@ class GraphReader:
         return [value for value in self.graph.input if value.name not in self.constants]
 
     def config(self) -> GPTConfig:
-        """The shape of the GPT-2 that this graph is. Raises UserError that says what it does not find."""
+        """Return the shape of the GPT-2 that this graph is. Raises UserError that says what it does not find."""
         vocab_size, n_embd, block_size = self._tables()
         config = GPTConfig(
             block_size=block_size,
@@ -111,7 +111,7 @@ class GraphReader:
         return config
 
     def _tables(self) -> tuple[int, int, int]:
-        """V, C and block_size: the rows and the width of the token table, the rows of the table of positions."""
+        """Return V, C and block_size: the token table's rows and width, the rows of the table of positions."""
         tables = []
         for node in self.graph.node:
             table = self.constants.get(self._carried(node.input[0])) if node.op_type == "Gather" else None
@@ -148,7 +148,7 @@ class GraphReader:
         return heads
 
     def _dims_of(self, name: str) -> list[int | str]:
-        """The shape of a value as the file, or else ONNX's inference, has it; empty if neither has."""
+        """Return the shape of a value as the file, or else ONNX's inference, has it; empty if neither has."""
         return self._written_dims.get(name) or self._inferred_dims.get(name, [])
 
     @cached_property
@@ -173,26 +173,26 @@ class GraphReader:
         raise UserError("it has no Gelu, Tanh, Erf or Relu, so no activation of a GPT-2")
 
     def _carried(self, name: str) -> str:
-        """The value that a weight began as, before it was transposed, cast or dequantised."""
+        """Return the value that a weight began as, before it was transposed, cast or dequantised."""
         while name not in self.constants and (node := self._maker.get(name)) and node.op_type in CARRIERS:
             name = node.input[0]
         return name
 
 
 def dims_of(value: ValueInfoProto) -> list[int | str]:
-    """The shape of an input or output: numbers, names, and `?` for what is not said."""
+    """Return the shape of an input or output: numbers, names, and `?` for what is not said."""
     return [
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim
     ]
 
 
 def dtype_of(value: ValueInfoProto) -> str:
-    """The dtype of an input or output, by numpy's name."""
+    """Return the dtype of an input or output, by numpy's name."""
     return str(tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
 def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
-    """Domain to version; the default one is called ai.onnx."""
+    """Return the version of each domain; the default one is called ai.onnx."""
     return {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
 
 
@@ -209,7 +209,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[NodeProto]:
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its large constants as inputs, so that inference does not copy gigabytes."""
+    """Return the model with its large constants as inputs, so that inference does not copy gigabytes."""
     bare = onnx.ModelProto()
     for field in ("ir_version", "opset_import", "functions"):
         value = getattr(proto, field)

@@ -52,12 +52,12 @@ def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but what this file writes, so that a new one may replace it."""
+    """Return whether a folder holds nothing but what this file writes, so that a new one may replace it."""
     return folder.is_dir() and {file.name for file in folder.iterdir()} <= set(FILES)
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of config.json, as transformers' GPT2Config reads it."""
+    """Return the content of config.json, as transformers' GPT2Config reads it."""
     config = checkpoint.config
     end = GPT2Tokenizer().end_of_text if checkpoint.tokenizer["kind"] == "gpt2" else None
     return {
@@ -80,7 +80,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state under transformers' names, which are ours: Conv1D weights turned to [in, out], absent biases zero."""
+    """Name the state as transformers does, and as we do: Conv1D weights turned to [in, out], absent biases zero."""
     weights = {}
     for name, tensor in checkpoint.state.items():
         weights[name] = (tensor.t() if name.endswith(CONV1D) else tensor).contiguous()
@@ -93,7 +93,7 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The contents of tokenizer.json, in the format of the package `tokenizers`, and of tokenizer_config.json."""
+    """Return the contents of tokenizer.json, in the package `tokenizers`' format, and of tokenizer_config.json."""
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, GPT2Tokenizer):
         pipeline, special = _byte_pairs(tokenizer), END_OF_TEXT
@@ -128,7 +128,7 @@ def prove(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _words(tokens: list[str], pattern: dict[str, str]) -> dict[str, Any]:
-    """A tokenizer that cuts a text where the pattern matches and looks each piece up; one it lacks is an error."""
+    """Make a tokenizer that cuts a text where the pattern matches and looks each piece up; one it lacks is an error."""
     return _pipeline(
         model={"type": "WordLevel", "vocab": {token: i for i, token in enumerate(tokens)}, "unk_token": "<unk>"},
         pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
@@ -137,7 +137,7 @@ def _words(tokens: list[str], pattern: dict[str, str]) -> dict[str, Any]:
 
 
 def _byte_pairs(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
-    """GPT-2's own tokenizer, its merges worked out from the bytes of its tokens."""
+    """Return GPT-2's own tokenizer, its merges worked out from the bytes of its tokens."""
     ranks = {tokenizer.decode_bytes([index]): index for index in range(tokenizer.end_of_text)}
     spell = _spelling()
     spelled = {token: "".join(spell[byte] for byte in token) for token in ranks}
@@ -160,13 +160,13 @@ def _byte_pairs(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
 
 
 def _pipeline(**parts: Any) -> dict[str, Any]:
-    """A tokenizer.json of which only these parts are not empty."""
+    """Return a tokenizer.json of which only these parts are not empty."""
     empty = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     return {"version": "1.0", "added_tokens": []} | dict.fromkeys(empty) | parts
 
 
 def _parts_of(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens whose merge made this one: byte-pair encoding of its bytes until two are left."""
+    """Return the two tokens whose merge made this one: byte-pair encoding of its bytes until two are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         merged = [ranks.get(one + other, len(ranks)) for one, other in pairwise(parts)]
@@ -176,7 +176,7 @@ def _parts_of(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def _spelling() -> list[str]:
-    """The character that stands for each byte in GPT-2's files: bytes_to_unicode of openai/gpt-2's encoder.py."""
+    """Return each byte's character in GPT-2's files: bytes_to_unicode of openai/gpt-2's encoder.py."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

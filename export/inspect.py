@@ -24,7 +24,7 @@ from gpt.files import find_input
 
 
 def describe(path: Path) -> Iterator[str]:
-    """The lines of the whole report. Raises UserError for a file that is not ONNX, or is a damaged one of ours."""
+    """Yield the lines of the report. Raises UserError for a file that is not ONNX, or is a damaged one of ours."""
     proto = read_proto(path)
     reader = GraphReader(proto)
     ours = any(prop.key.startswith(PREFIX) for prop in proto.metadata_props)
@@ -81,7 +81,7 @@ def _parameter_lines(path: Path, reader: GraphReader) -> Iterator[str]:
 
 
 def external_data(path: Path, graph: onnx.GraphProto) -> Iterator[str]:
-    """A line for each file of weights beside the graph: its size, or what is wrong with it."""
+    """Yield a line for each file of weights beside the graph: its size, or what is wrong with it."""
     needed: dict[str, int] = {}
     for tensor in filter(uses_external_data, graph.initializer):
         info = ExternalDataInfo(tensor)
@@ -95,7 +95,7 @@ def external_data(path: Path, graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _flops_lines(reader: GraphReader, config: GPTConfig | None) -> Iterator[str]:
-    """N as counted in the graph; attention from the shape, which others' files may not tell."""
+    """Yield N as counted in the graph; attention is from the shape, which others' files may not tell."""
     N = reader.flops_per_token // 2
     yield f"FLOPs per token: {2 * N:,} for the {N:,} weights of matrix products"
     try:

@@ -26,15 +26,16 @@ from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, beside, check_output, find_input
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
-# What each of torch's exporters really writes: dynamo writes 18 for 13 to 16 and breaks at 26.
+# Each of torch's exporters really writes these opsets: dynamo writes 18 for 13 to 16 and breaks at 26.
 EXPORTERS = {"dynamo": range(18, 26), "torchscript": range(18, 21)}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: a form (`forward`, `cached`, `past`), its opset, which of torch's exporters, which precision.
+    """Holds what is asked for: a form (`forward`, `cached`, `past`), its opset, one of torch's exporters, a precision.
 
-    last: logits of the last position only. Raises UserError for what cannot be.
+    opset: None for the default, see `written_opset`. last: logits of the last position only. Raises UserError for what
+    cannot be.
     """
 
     form: str = "forward"
@@ -47,28 +48,33 @@ class Request:
         for name, known in (("form", FORMS), ("exporter", EXPORTERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}")
-        if self.opset is None:
-            default = max(DEFAULT_OPSET, FORMS[self.form].oldest_opset)
-            object.__setattr__(self, "opset", min(default, EXPORTERS[self.exporter][-1]))
         self._check_opset()
 
+    @property
+    def written_opset(self) -> int:
+        """The opset that was asked for, or else the default of the form and the exporter."""
+        if self.opset is not None:
+            return self.opset
+        return min(max(DEFAULT_OPSET, FORMS[self.form].oldest_opset), EXPORTERS[self.exporter][-1])
+
     def _check_opset(self) -> None:
+        opset = self.written_opset
         opsets, title, oldest = EXPORTERS[self.exporter], FORMS[self.form].title, FORMS[self.form].oldest_opset
         if oldest > opsets[-1]:
             raise UserError(
                 f"{title} with the {self.exporter} exporter: it needs opset {oldest}, this exporter writes up to "
                 f"{opsets[-1]}; use --exporter dynamo"
             )
-        if self.opset not in opsets:
+        if opset not in opsets:
             raise UserError(
-                f"opset {self.opset}: must be {opsets[0]} to {opsets[-1]} with the {self.exporter} exporter; "
+                f"opset {opset}: must be {opsets[0]} to {opsets[-1]} with the {self.exporter} exporter; "
                 "23 and later keep Attention as one node"
             )
-        if self.opset < oldest:
-            raise UserError(f"opset {self.opset}: {title} needs {oldest} or later; leave out --opset or raise it")
-        if self.exporter == "torchscript" and self.precision == "bf16" and self.opset < 20:
+        if opset < oldest:
+            raise UserError(f"opset {opset}: {title} needs {oldest} or later; leave out --opset or raise it")
+        if self.exporter == "torchscript" and self.precision == "bf16" and opset < 20:
             raise UserError(
-                f"opset {self.opset} with bf16 and the torchscript exporter: it fills masks by ConstantOfShape, which "
+                f"opset {opset} with bf16 and the torchscript exporter: it fills masks by ConstantOfShape, which "
                 "knows no bfloat16 before opset 20; leave out --opset"
             )
 
@@ -119,7 +125,8 @@ def _export(
 def _write(checkpoint: Checkpoint, request: Request, part: Path, *, islands: bool) -> tuple[Path | None, Lacking]:
     """Trace, cast if need be and `islands`, settle the weights, write the graph to `part`; the second file, if any."""
     form, dtype = FORMS[request.form], PRECISIONS[request.precision]
-    proto = trace(checkpoint, form, request.opset, request.exporter, dtype, request.last, part.parent)
+    assert checkpoint.sha256 is not None  # it was read from a file
+    proto = trace(checkpoint, form, request.written_opset, request.exporter, dtype, request.last, part.parent)
     lacking = add_islands(proto, dtype) if islands else Lacking()
     weights = settle_weights(proto, part.with_name(WEIGHTS), part)
     metadata = metadata_of(

@@ -41,7 +41,7 @@ def add_islands(proto: onnx.ModelProto, dtype: str) -> Lacking:
 
 
 def _types_of(proto: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every value."""
+    """Return the element type of every value."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -59,21 +59,21 @@ class _Kernels:
         self.found: dict[bytes, str] = {}
 
     def find(self, node: NodeProto) -> str:
-        """`own`, `cast` (by float32, in silence) or `none`."""
+        """Return `own`, `cast` (by float32, in silence) or `none`."""
         alone = NodeProto()
         alone.CopyFrom(node)
         alone.name = ""
         alone.input[:] = [f"x{i}" if name else "" for i, name in enumerate(node.input)]
         alone.output[:] = [f"y{i}" if name else "" for i, name in enumerate(node.output)]
-        values = [
+        inputs, outputs = (
             [
                 helper.make_tensor_value_info(new, self.types[old], None)
                 for new, old in zip(news, olds, strict=True)
                 if old
             ]
             for news, olds in ((alone.input, node.input), (alone.output, node.output))
-        ]
-        graph = helper.make_graph([alone], "one", *values)
+        )
+        graph = helper.make_graph([alone], "one", inputs, outputs)
         key = graph.SerializeToString(deterministic=True)
         if key not in self.found:
             model = helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
@@ -129,4 +129,4 @@ def _cast_around(graph: onnx.GraphProto, refused: list[bool], types: dict[str, i
             take(value.name, low)
     del graph.node[:]
     graph.node.extend(nodes)
-    del graph.value_info[:]  # of the values as they were
+    del graph.value_info[:]  # it describes the values as they were

@@ -1,4 +1,4 @@
-"""Does an exported file compute what eager PyTorch does? Run before a file gets its name."""
+"""Prove that an exported file computes what eager PyTorch does, before the file gets its name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from export.session import Session
 from export.weights import model_of
 from gpt.checkpoint import Checkpoint
 
-# Of the largest logit. float32: eager does the same operations in another order; logits are sums of n_embd products,
-# 1e-4 is some hundred roundings, and a wrong mask, weight or epsilon is off by far more. The others: 20 roundings of
-# what a layer hands on; the worst seen, of a trained model, is 6.
+# Shares of the largest logit. float32: eager does the same operations in another order; logits are sums of n_embd
+# products, 1e-4 is some hundred roundings, and a wrong mask, weight or epsilon is off by far more. The others: 20
+# roundings of what a layer hands on; the worst seen, of a trained model, is 6.
 TOLERANCES = {"float32": 1e-4, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
-CHUNKS = (20, 1, 1, 7, 1)  # of a sequence, the rest of it last
+CHUNKS = (20, 1, 1, 7, 1)  # lengths that a sequence is cut into, with the rest of it last
 GREEDY_TOKENS = 200
 SHORTEST_OF_TWO_LENGTHS = 16  # block_size for which two prompts of different length and five tokens more make sense
 SEED = 0
@@ -28,7 +28,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Run:
-    """What a file gave: `logits` float32 [B, S, V] where `seen` [B, S], of the sequences ids int64 [B, S].
+    """Holds what a file gave: `logits` float32 [B, S, V] where `seen` [B, S], of the sequences ids int64 [B, S].
 
     chosen: how many tokens at the end of each sequence the file itself chose, one after the other.
     """
@@ -64,7 +64,7 @@ class Proof:
 
     @property
     def agrees(self) -> bool:
-        """Whether errors are within the tolerance, which NaN is not, and every token is eager's or a near tie."""
+        """True if errors are within the tolerance, which NaN is not, and every token is eager's or a near tie."""
         limit = self.tolerance * self.scale
         return self.err_fp64 <= limit and self.err_fp32 <= limit and self.tokens == self.tokens_equal + self.near_ties
 
@@ -79,7 +79,7 @@ def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
     session = Session(load_exported(path))
     exported, plan = session.exported, plan_runs(session)
     runs = [run() for run in tqdm(plan, desc="run", unit="run", leave=False)]
-    del session, plan  # of a large model, as large as the references to come
+    del session, plan  # they are as large as the references to come
     wide = _in_float64(model_of(checkpoint, "explicit"))
     rounded = model_of(checkpoint, "explicit", getattr(torch, exported.dtype)).float()
     proofs = []
@@ -91,7 +91,7 @@ def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
 
 
 def plan_runs(session: Session) -> list[Callable[[], Run]]:
-    """Every run that the file's form allows, on random ids."""
+    """Return every run that the file's form allows, on random ids."""
     config, form = session.exported.config, session.exported.form
     random = np.random.default_rng(SEED)
 
@@ -99,7 +99,7 @@ def plan_runs(session: Session) -> list[Callable[[], Run]]:
         return random.integers(0, config.vocab_size, (B, T))
 
     shapes = [(B, T) for T in dict.fromkeys((1, min(17, config.block_size), config.block_size)) for B in (1, 3)]
-    plan = [partial(_run_steps, session, "prompt", draw(B, T), [T]) for B, T in shapes]
+    plan: list[Callable[[], Run]] = [partial(_run_steps, session, "prompt", draw(B, T), [T]) for B, T in shapes]
     if form != "forward":
         chunks = chunks_of(config.block_size)
         plan += [partial(_run_steps, session, "chunks", draw(B, config.block_size), chunks) for B in (1, 3)]
@@ -110,7 +110,7 @@ def plan_runs(session: Session) -> list[Callable[[], Run]]:
 
 
 def chunks_of(length: int) -> list[int]:
-    """CHUNKS as far as they fit and the rest: they sum to `length`."""
+    """Return CHUNKS as far as they fit and the rest: they sum to `length`."""
     chunks: list[int] = []
     for T in CHUNKS:
         if sum(chunks) + T < length:
@@ -125,7 +125,7 @@ class _Record:
         self.ids, self.logits, self.seen = ids, np.zeros((*ids.shape, V), np.float32), np.zeros(ids.shape, bool)
 
     def add(self, end: np.ndarray, logits: np.ndarray, upto: np.ndarray) -> None:
-        """Logits [B, T, V] of positions up to `end` [B]; those from `upto` [B] on are of padding."""
+        """Add logits [B, T, V] of positions up to `end` [B]; those from `upto` [B] on are of padding."""
         for b, rows in enumerate(logits):
             positions = np.arange(end[b] - len(rows), end[b])
             real = positions < upto[b]
@@ -147,7 +147,7 @@ def _run_steps(session: Session, what: str, ids: np.ndarray, steps: list[int]) -
 
 
 def _run_lengths(session: Session, ids: np.ndarray) -> Run:
-    """Two prompts, one of half the other's length and padded at the right; each then goes on from its own length."""
+    """Run two prompts, one of half the other's length, padded at the right; each then goes on from its own length."""
     S = ids.shape[1]
     lengths = np.array([S // 4, S // 2])
     ids = ids[:, : S // 2 + 5]
@@ -163,7 +163,7 @@ def _run_lengths(session: Session, ids: np.ndarray) -> Run:
 
 
 def _run_greedy(session: Session, random: np.random.Generator) -> Run:
-    """At least GREEDY_TOKENS, in as many sequences as block_size makes necessary."""
+    """Choose at least GREEDY_TOKENS, in as many sequences as block_size makes necessary."""
     config = session.exported.config
     prompt = min(8, (config.block_size + 1) // 2)
     tokens = min(GREEDY_TOKENS, config.block_size + 1 - prompt)
@@ -182,10 +182,10 @@ def _run_greedy(session: Session, random: np.random.Generator) -> Run:
 
 
 def compare(run: Run, wide: nn.Module, rounded: nn.Module, tolerance: float) -> Proof:
-    """A run against eager's plain forward pass, by `wide` in float64 and by `rounded` in float32."""
+    """Compare a run with eager's plain forward pass, by `wide` in float64 and by `rounded` in float32."""
     read = run.ids[:, : run.ids.shape[1] - (run.chosen > 0)]  # the last token that was chosen was never given back
-    references = [_plain(model, read) for model in (wide, rounded)]  # [B, S, V] each
-    found = [_compare_sequence(run, b, *(each[b] for each in references), tolerance) for b in range(len(read))]
+    in_fp64, in_fp32 = (_plain(model, read) for model in (wide, rounded))  # [B, S, V] each
+    found = [_compare_sequence(run, b, in_fp64[b], in_fp32[b], tolerance) for b in range(len(read))]
     return Proof(
         what=run.what,
         B=len(found),
@@ -202,12 +202,12 @@ def compare(run: Run, wide: nn.Module, rounded: nn.Module, tolerance: float) -> 
 
 
 def _compare_sequence(run: Run, b: int, in_fp64: np.ndarray, in_fp32: np.ndarray, tolerance: float) -> Proof:
-    """One of a run's sequences against eager's logits, [S, V] each."""
+    """Compare one of a run's sequences with eager's logits, [S, V] each."""
     seen = run.seen[b, : len(in_fp64)]
     logits, in_fp64, in_fp32 = (each[: len(seen)][seen] for each in (run.logits[b], in_fp64, in_fp32))  # [n, V]
     scale = float(np.abs(in_fp64).max())
     chosen = run.ids[b, run.ids.shape[1] - run.chosen :]
-    first = len(logits) - len(chosen)  # of the positions whose logits chose
+    first = len(logits) - len(chosen)  # the first position whose logits chose
     equal = chosen == in_fp32[first:].argmax(-1)
     behind = in_fp64[first:].max(-1) - np.take_along_axis(in_fp64[first:], chosen[:, None], -1)[:, 0]
     return Proof(

@@ -36,7 +36,7 @@ Run = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs by name to logits 
 
 @dataclass(frozen=True)
 class Loss:
-    """What fewer bits cost at one shape: the logits against those of the same export in float32, on random ids.
+    """Tells what fewer bits cost at one shape: the logits against the same export's in float32, on random ids.
 
     max_rel_err: the largest error over the largest |logit|. top1_match: share of positions with equal argmax.
     """
@@ -92,7 +92,7 @@ def quantize_openvino(model: Path, output: Path, bits: int) -> list[Loss]:
 
 
 def origin_of(path: Path) -> str:
-    """The SHA-256 of the export that a quantised file or folder came from. Raises UserError for anything else."""
+    """Read the SHA-256 of the export that a quantised file or folder came from. Raises UserError for anything else."""
     if path.is_dir():
         text = (path / DESCRIPTION).read_text() if (path / DESCRIPTION).is_file() else "{}"
         found = json.loads(text).get(ORIGIN)
@@ -104,7 +104,7 @@ def origin_of(path: Path) -> str:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds nothing but a quantised model, so that a new one may replace it."""
+    """Return whether a folder holds nothing but a quantised model, so that a new one may replace it."""
     return folder.is_dir() and {file.name for file in folder.iterdir()} <= {XML, BIN, DESCRIPTION}
 
 
@@ -135,7 +135,7 @@ def _load_float32(model: Path) -> ExportedModel:
 
 
 def _save_folded(model: Path, folded: Path) -> None:
-    """The graph with each transposed weight stored as the product wants it: of a Transpose it would stay float32."""
+    """Store each transposed weight as the product wants it: behind a Transpose it would stay float32."""
     proto = onnx.load(model)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     nodes = []
@@ -188,7 +188,7 @@ def _compress(exported: ExportedModel, folder: Path, bits: int) -> None:
 
 
 def _group_size(exported: ExportedModel) -> int:
-    """The largest power of two up to 128 that divides the width, and so the longest row of every product."""
+    """Return the largest power of two up to 128 that divides the width, and so the longest row of every product."""
     size = LARGEST_GROUP
     while exported.config.n_embd % size:
         size //= 2
@@ -200,7 +200,7 @@ def _group_size(exported: ExportedModel) -> int:
 
 
 def _inputs(exported: ExportedModel, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """What a form takes for a prompt: the ids and, if it has a cache, an empty one."""
+    """Return what a form takes for a prompt: the ids and, if it has a cache, an empty one."""
     sizes = {"B": ids.shape[0], "T": ids.shape[1], "P": 0}
     inputs = {
         name: np.zeros([sizes.get(dim, dim) for dim in dims], dtype)

@@ -11,7 +11,7 @@ from gpt.cli import UserError
 from gpt.tokenizer import check_ids
 
 PROVIDERS = ["CPUExecutionProvider"]
-UNWRITTEN = 9.0  # what fills a new cache: beyond the tokens written it must not matter
+UNWRITTEN = 9.0  # fills a new cache: beyond the tokens written it must not matter
 
 
 class Session:
@@ -41,7 +41,7 @@ class Session:
         self._cache = {name: _ort_value(array) for name, array in self._memory.items()}
 
     def step(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V], or [B, 1, V] of the last: of ids int64 [B, T] behind what the cache holds.
+        """Return logits float32 [B, T, V], or [B, 1, V] of the last, of ids int64 [B, T] behind what the cache holds.
 
         `lengths` may be set before, to fewer tokens than were given: what was padding is overwritten. Raises UserError,
         before anything runs, for ids of another shape, dtype or range, and where a sequence would exceed block_size.

@@ -27,7 +27,7 @@ EntryPoint = dict[str, Described]
 def trace(
     checkpoint: Checkpoint, form: Form, opset: int, exporter: str, dtype: str, last: bool, folder: Path
 ) -> onnx.ModelProto:
-    """The graph of one form, its weights in a file `WEIGHTS` in `folder`, which is for such files only.
+    """Trace one form to a graph, its weights in a file `WEIGHTS` in `folder`, which is for such files only.
 
     Raises RuntimeError if the exporter wrote another opset, other inputs or other outputs than were asked for.
     """
@@ -63,11 +63,12 @@ def _by_dynamo(model: nn.Module, wanted: EntryPoint, opset: int, block_size: int
         optimize=False,
         verbose=False,
     )
+    assert program is not None  # None is of the other exporter
     return program.model
 
 
 def _by_torchscript(model: nn.Module, wanted: EntryPoint, opset: int, block_size: int, folder: Path) -> onnx_ir.Model:
-    """By torch's former exporter, which writes files only: weights of over 2 GB one a file."""
+    """Export by torch's former exporter, which writes files only: weights of over 2 GB go into one file each."""
     torch.onnx.export(
         model,
         _arguments(_examples(wanted, block_size)),
@@ -88,7 +89,7 @@ def _by_torchscript(model: nn.Module, wanted: EntryPoint, opset: int, block_size
 def _examples(wanted: EntryPoint, block_size: int) -> list[Tensor]:
     sizes = {"B": 2, "T": min(block_size, 8), "P": 5}  # any but 0 and 1, which torch takes for constants
     return [
-        torch.zeros([sizes.get(dim, dim) for dim in dims], dtype=getattr(torch, dtype))
+        torch.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in dims], dtype=getattr(torch, dtype))
         for dtype, dims in wanted["inputs"].values()
     ]
 
@@ -103,7 +104,7 @@ def _dynamic_shapes(wanted: EntryPoint, block_size: int) -> list[dict[int, Any]]
 
 
 def _arguments(inputs: list[Any]) -> tuple[Any, ...]:
-    """What stands for the inputs as what stands for the module's arguments: the tensors of a cache are one list."""
+    """Group what stands for the inputs as the module's arguments are: the tensors of a cache are one list."""
     plain = 2 if len(inputs) % 2 == 0 else 1  # ids alone, or ids and pos, before the pairs of keys and values
     return (*inputs[:plain], inputs[plain:]) if len(inputs) > plain else tuple(inputs)
 

@@ -9,10 +9,10 @@ from gpt.zoo import build_model
 
 
 def model_of(checkpoint: Checkpoint, attention: str, dtype: torch.dtype = torch.float32) -> GPT | Bigram:
-    """The model in eval mode, its weights rounded to `dtype`; in float32 they are the checkpoint's own memory."""
+    """Build the model in eval mode, its weights rounded to `dtype`; in float32 they are the checkpoint's own memory."""
     with torch.device("meta"):  # shapes without memory
         model = build_model(checkpoint.config, attention)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in checkpoint.state.items()}, assign=True)
-    if checkpoint.config.tied_head:
+    if isinstance(model, GPT) and checkpoint.config.tied_head:
         model.lm_head.weight = model.transformer.wte.weight
     return model.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from gpt.cache import KVCache
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-# what `sdpa` may run, the wished first; math is the formula in plain operations
+# `sdpa` may run these, the preferred ones first; math is the formula in plain operations
 SDPA_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -27,7 +27,7 @@ SDPA_BACKENDS = [
 
 
 def per_head(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Head by head and position by position of the formula, to be read; `explicit` does all heads at once."""
+    """Follow the formula head by head and position by position, to be read; `explicit` does all heads at once."""
     heads = []
     for head in range(q.shape[1]):
         queries, keys, values = q[:, head], k[:, head], v[:, head]  # [B, T, hs], [B, S, hs], [B, S, hs]
@@ -38,14 +38,14 @@ def per_head(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Softmax(q kᵀ / √hs) v over the positions up to one's own, spelt out ("Attention is all you need", 3.2.1)."""
+    """Spell out softmax(q kᵀ / √hs) v over the positions up to one's own ("Attention is all you need", 3.2.1)."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [B, nh, T, S]
     weights = F.dropout(F.softmax(scores + _later(scores), dim=-1), dropout)  # [B, nh, T, S]
     return weights @ v  # [B, nh, T, hs]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """The same by torch's fused kernel, which never holds the T × S weights; flash where it can run, on a GPU too."""
+    """Compute it by torch's fused kernel, which never holds the T × S weights; flash where it can run, on a GPU too."""
     T, S = q.shape[-2], k.shape[-2]
     with _flash_first(q.device):
         if T == S:
@@ -55,7 +55,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def sdpa_backend(config: GPTConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What `sdpa` runs in training at block_size: `flash`, `cudnn`, `efficient` or `math`, as torch itself chooses."""
+    """Return what `sdpa` runs in training at block_size, as torch chooses: `flash`, `cudnn`, `efficient` or `math`."""
     q = torch.empty(1, config.n_head, config.block_size, config.head_size, device=device, dtype=dtype)
     with _flash_first(device):
         # torch's own choice; there is no public name for it
@@ -100,7 +100,7 @@ class CausalSelfAttention(nn.Module):
 
 
 def _later(scores: Tensor) -> Tensor:
-    """-inf where a key comes after its query, else 0: [T, S] for scores [..., T, S]."""
+    """Return -inf where a key comes after its query, else 0: [T, S] for scores [..., T, S]."""
     T, S = scores.shape[-2:]
     # added, not masked_fill: compilers treat a float mask better than a boolean one
     return torch.full((T, S), -math.inf, dtype=scores.dtype, device=scores.device).triu(1 + S - T)

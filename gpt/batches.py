@@ -17,13 +17,13 @@ class Tokens:
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = [part for part in parts if len(part)]
-        self.ends = np.cumsum([len(part) for part in self.parts])  # of each part, counted from the first
+        self.ends = np.cumsum([len(part) for part in self.parts])  # each part's end, counted from the first token
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.parts else 0
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` ids from `start` on, int64. Raises IndexError if they are not all there."""
+        """Return `count` ids from `start` on, int64. Raises IndexError if they are not all there."""
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"ids {start} … {start + count} of {len(self)}")
         found = np.empty(count, np.int64)
@@ -42,8 +42,9 @@ class Batches:
 
     order: `random` blocks, drawn by the seed and the position alone; `sequential`, one block after the other and from
     the start again; `one`, the same random batch each time. micro_batch_size: how many sequences one call of the model
-    takes; batch_size = micro_batch_size × world × the number of micro-batches. position: sequences drawn so far by all
-    ranks, which is all that must be kept to go on. Raises UserError for sizes that do not fit.
+    takes, by default a rank's whole share; batch_size = micro_batch_size × world × the number of micro-batches.
+    position: sequences drawn so far by all ranks, which is all that must be kept to go on. Raises UserError for sizes
+    that do not fit.
     """
 
     tokens: Tokens
@@ -64,36 +65,40 @@ class Batches:
             raise UserError(f"{len(self.tokens)} tokens: must be more than block_size={self.block_size}")
         if self.batch_size % self.world:
             raise UserError(f"batch_size={self.batch_size}: must be a multiple of the {self.world} ranks")
-        share = self.batch_size // self.world
-        if self.micro_batch_size is None:
-            self.micro_batch_size = share
-        if share % self.micro_batch_size:
+        if self._share % self._at_once:
             raise UserError(
-                f"micro_batch_size={self.micro_batch_size}: must divide a rank's share of a batch, which is {share} "
+                f"micro_batch_size={self._at_once}: must divide a rank's share of a batch, which is {self._share} "
                 f"(batch_size={self.batch_size} over {self.world} ranks)"
             )
 
     @property
     def micro_steps(self) -> int:
         """Calls of the model for one batch."""
-        return self.batch_size // self.world // self.micro_batch_size
+        return self._share // self._at_once
+
+    @property
+    def _share(self) -> int:
+        """Sequences of a batch that are this rank's."""
+        return self.batch_size // self.world
+
+    @property
+    def _at_once(self) -> int:
+        """Sequences of a micro-batch: by default the whole share."""
+        return self._share if self.micro_batch_size is None else self.micro_batch_size
 
     def draw(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of the next batch, a micro-batch at a time: inputs, and targets one token later.
+        """Yield this rank's share of the next batch, a micro-batch at a time: inputs, and targets one token later.
 
         int64 [micro_batch_size, block_size] each, on the device.
         """
-        share = self.batch_size // self.world
-        starts = self._starts()[self.rank * share : (self.rank + 1) * share]  # [share]
+        starts = self._starts()[self.rank * self._share : (self.rank + 1) * self._share]  # [share]
         self.position += self.batch_size
-        for first in range(0, share, self.micro_batch_size):
-            windows = [
-                self.tokens.read(start, self.block_size + 1) for start in starts[first : first + self.micro_batch_size]
-            ]
+        for first in range(0, self._share, self._at_once):
+            windows = [self.tokens.read(start, self.block_size + 1) for start in starts[first : first + self._at_once]]
             yield self._place(torch.from_numpy(np.stack(windows)))  # [micro_batch_size, T+1]
 
     def _starts(self) -> np.ndarray:
-        """Where each sequence of the next batch begins, over all ranks: [batch_size]."""
+        """Return where each sequence of the next batch begins, over all ranks: [batch_size]."""
         if self.order == "sequential":
             blocks = (len(self.tokens) - 1) // self.block_size
             return (self.position + np.arange(self.batch_size)) % blocks * self.block_size

@@ -20,12 +20,12 @@ class Bigram(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)  # nearly uniform: the loss begins at ln V
 
     def forward(self, ids: Tensor, last_only: bool = False, cache: KVCache | None = None) -> Tensor:
-        """Logits [B, T, V], or [B, 1, V] with `last_only`; see `gpt.model.GPT.forward`. A cache holds nothing of it."""
+        """Return logits [B, T, V], or [B, 1, V] with `last_only`, as GPT.forward does. A cache holds nothing of it."""
         check_length(ids, cache, self.config)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.table(ids[:, -1:] if last_only else ids)  # [B, T, V] or [B, 1, V]
 
     def parameter_count(self) -> int:
-        """How many numbers are learned: V²."""
+        """Return how many numbers are learned: V²."""
         return self.table.weight.numel()

@@ -12,7 +12,9 @@ class KVCache:
     It changes as the model runs: each call of the model with it appends what it was given. length: positions filled.
     """
 
-    def __init__(self, config: GPTConfig, B: int, device: torch.device | None = None, dtype=torch.float32) -> None:
+    def __init__(
+        self, config: GPTConfig, B: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         shape = (config.n_layer, B, config.n_head, config.block_size, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # [n_layer, B, nh, block_size, hs]
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -30,5 +32,5 @@ class KVCache:
 
     @property
     def size_bytes(self) -> int:
-        """Of both tensors, whatever is filled of them."""
+        """Bytes of both tensors, whatever is filled of them."""
         return self.keys.nbytes + self.values.nbytes

@@ -41,14 +41,14 @@ class Checkpoint:
     sha256: str | None = None
 
     def build(self, attention: str = "explicit") -> GPT | Bigram:
-        """The model with these weights, in eval mode. Raises UserError for an unknown attention."""
+        """Return the model with these weights, in eval mode. Raises UserError for an unknown attention."""
         model = build_model(self.config, attention)
         model.load_state_dict(self.state)
         return model.eval()
 
 
 def state_of(model: GPT | Bigram) -> dict[str, Tensor]:
-    """A copy of a model's state dict on the CPU; a tied head stays one tensor under two names."""
+    """Return a copy of a model's state dict on the CPU; a tied head stays one tensor under two names."""
     state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     return state | ({"lm_head.weight": state["transformer.wte.weight"]} if model.config.tied_head else {})
 
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
-    """A checkpoint and the state of its training. Raises UserError as `load_checkpoint`, and where there is none."""
+    """Load a checkpoint and its training's state. Raises UserError as `load_checkpoint`, and where there is none."""
     content = _read(Path(path))
     checkpoint = _parse(Path(path), content)
     if not isinstance(content.get("training"), dict):
@@ -93,7 +93,7 @@ def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def _parse(path: Path, content: Any) -> Checkpoint:
-    """The checkpoint in what `_read` gave. Raises UserError."""
+    """Return the checkpoint in what `_read` gave. Raises UserError."""
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
     if content.get("version") != VERSION:
@@ -117,7 +117,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
 
 
 def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
-    """A model with random weights that depend on `seed` alone, for comparing engines without training one.
+    """Return a model with random weights that depend on `seed` alone, for comparing engines without training one.
 
     GPT's own initialisation, but every gain and bias is moved by a normal of std 0.1, so that an engine that leaves
     one out is caught. It has no tokenizer.
@@ -127,12 +127,12 @@ def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
         model = build_model(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return Checkpoint(config, state_of(model))
 
 
 def _read(path: Path) -> Any:
-    """The object in a file of torch.save, by tensors and plain values only. Raises UserError."""
+    """Return the object in a file of torch.save, by tensors and plain values only. Raises UserError."""
     try:
         _check_whole(path)
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""What every command of the project shares: how a user's mistake ends it. Standard library only."""
+"""End a command after a user's mistake, as every command of the project does. Standard library only."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(ValueError):
@@ -38,7 +39,7 @@ def heed_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt at the block's end if Ctrl-C came in it and a bare `except` of a library swallowed it."""
     came = False
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came = True
         signal.default_int_handler(number, frame)

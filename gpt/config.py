@@ -53,7 +53,7 @@ class GPTConfig:
 
     @classmethod
     def bigram(cls, vocab_size: int, block_size: int) -> "GPTConfig":
-        """A bigram's shape: one row of V logits a token, and no layer. Raises UserError."""
+        """Return a bigram's shape: one row of V logits a token, and no layer. Raises UserError."""
         return cls(model="bigram", block_size=block_size, vocab_size=vocab_size, **_bigram_shape(vocab_size))
 
     @property
@@ -63,7 +63,7 @@ class GPTConfig:
 
 
 def config_from_json(found: dict[str, Any]) -> GPTConfig:
-    """The config that `dataclasses.asdict` described; a field that an older file lacks has its default.
+    """Return the config that `dataclasses.asdict` described; a field that an older file lacks has its default.
 
     Raises UserError for a field that this code does not know, and for impossible values.
     """
@@ -74,7 +74,7 @@ def config_from_json(found: dict[str, Any]) -> GPTConfig:
 
 
 def _bigram_shape(vocab_size: int) -> dict[str, Any]:
-    """The one value of each field that says nothing of a bigram, so that equal bigrams have equal configs."""
+    """Return the one value of each field that says nothing of a bigram, so that equal bigrams have equal configs."""
     return {
         "n_layer": 0,
         "n_head": 1,

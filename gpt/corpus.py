@@ -23,7 +23,7 @@ from gpt.batches import Tokens
 from gpt.cli import UserError, run_command
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, sha256_file
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
 
 KIND = "gpt-frontend corpus"
 VERSION = 1
@@ -39,7 +39,7 @@ class Corpus:
     """Tokens to train on and to validate on, and the tokenizer that they are of. name: for messages."""
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     train: Tokens
     val: Tokens
 
@@ -72,7 +72,7 @@ class CorpusConfig:
 
 
 def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus:
-    """A text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
+    """Read a text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
 
     None is Python's own sources. The first 90 % of a text's characters are trained on. Raises UserError for what
     cannot be read, or a folder of another tokenizer than the one asked for.
@@ -80,19 +80,19 @@ def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus
     if path is not None and Path(path).is_dir():
         return open_corpus(Path(path), tokenizer)
     text, name = standard_library() if path is None else (read_text(path), str(path))
-    coder = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
+    coder: TextTokenizer = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
     train, val = (np.array(coder.encode(part), _dtype_of(coder)) for part in _cut(text, VAL_SHARE))
     return Corpus(name, coder, Tokens([train]), Tokens([val]))
 
 
 def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
-    """The corpus in a folder of `build_corpus`, mapped into memory. Raises UserError, also for a half-made one."""
+    """Map the corpus in a folder of `build_corpus` into memory. Raises UserError, also for a half-made one."""
     manifest = _read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no corpus ({MANIFEST} is absent); make one with: python -m gpt.corpus TEXT -o …")
     if not manifest["complete"]:
         raise UserError(f"{folder}: is half made; run the command that began it again, and it goes on")
-    coder = tokenizer_from_json(manifest["tokenizer"])
+    coder = _coder_of(folder, manifest)
     found = "gpt2" if isinstance(coder, GPT2Tokenizer) else "characters"
     if tokenizer not in (None, found):
         raise UserError(f"{folder}: was made with tokenizer {found!r}, not {tokenizer!r}; leave --tokenizer out")
@@ -110,7 +110,7 @@ def build_corpus(config: CorpusConfig) -> Corpus:
     manifest = _read_manifest(config.output)
     if manifest is None:
         _check_empty(config.output)
-        coder = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
+        coder: TextTokenizer = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
         coder.encode("")  # a table that is not there is found before anything is written
         manifest = _new_manifest(request, coder)
         _write_manifest(config.output, manifest)  # from now on the folder is known for ours
@@ -141,7 +141,7 @@ class _Shards:
         self.folder = folder
         self.manifest = manifest
         self.pending: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-        for path in folder.glob(".*"):  # what a killed run was writing
+        for path in folder.glob(".*"):  # a killed run was writing it
             shutil.rmtree(path, ignore_errors=True)
 
     def add(self, part: str, ids: list[int], separator: list[int], room: int | None) -> None:
@@ -178,7 +178,7 @@ class _Shards:
 
 def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> None:
     """Tokenise what the manifest does not count yet, shard by shard."""
-    shards, coder = _Shards(config.output, manifest), tokenizer_from_json(manifest["tokenizer"])
+    shards, coder = _Shards(config.output, manifest), _coder_of(config.output, manifest)
     separator, done, documents = _end_of_text(coder), manifest["documents"], source.documents()
     with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
         for document in itertools.islice(documents, done):
@@ -219,7 +219,7 @@ def _room(config: CorpusConfig, shards: _Shards, part: str | None) -> int | None
 
 
 def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple[str, str]]:
-    """The parts that the document with this number, counted from 0, belongs to, each with its text."""
+    """Return the parts that the document with this number, counted from 0, belongs to, each with its text."""
     if document.whole:
         share = Fraction(str(config.val_share))  # as it was written: 0.3 has no exact float
         validates = int((number + 1) * share) > int(number * share)
@@ -228,7 +228,7 @@ def _pieces(document: Document, number: int, config: CorpusConfig) -> list[tuple
 
 
 def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
-    """The documents in groups of so many characters or a little more."""
+    """Yield the documents in groups of so many characters or a little more."""
     group, size = [], 0
     for document in documents:
         group.append(document)
@@ -241,12 +241,12 @@ def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Do
 
 
 def _request_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
-    """What a corpus is made of: a half-made one goes on only if none of this has changed."""
+    """Return what a corpus is made of: a half-made one goes on only if none of this has changed."""
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in source.files]
     return {
         "source": source.name,
         "files": len(files),
-        "files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),  # of their names, sizes and times
+        "files_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),  # hashes their names, sizes and times
         "tokenizer": config.tokenizer,
         "text_field": config.text_field,
         "val_share": config.val_share,
@@ -255,7 +255,7 @@ def _request_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def _new_manifest(request: dict[str, Any], coder: Tokenizer) -> dict[str, Any]:
+def _new_manifest(request: dict[str, Any], coder: TextTokenizer) -> dict[str, Any]:
     return {
         "kind": KIND,
         "version": VERSION,
@@ -270,7 +270,7 @@ def _new_manifest(request: dict[str, Any], coder: Tokenizer) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """None where there is none. Raises UserError for one that is not ours."""
+    """Return a folder's manifest, None where there is none. Raises UserError for one that is not ours."""
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -281,6 +281,14 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
         raise UserError(f"{path}: not a corpus of this version of the project; remove {folder} and make it again")
     return manifest
+
+
+def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
+    """Return the tokenizer of a manifest. Raises UserError for one that is not ours, or that knows no text."""
+    coder = tokenizer_from_json(manifest["tokenizer"])
+    if isinstance(coder, NoTokenizer):
+        raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
+    return coder
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -302,7 +310,7 @@ def _check_empty(folder: Path) -> None:
 
 
 def _characters_of(source: Source) -> CharTokenizer:
-    """The tokenizer of all characters in a source, which takes a reading of its own."""
+    """Return the tokenizer of all characters in a source, which takes a reading of its own."""
     found: set[str] = set()
     with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
         for document in source.documents():
@@ -312,20 +320,20 @@ def _characters_of(source: Source) -> CharTokenizer:
 
 
 def _cut(text: str, val_share: float) -> tuple[str, str]:
-    """The text's beginning to train on and its end to validate on."""
+    """Cut a text into its beginning to train on and its end to validate on."""
     cut = int(len(text) * (1 - Fraction(str(val_share))))
     return text[:cut], text[cut:]
 
 
-def _end_of_text(coder: Tokenizer) -> list[int]:
-    """What stands between two documents: GPT-2's end of text; among characters a new line, if they have one."""
+def _end_of_text(coder: TextTokenizer) -> list[int]:
+    """Return what stands between two documents: GPT-2's end of text; among characters a new line, if there is one."""
     if isinstance(coder, GPT2Tokenizer):
         return [coder.end_of_text]
     return coder.encode("\n") if "\n" in coder.characters else []
 
 
-def _dtype_of(coder: Tokenizer) -> np.dtype:
-    """Two bytes a token where they are enough; little-endian on any machine."""
+def _dtype_of(coder: TextTokenizer) -> np.dtype:
+    """Return the dtype of a token: two bytes where they are enough; little-endian on any machine."""
     return np.dtype("<u2" if coder.vocab_size <= 2**16 else "<u4")
 
 

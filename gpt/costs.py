@@ -1,17 +1,17 @@
-"""What a model costs to run, counted from its shape alone. FLOPs: a multiply-add is two."""
+"""Count what a model costs to run from its shape alone. FLOPs: a multiply-add is two."""
 
 from gpt.config import GPTConfig
 
 
 def matmul_parameters(config: GPTConfig) -> int:
-    """Weights that each token is multiplied with: four C × C, two C × 4C a layer, and the head. A bigram has none."""
+    """Count the weights that multiply a token: four C × C, two C × 4C a layer, and the head. A bigram has none."""
     if config.model == "bigram":
         return 0
     return 12 * config.n_layer * config.n_embd**2 + config.n_embd * config.vocab_size
 
 
 def prefill_flops_per_token(config: GPTConfig, T: int) -> float:
-    """FLOPs of the forward pass over T tokens, by T: 2·N for the weights and 2·L·C·(T + 1) for attention.
+    """Count FLOPs of the forward pass over T tokens, by T: 2·N for the weights and 2·L·C·(T + 1) for attention.
 
     A query meets (T + 1)/2 keys on average, in two products of width C. Norms, softmax and the activation are left out
     (table 1 of https://arxiv.org/abs/2001.08361, which rounds T + 1 to T).
@@ -20,12 +20,12 @@ def prefill_flops_per_token(config: GPTConfig, T: int) -> float:
 
 
 def decode_flops_per_token(config: GPTConfig, T: int) -> int:
-    """FLOPs of the T-th token alone, the others being in a KV cache: 2·N + 4·L·C·T."""
+    """Count FLOPs of the T-th token alone, the others being in a KV cache: 2·N + 4·L·C·T."""
     return 2 * matmul_parameters(config) + 4 * config.n_layer * config.n_embd * T
 
 
 def training_flops_per_token(config: GPTConfig, T: int) -> int:
-    """FLOPs of forward and backward for one token of a sequence of T: 6·N + 12·L·C·T.
+    """Count FLOPs of forward and backward for one token of a sequence of T: 6·N + 12·L·C·T.
 
     Appendix B of https://arxiv.org/abs/2204.02311, with N the weights of matrix products; attention counts in full,
     although half of it is masked.

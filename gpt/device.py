@@ -1,4 +1,4 @@
-"""Where a model runs: found, or named by the user."""
+"""Find the device that a model runs on, or take the one that the user names."""
 
 import torch
 
@@ -8,7 +8,7 @@ KINDS = ("cuda", "mps", "cpu")  # in the order in which `auto` looks
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device of that name (`cuda`, `cuda:1`, `mps`, `cpu`), or for `auto` the first of cuda, mps, cpu that is here.
+    """Return the device of that name (`cuda`, `cuda:1`, `mps`, `cpu`), or for `auto` the first of cuda, mps, cpu here.
 
     Raises UserError for a name that torch does not know or a device that is not here.
     """
@@ -29,6 +29,6 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def devices_here() -> list[str]:
-    """The kinds of device that torch can use here, the fastest first."""
+    """Return the kinds of device that torch can use here, the fastest first."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     return [kind for kind in KINDS if found[kind]]

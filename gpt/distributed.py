@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpt.device import find_device
 
-PATIENCE = timedelta(minutes=30)  # how long ranks wait for each other: rank 0 may be writing a large checkpoint
+PATIENCE = timedelta(minutes=30)  # ranks wait so long for each other: rank 0 may be writing a large checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one rank that prints, logs and writes."""
+        """True for the one rank that prints, logs and writes."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the ranks of a tensor that each of them has."""
+        """Return the mean over the ranks of a tensor that each of them has."""
         if self.world > 1:
             dist.all_reduce(values)
             values /= self.world
         return values
 
     def gather(self, thing: Any) -> list[Any]:
-        """What each rank has, in the order of the ranks, on every rank."""
+        """Return what each rank has, in the order of the ranks, on every rank."""
         if self.world == 1:
             return [thing]
         found: list[Any] = [None] * self.world
@@ -54,18 +54,18 @@ class Ranks:
         return found
 
     def follow(self, thing: Any) -> Any:
-        """What rank 0 has, on every rank."""
+        """Return what rank 0 has, on every rank."""
         return self.gather(thing)[0]
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, or alone; true to ask before the ranks have joined, and after."""
+    """Return whether this is rank 0, or alone; it may be asked before the ranks have joined, and after."""
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun started, by NCCL among GPUs and Gloo among CPUs; a lone process is rank 0 of 1.
+    """Join the ranks that torchrun started, by NCCL among GPUs and Gloo among CPUs; a lone process is rank 0 of 1.
 
     device: as `gpt.device.find_device` takes it; of several GPUs each rank of a node takes its own. Raises UserError.
     """

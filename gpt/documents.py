@@ -1,4 +1,4 @@
-"""Where text comes from: a file, a folder, JSONL, Parquet, a Hugging Face dataset, or Python's own sources."""
+"""Read text from a file, a folder, JSONL, Parquet, a Hugging Face dataset, or Python's own sources."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from, in an order that is always the same.
+    """Gives documents in an order that is always the same.
 
     name: as the user gave it. files: in the order in which they are read; none of a dataset that is streamed.
     text_field: where JSONL, Parquet and datasets have the text.
@@ -45,11 +45,11 @@ class Source:
 
     @property
     def size_bytes(self) -> int | None:
-        """Of all its files; None of a dataset that is streamed."""
+        """Bytes of all its files; None of a dataset that is streamed."""
         return sum(path.stat().st_size for path in self.files) if self.files else None
 
     def documents(self) -> Iterator[Document]:
-        """All of them, one at a time. Raises UserError for one that is not text."""
+        """Yield all of them, one at a time. Raises UserError for one that is not text."""
         if not self.files:
             yield from _stream(self.name, self.text_field)
         for path in self.files:
@@ -68,7 +68,7 @@ def find_source(name: str, text_field: str = "text") -> Source:
     if name.startswith("hf:"):
         return Source(NAMED.get(name, name), (), text_field)
     path = Path(name)
-    files = (path,)
+    files: tuple[Path, ...] = (path,)
     if path.is_dir():
         files = tuple(sorted(each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)))
         if not files:
@@ -79,7 +79,7 @@ def find_source(name: str, text_field: str = "text") -> Source:
 
 
 def read_text(path: Path | str) -> str:
-    """A text file (UTF-8), every character kept. Raises UserError if it is missing, not a text file, or empty."""
+    """Read a text file (UTF-8), every character kept. Raises UserError if it is missing, not a text file, or empty."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,7 +94,7 @@ def read_text(path: Path | str) -> str:
 
 
 def standard_library(limit: int = DEFAULT_LIMIT) -> tuple[str, str]:
-    """The source of this Python's top-level standard modules, in the order of their names, and what to call it.
+    """Read this Python's top-level standard modules, in the order of their names; return that and what to call it.
 
     limit: how many characters at most. Only printable ASCII, newlines and tabs are kept: 97 different ones at most.
     Raises UserError if Python has no sources.
@@ -118,7 +118,7 @@ def _read_text(path: Path, text_field: str) -> Iterator[Document]:
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
-    """A document a line; empty lines are none."""
+    """Yield a document a line; empty lines are none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -130,7 +130,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
-    """A document a row."""
+    """Yield a document a row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -154,7 +154,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
 
 
 def _stream(name: str, text_field: str) -> Iterator[Document]:
-    """The rows of a Hugging Face dataset's part `train`, as they come over the network."""
+    """Yield the rows of a Hugging Face dataset's part `train`, as they come over the network."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError(f"{name}: needs the package datasets; install it with: pip install datasets")
     if not (match := HUGGING_FACE.fullmatch(name)):
@@ -169,7 +169,7 @@ def _stream(name: str, text_field: str) -> Iterator[Document]:
             yield Document(text, True, len(text))
     except UserError:
         raise
-    except Exception as error:  # of whatever library carries the bytes, and they change
+    except Exception as error:  # any library may carry the bytes, and they change
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
         raise UserError(f"{name}: {reason} (after {row} rows); mend it and run the same command to go on") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpt.cli import UserError
 
-ARTIFACTS = Path("artifacts")  # where every command writes unless it is told another place
+ARTIFACTS = Path("artifacts")  # every command writes here unless it is told another place
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def atomic_output(path: Path | str, *, directory: bool = False) -> Iterator[Path
 
 
 def find_input(path: Path) -> Path:
-    """The file that a command reads: `path`, or artifacts/`path` where only that is there, which is said on stderr.
+    """Find the file that a command reads: `path`, or artifacts/`path` where only that is there, which stderr is told.
 
     Every command writes to artifacts by default, so a name like ckpt.pt is most likely of a file in there.
     """
@@ -65,7 +65,7 @@ def find_input(path: Path) -> Path:
 
 
 def other_kind(path: Path, wanted: str) -> str | None:
-    """What `path` is instead of what a command wants, with the command that takes it; None where it cannot be told.
+    """Say what `path` is instead of what a command wants, and the command that takes it; None where it cannot be told.
 
     wanted: `checkpoint`, `ONNX file` or `compiled model`. Checkpoints of torch.save, compiled models and folders of
     Hugging Face's are known by their content, ONNX files by their name.
@@ -86,7 +86,7 @@ def other_kind(path: Path, wanted: str) -> str | None:
 
 
 def beside(source: Path, name: str) -> Path:
-    """Where a command writes what it makes of `source`: beside it, or in artifacts if that lies in the folder here.
+    """Return where a command writes what it makes of `source`: beside it, or in artifacts if that is in this folder.
 
     So what is made of ./ckpt.pt is where the next command looks for it.
     """
@@ -115,7 +115,7 @@ def check_output(path: Path | str, *inputs: Path | str) -> None:
 
 
 def sha256_file(path: Path | str) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -154,7 +154,7 @@ def _is_within(path: str | bytes | int, folder: Path) -> bool:
 
 
 def _is_torch_save(path: Path) -> bool:
-    """Whether a file is an archive as torch.save writes it."""
+    """Return whether a file is an archive as torch.save writes it."""
     if not zipfile.is_zipfile(path):
         return False
     try:

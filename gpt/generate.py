@@ -28,7 +28,7 @@ BETWEEN_SAMPLES = "-" * 15
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Raises UserError that names the field, its value and what is allowed.
+    """Draws the next token. Raises UserError that names the field, its value and what is allowed.
 
     temperature: 0 takes the likeliest each time. top_k: draw among so many likeliest only. top_p: draw among the fewest
     likeliest that together have this probability (https://arxiv.org/abs/1904.09751), after top_k. seed: None draws
@@ -51,7 +51,7 @@ class Sampling:
             raise UserError(f"seed={self.seed}: must be at least 0 and below 2**63")
 
     def generator(self) -> torch.Generator:
-        """A source of chance at its beginning."""
+        """Return a source of chance at its beginning."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
@@ -60,7 +60,7 @@ class Sampling:
         return generator
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One id for each row of logits [B, V], on the CPU: int64 [B]."""
+        """Return one id for each row of logits [B, V], on the CPU: int64 [B]."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         V = logits.shape[-1]

@@ -31,7 +31,7 @@ class Parameters:
 
 
 def parameter_table(checkpoint: Checkpoint) -> list[Parameters]:
-    """The parameters in the model's order, each learned number in one row only: a tied head has none of its own."""
+    """List the parameters in the model's order, each learned number in one row only: a tied head has no row."""
     rows: dict[str, Parameters] = {}
     for name, parameter in checkpoint.build().named_parameters():
         name = re.sub(r"\.h\.\d+\.", ".h.*.", name)
@@ -41,7 +41,7 @@ def parameter_table(checkpoint: Checkpoint) -> list[Parameters]:
 
 
 def describe(checkpoint: Checkpoint, batch_size: int = 1) -> Iterator[str]:
-    """The lines of the whole report. Raises UserError for a batch size below 1."""
+    """Yield the lines of the whole report. Raises UserError for a batch size below 1."""
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: must be at least 1")
     yield from (_words(checkpoint), "", *_parameter_lines(checkpoint), "")

@@ -1,7 +1,7 @@
-"""What a model holds in memory in each phase, found by running it on tensors that have a shape and no content."""
+"""Find what a model holds in memory in each phase by running it on tensors that have a shape and no content."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,13 @@ class PhaseMemory:
 
     @property
     def total_bytes(self) -> int:
-        """Of all of them. What the allocator and the kernels take for themselves comes on top."""
+        """Bytes of all of them. The allocator and the kernels take some for themselves on top."""
         own = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
         return own + self.cache_bytes + self.activations_bytes
 
 
 def phase_memory(config: GPTConfig, phase: str, B: int, T: int, attention: str = "sdpa") -> PhaseMemory:
-    """Memory in float32 on a CPU of B sequences of T tokens; in `decode`, of the T-th token with the rest cached.
+    """Return the memory in float32 on a CPU of B sequences of T tokens; in `decode`, of the T-th with the rest cached.
 
     phase: a name in PHASES. `training` is one step of AdamW without the optimizer's own temporaries.
     """
@@ -61,10 +61,11 @@ def phase_memory(config: GPTConfig, phase: str, B: int, T: int, attention: str =
 
 
 def _training_peak(model: nn.Module, ids: Tensor) -> int:
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    held = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
-    return _peak_bytes(lambda: loss_of(model(ids), ids).backward(), held)
+    parameters = list(model.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return _peak_bytes(lambda: loss_of(model(ids), ids).backward(), [*parameters, *gradients])
 
 
 def _peak_bytes(work: Any, held: Iterable[Tensor]) -> int:
@@ -82,7 +83,9 @@ class _Live(TorchDispatchMode):
         self.known = {storage._cdata for storage in self.held}
         self.live_bytes = self.peak_bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

@@ -1,6 +1,7 @@
 """The reference GPT: a decoder-only transformer, pre-LN. Names as in nanoGPT."""
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -12,7 +13,11 @@ from gpt.cache import KVCache
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-ACTIVATIONS = {"gelu_tanh": partial(nn.GELU, approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+}
 
 
 class LayerNorm(nn.Module):
@@ -60,6 +65,16 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))  # [B, T, C]
 
 
+class Transformer(nn.ModuleDict):
+    """All of a GPT but its head, by the names that GPT-2's state dict has."""
+
+    wte: nn.Embedding
+    wpe: nn.Embedding
+    drop: nn.Dropout
+    h: Iterable[Block]  # an nn.ModuleList, whose type does not tell of what
+    ln_f: LayerNorm
+
+
 class GPT(nn.Module):
     """The whole model, freshly initialised from torch's global generator. State-dict names are GPT-2's.
 
@@ -70,7 +85,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, attention: str = "explicit") -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
+        self.transformer = Transformer(
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
@@ -85,7 +100,7 @@ class GPT(nn.Module):
         self._initialise()
 
     def forward(self, ids: Tensor, last_only: bool = False, cache: KVCache | None = None) -> Tensor:
-        """Logits [B, T, V] of the next token at each position, or [B, 1, V] of the last with `last_only`.
+        """Return logits [B, T, V] of the next token at each position, or [B, 1, V] of the last with `last_only`.
 
         ids: int64 [B, T], each in [0, V) (see `gpt.tokenizer.check_ids`). cache: what came before them, if anything;
         they are appended to it, and all must fit in block_size. Raises UserError for a length out of range.
@@ -104,11 +119,11 @@ class GPT(nn.Module):
         return self.lm_head(x)  # [B, T, V] or [B, 1, V]
 
     def parameter_count(self) -> int:
-        """How many numbers are learned: positions included, a tied embedding and head counted once."""
+        """Return how many numbers are learned: positions included, a tied embedding and head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _initialise(self) -> None:
-        """GPT-2's: normal of std 0.02, residual projections scaled by 1/√(2·n_layer) (section 2.3 of its paper)."""
+        """Draw as GPT-2: normal, std 0.02; residual projections scaled by 1/√(2·n_layer) (its paper's section 2.3)."""
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -129,5 +144,5 @@ def check_length(ids: Tensor, cache: KVCache | None, config: GPTConfig) -> None:
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats a token. logits: [B, T, V]; targets: int64 [B, T]."""
+    """Return the mean cross-entropy, in nats a token. logits: [B, T, V]; targets: int64 [B, T]."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # [B*T, V] against [B*T]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def pays() -> bool:
-    """Whether this CPU has AVX-512 that MKL leaves unused."""
+    """Return whether this CPU has AVX-512 that MKL leaves unused."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     cpu = Path("/proc/cpuinfo")
@@ -23,7 +23,7 @@ def use_onednn(model: nn.Module) -> None:
     """Have every Linear of a float32 model on the CPU computed by oneDNN, forward and backward."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = partial(_forward, module)
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]  # nn.Module lets one do so
 
 
 def _forward(module: nn.Linear, x: Tensor) -> Tensor:  # [..., in] to [..., out]
@@ -47,5 +47,5 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a bᵀ + bias: [..., k] and [n, k] to [..., n]. What torch.compile calls; there is no public name for it."""
+    """Return a bᵀ + bias: [..., k] and [n, k] to [..., n]. torch.compile calls it; there is no public name for it."""
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")

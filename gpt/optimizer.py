@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, its rate over the steps, and the precision it is fed with."""
+"""Move the weights: AdamW, its rate over the steps, and the precision that it is fed with."""
 
 import math
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from gpt.train_config import TrainConfig
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (https://arxiv.org/abs/1711.05101) whose decay spares gains and biases, in one kernel an update."""
+    """Return AdamW (https://arxiv.org/abs/1711.05101) whose decay spares gains and biases, in one kernel an update."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -20,7 +20,7 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Rises from 0 through the warm-up, then falls by half a cosine to min_lr (https://arxiv.org/abs/1608.03983)."""
+    """Return a rate that rises from 0 in the warm-up, then falls by half a cosine to min_lr (https://arxiv.org/abs/1608.03983)."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
     last = config.decay_steps or config.max_steps
@@ -29,7 +29,7 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> str:
-    """The precision that `auto` means here: bf16 on a GPU that has it, else fp32. Raises UserError if absent."""
+    """Return the precision that `auto` means here: bf16 on a GPU that has it, else fp32. Raises UserError if absent."""
     if config.precision == "tf32" and device.type != "cuda":
         raise UserError(f"--precision tf32: needs a CUDA GPU, and this runs on {device.type}; use fp32 or bf16")
     if config.precision != "auto":
@@ -38,7 +38,7 @@ def precision_of(config: TrainConfig, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which the model runs forward."""
+    """Return the context in which the model runs forward."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 

@@ -30,7 +30,7 @@ from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-# what a config.json must say, if it says anything, for the model to be ours: transformers' GPT2Config and its defaults
+# a config.json must say this, if it says anything, for the model to be ours (transformers' GPT2Config, its defaults)
 REQUIRED = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -39,13 +39,13 @@ REQUIRED = {
 }
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out], where nn.Linear has [out, in]
 MASKS = (".attn.bias", ".attn.masked_bias")  # constants that older files hold among the weights
-# of GPT-2's merges, one a line (tiktoken's vocab.bpe without its first line)
+# hashes GPT-2's merges, one a line (tiktoken's vocab.bpe without its first line)
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 TIMEOUT_S = 30  # without a byte from the server
 
 
 def load_pretrained(source: str) -> Checkpoint:
-    """The checkpoint of a published GPT-2, by name, or of a local Hugging Face folder with safetensors, in float32.
+    """Load a published GPT-2, by name, or a local Hugging Face folder with safetensors, as a checkpoint in float32.
 
     A name is downloaded once. The tokenizer is GPT-2's, or none where the folder holds another one. Raises UserError
     for an unknown source, a failed download, files that are damaged, and models that are not a GPT-2.
@@ -64,12 +64,12 @@ def load_pretrained(source: str) -> Checkpoint:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `gpt-frontend` in XDG_CACHE_HOME, by default ~/.cache."""
+    """Return where downloads are kept: `gpt-frontend` in XDG_CACHE_HOME, by default ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-frontend"
 
 
 def _download(name: str) -> Path:
-    """The folder with a published model's files, fetched unless they are there. Raises UserError."""
+    """Return the folder with a published model's files, fetched unless they are there. Raises UserError."""
     folder = cache_folder() / name
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
@@ -80,7 +80,7 @@ def _download(name: str) -> Path:
 
 
 def _fetch(url: str, path: Path, title: str) -> None:
-    """One file over HTTP, whole or not at all. Raises UserError."""
+    """Fetch one file over HTTP, whole or not at all. Raises UserError."""
     with atomic_output(path) as part, part.open("wb") as file, tqdm(desc=title, unit="B", unit_scale=True) as bar:
         for block, total in _blocks(url):
             bar.total = total
@@ -89,7 +89,7 @@ def _fetch(url: str, path: Path, title: str) -> None:
 
 
 def _blocks(url: str) -> Iterator[tuple[bytes, int]]:
-    """The pieces of a file on a server, each with the size in bytes of the whole. Raises UserError unless all came."""
+    """Yield the pieces of a file on a server, each with the whole's size in bytes. Raises UserError unless all came."""
     came = 0
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
@@ -107,7 +107,7 @@ def _blocks(url: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _config_of(folder: Path) -> GPTConfig:
-    """The shape that a folder's config.json tells. Raises UserError for a model that is not a GPT-2 of ours."""
+    """Read the shape from a folder's config.json. Raises UserError for a model that is not a GPT-2 of ours."""
     path = folder / CONFIG
     found = _read_json(path)
     if found.get("model_type", "gpt2") != "gpt2":
@@ -136,20 +136,20 @@ def _config_of(folder: Path) -> GPTConfig:
 
 
 def _state_of(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
-    """The weights of a folder under our names, in float32. Raises UserError unless they are exactly the config's."""
+    """Read a folder's weights under our names, in float32. Raises UserError unless they are exactly the config's."""
     with torch.device("meta"):  # shapes without memory
         wanted = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
-    state = {}
+    state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         for name, tensor in _read_weights(path).items():
             if name.endswith(MASKS):
                 continue
             name = name if name.startswith("lm_head.") else "transformer." + name.removeprefix("transformer.")
             state[name] = (tensor.t() if name.endswith(CONV1D) else tensor).to(torch.float32).contiguous()
-    if config.tied_head:  # the published files leave the head out
-        state["lm_head.weight"] = state.get("transformer.wte.weight")
+    if config.tied_head and "transformer.wte.weight" in state:  # the published files leave the head out
+        state["lm_head.weight"] = state["transformer.wte.weight"]
     for name in sorted(wanted.keys() | state.keys()):
-        expected, shape = wanted.get(name), None if state.get(name) is None else state[name].shape
+        expected, shape = wanted.get(name), state[name].shape if name in state else None
         if expected != shape:
             here, there = (str(list(each)) if each is not None else "absent" for each in (shape, expected))
             raise UserError(f"{folder}: does not fit its {CONFIG}: {name} is {here}, not {there}")
@@ -157,7 +157,7 @@ def _state_of(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """One file, or the several into which a large model was split. Raises UserError."""
+    """Return one file, or the several into which a large model was split. Raises UserError."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / SHARDS).is_file():
@@ -186,7 +186,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_of(folder: Path, config: GPTConfig) -> Tokenizer:
-    """GPT-2's tokenizer if the vocabulary has its size and the folder tells of no other, else none."""
+    """Return GPT-2's tokenizer if the vocabulary has its size and the folder tells of no other, else none."""
     merges = _merges_of(folder)
     if config.vocab_size != GPT2Tokenizer().vocab_size:
         return NoTokenizer()
@@ -196,7 +196,7 @@ def _tokenizer_of(folder: Path, config: GPTConfig) -> Tokenizer:
 
 
 def _merges_of(folder: Path) -> list[str] | None:
-    """The byte pairs that a folder's tokenizer joins, "a b" each, in their order; None where it has no tokenizer."""
+    """Read the byte pairs that a folder's tokenizer joins, "a b" each, in their order; None if it has no tokenizer."""
     if (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         return [line for line in lines if line.strip() and not line.startswith("#version")]

@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gpt import onednn
 from gpt.batches import Batches
+from gpt.bigram import Bigram
 from gpt.checkpoint import Checkpoint, load_checkpoint, load_training, state_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.corpus import Corpus
 from gpt.distributed import Ranks
+from gpt.model import GPT
 from gpt.optimizer import optimizer_of, precision_of
 from gpt.run_folder import plain
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
@@ -56,12 +58,12 @@ class Run:
         self.best_val, self.stale = math.inf, 0
 
     def checkpoint(self) -> Checkpoint:
-        """The model as it is now."""
+        """Return the model as it is now."""
         losses = {name: list(values) for name, values in self.losses.items()}
         return Checkpoint(self.raw.config, state_of(self.raw), self.step, self.corpus.tokenizer.to_json(), losses)
 
     def training(self) -> dict[str, Any]:
-        """All else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
+        """Return all else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
         return {
             "config": plain(self.config),
             "optimizer": self.optimizer.state_dict(),
@@ -93,7 +95,7 @@ class Run:
 
 
 def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | None = None) -> Batches:
-    """The batches to train on; or, with `part` (`train` or `val`), those of an evaluation, the same each time.
+    """Return the batches to train on; or, with `part` (`train` or `val`), an evaluation's, which are always the same.
 
     Raises UserError for a corpus that is too short or sizes that do not fit.
     """
@@ -120,7 +122,7 @@ def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | No
 
 
 def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str, Tensor] | None]:
-    """The model's shape, and the weights to begin with: None for random ones. Raises UserError."""
+    """Return the model's shape, and the weights to begin with: None for random ones. Raises UserError."""
     tokenizer = corpus.tokenizer
     if config.init_from is None:
         return config.model_config(tokenizer.vocab_size), None
@@ -147,12 +149,14 @@ def _load_weights(source: str) -> Checkpoint:
     return load_pretrained(source)
 
 
-def _wrap(raw: nn.Module, config: TrainConfig, ranks: Ranks) -> tuple[nn.Module, nn.Module]:
-    """The model to evaluate with and the model to train with; both have the weights of `raw`."""
-    if config.recompute and raw.config.model == "gpt":
+def _wrap(raw: GPT | Bigram, config: TrainConfig, ranks: Ranks) -> tuple[nn.Module, nn.Module]:
+    """Return the model to evaluate with and the model to train with; both have the weights of `raw`."""
+    if config.recompute and isinstance(raw, GPT):
         for block in raw.transformer.h:
-            block.forward = partial(recompute, block.forward, use_reentrant=False)
-    compute = torch.compile(raw) if config.compile else raw
+            recomputed = partial(recompute, block.forward, use_reentrant=False)
+            block.forward = recomputed  # type: ignore[method-assign]  # nn.Module lets one do so
+    # torch.compile's type tells only that the result can be called; of a module it is a module
+    compute = cast(nn.Module, torch.compile(raw)) if config.compile else raw
     if ranks.world == 1:
         return compute, compute
     return compute, DistributedDataParallel(compute, gradient_as_bucket_view=True)

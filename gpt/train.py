@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -30,7 +31,7 @@ from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
 from gpt.run import Run, batches_of
 from gpt.run_folder import RunFolder, plain
-from gpt.tokenizer import GPT2Tokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
 from gpt.training_log import TrainingLog
 
@@ -65,7 +66,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
 
 
 def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
-    """The loop: update, and every so often evaluate and save."""
+    """Run the loop: update, and every so often evaluate and save."""
     config, started_s = run.config, time.monotonic()
     if run.step == 0:
         _evaluate(run, folder, log)
@@ -91,15 +92,15 @@ def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
 
 
 def update(run: Run, late: bool = False) -> tuple[float, float, bool]:
-    """One step of the optimizer over one batch, which the ranks share and each takes in micro-batches.
+    """Take one step of the optimizer over one batch, which the ranks share and each takes in micro-batches.
 
     The batch's mean loss in nats a token, the gradient's norm before it is clipped, and whether any rank is late.
     """
     config, device = run.config, run.ranks.device
     loss = torch.zeros((), device=device)
     for number, (inputs, targets) in enumerate(run.batches.draw(), 1):
-        sums_up = number == run.batches.micro_steps or run.ranks.world == 1  # only then gradients go between ranks
-        with nullcontext() if sums_up else run.model.no_sync():
+        early = number < run.batches.micro_steps  # gradients go between the ranks after the last micro-batch alone
+        with run.model.no_sync() if early and isinstance(run.model, DistributedDataParallel) else nullcontext():
             with autocast(run.precision, device):
                 share = loss_of(run.model(inputs), targets) / run.batches.micro_steps
             run.scaler.scale(share).backward()
@@ -142,11 +143,11 @@ def _diverged(run: Run, folder: RunFolder, value: float) -> str:
 
 @torch.no_grad()
 def estimate_loss(run: Run) -> dict[str, float]:
-    """The mean loss on `train` and on `val` in nats a token, by the same eval_batches batches of each every time."""
+    """Return the mean loss on `train` and `val` in nats a token, over the same eval_batches batches every time."""
     run.raw.eval()
     means = []
     for part in ("train", "val"):
-        batches, total = batches_of(run.config, run.corpus, run.ranks, part), 0.0
+        batches, total = batches_of(run.config, run.corpus, run.ranks, part), torch.zeros((), device=run.ranks.device)
         for _ in range(run.config.eval_batches):
             for inputs, targets in batches.draw():
                 with autocast(run.precision, run.ranks.device):
@@ -181,7 +182,7 @@ def _begin_log(run: Run, folder: RunFolder, notes: list[str]) -> TrainingLog:
 
 
 def _share_of_peak(run: Run) -> float | None:
-    """What an update a second would be of all devices' peak; None for a model without matrix products."""
+    """Return which share of all devices' peak an update a second would be; None for a model without matrix products."""
     config = run.config
     flops = training_flops_per_token(run.raw.config, config.block_size) * config.batch_size * config.block_size
     if not flops:
@@ -192,17 +193,19 @@ def _share_of_peak(run: Run) -> float | None:
 
 
 def sample(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
-    """A text by the model from a line's, or with GPT-2's tokens a document's, start on."""
+    """Return a text by the model from a line's, or with GPT-2's tokens a document's, start on."""
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, GPT2Tokenizer):
         start = [tokenizer.end_of_text]
-    else:
+    elif isinstance(tokenizer, CharTokenizer):
         start = tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
+    else:
+        tokenizer.encode("")  # raises the UserError that says so
     return tokenizer.decode(generate(checkpoint.build("sdpa"), start, tokens, temperature=0.8, seed=seed))
 
 
 def parse(arguments: list[str] | None = None) -> TrainConfig:
-    """The run that a command line asks for: a preset's name, `demo` by default, then overrides of its fields."""
+    """Return the run that a command line asks for: a preset's name, `demo` by default, then overrides of its fields."""
     presets = tyro.extras.subcommand_type_from_defaults(
         defaults={name: config for name, (_, config) in PRESETS.items()},
         descriptions={name: description for name, (description, _) in PRESETS.items()},
@@ -221,8 +224,8 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
 def main() -> None:
     """Parse the command line, train, and print where the model is and what it writes."""
     config = parse()
-    inputs = (config.corpus, config.init_from if config.init_from and Path(config.init_from).exists() else None)
-    check_output(config.output, *filter(None, inputs))
+    sources = (config.corpus, config.init_from)  # each a file, a folder, a name or None
+    check_output(config.output, *(source for source in sources if source is not None and Path(source).exists()))
     checkpoint = train(config)
     if is_first_process():
         print(f"\nsample:\n{sample(checkpoint, tokens=400, seed=config.seed)}\n")

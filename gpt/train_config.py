@@ -1,4 +1,4 @@
-"""What a training run can be told."""
+"""Name all that a training run can be told."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,7 +106,7 @@ class TrainConfig:
         self.model_config(vocab_size=1)  # its own checks, before any work
 
     def model_config(self, vocab_size: int) -> GPTConfig:
-        """The model's shape: the fields of the same names, and the tokenizer's size."""
+        """Return the model's shape: the fields of the same names, and the tokenizer's size."""
         if self.model == "bigram":
             return GPTConfig.bigram(vocab_size, self.block_size)
         shared = {each.name for each in fields(GPTConfig)} - {"vocab_size"}
@@ -114,14 +114,14 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps its checkpoints and logs: `artifacts/ckpt-run` beside `artifacts/ckpt.pt`."""
+        """The folder of the run's checkpoints and logs: `artifacts/ckpt-run` beside `artifacts/ckpt.pt`."""
         return self.output.with_name(f"{self.output.stem}-run")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """The values that `Literal[…]` or `Literal[…] | None` allows; none of another type."""
+    """Return the values that `Literal[…]` or `Literal[…] | None` allows; none of another type."""
     if get_origin(hint) is Literal:
         return get_args(hint)
-    if Literal in map(get_origin, get_args(hint)):
+    if any(get_origin(each) is Literal for each in get_args(hint)):
         return (*_choices(get_args(hint)[0]), None)
     return ()

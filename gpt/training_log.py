@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a progress bar, lines of JSON, and TensorBoard. One rank has it."""
+"""Report on a training run while it runs: a progress bar, lines of JSON, and TensorBoard. One rank does."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from gpt.files import atomic_output
 
 
 class TrainingLog:
-    """Rows of numbers by step, each to the bar, to a JSONL file, and to TensorBoard where a folder for it is given.
+    """Writes rows of numbers by step to the bar, to a JSONL file, and to TensorBoard where a folder for it is given.
 
     step: where the run begins; rows of later steps, which a killed run left, are dropped from the file.
     step_tokens: tokens of an update. step_share: what an update a second would be of the devices' peak, if known.
@@ -32,7 +32,7 @@ class TrainingLog:
         self._step_tokens, self._step_share = step_tokens, step_share
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float, dt_s: float) -> None:
-        """An update. step: how many were made. loss: in nats a token. grad_norm: before clipping. dt_s: it took."""
+        """Log an update. step: updates so far. loss: in nats a token. grad_norm: before clipping. dt_s: its seconds."""
         rate, mfu = self._step_tokens / dt_s, self._step_share and self._step_share / dt_s
         row = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "dt_s": dt_s, "tokens_per_s": rate}
         self._write(row | {"mfu": mfu})
@@ -41,12 +41,12 @@ class TrainingLog:
         self._bar.update()
 
     def evaluation(self, step: int, train: float, val: float) -> None:
-        """The loss on both parts, in nats a token; printed too."""
+        """Log the loss on both parts, in nats a token; it is printed too."""
         self._write({"step": step, "train": train, "val": val})
         tqdm.write(f"step {step:5d}: train loss {train:.4f}, val loss {val:.4f}")
 
     def close(self) -> None:
-        """Everything is on disk afterwards."""
+        """Close the files; everything is on disk afterwards."""
         self._bar.close()
         self._file.close()
         if self._board:
@@ -74,7 +74,7 @@ def _open_board(folder: Path, step: int) -> Any:
 
 
 def _summary_of(row: dict[str, Any]) -> Any:
-    """One event for all numbers of a row: add_scalar would write one each."""
+    """Return one event for all numbers of a row: add_scalar would write one each."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     values = [

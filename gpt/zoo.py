@@ -6,7 +6,7 @@ from gpt.model import GPT
 
 
 def build_model(config: GPTConfig, attention: str = "explicit") -> GPT | Bigram:
-    """The model that `config.model` names, freshly initialised; a bigram has no attention to choose.
+    """Return the model that `config.model` names, freshly initialised; a bigram has no attention to choose.
 
     Raises UserError for an unknown attention.
     """

@@ -96,6 +96,15 @@ def foreign():
     return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y]))
 
 
+def test_a_file_without_an_opset_is_refused(exported, tmp_path):
+    proto = onnx.load(exported.path)
+    del proto.opset_import[:]
+    metadata = {prop.key: prop.value for prop in proto.metadata_props if prop.key != PREFIX + HASH}
+    onnx.helper.set_model_props(proto, metadata | {PREFIX + HASH: _content_sha256(proto, metadata)})
+    onnx.save(proto, tmp_path / "model.onnx")
+    refused(tmp_path / "model.onnx", "names no opset of ONNX itself")
+
+
 def test_somebody_elses_onnx_file_is_refused(tmp_path):
     onnx.save(foreign(), tmp_path / "foreign.onnx")
     refused(tmp_path / "foreign.onnx", "not an export of this project")

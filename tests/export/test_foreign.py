@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -127,10 +128,40 @@ def test_only_a_causal_mask_does(mask: str, causal: int) -> None:
         helper.make_tensor_value_info("q", TensorProto.FLOAT, ["B", 2, "T", 4]),
     ]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", 2, "T", 4])
-    graph = helper.make_graph(nodes, "g", inputs, [output], floats)
-    assert say_causal(graph, 23) == causal
-    assert helper.get_node_attr_value(graph.node[-1], "is_causal") == causal
-    assert len(graph.node[-1].input) == 4 - causal
+    opset = helper.make_opsetid("", 23)
+    graph = ir.from_proto(
+        helper.make_model(helper.make_graph(nodes, "g", inputs, [output], floats), opset_imports=[opset])
+    ).graph
+    assert say_causal(graph) == causal
+    assert graph[-1].attributes.get_int("is_causal") == causal
+    assert len(graph[-1].inputs) == 4 - causal
+
+
+def test_a_function_of_its_own_is_spelled_out(theirs: Callable, tmp_path: Path) -> None:
+    proto = onnx.load(theirs())
+    node = next(node for node in proto.graph.node if node.op_type == "Add")
+    body = [helper.make_node("Add", ["a", "b"], ["ids"])]  # a name that the adopted file has for something else
+    opsets = [helper.make_opsetid("", 23)]
+    proto.functions.append(helper.make_function("theirs", "Sum", ["a", "b"], ["ids"], body, opsets))
+    proto.opset_import.append(helper.make_opsetid("theirs", 1))
+    node.op_type, node.domain = "Sum", "theirs"
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    adopted = onnx.load(adopt(tmp_path / "theirs.onnx", tmp_path / "model.onnx").path)
+    assert not adopted.functions
+    assert {node.domain for node in adopted.graph.node} == {""}
+
+
+def test_values_that_have_our_names_get_others(theirs: Callable, tmp_path: Path) -> None:
+    proto = onnx.load(theirs())
+    renamed = {proto.graph.initializer[0].name: "ids", proto.graph.node[0].output[0]: "logits", "logits": "scores"}
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for value in (*proto.graph.initializer, *proto.graph.value_info, *proto.graph.output):
+        value.name = renamed.get(value.name, value.name)
+    onnx.save(proto, tmp_path / "theirs.onnx")
+    adopted = onnx.load(adopt(tmp_path / "theirs.onnx", tmp_path / "model.onnx").path)
+    assert [value.name for value in (*adopted.graph.input, *adopted.graph.output)] == ["ids", "logits"]
 
 
 def test_its_external_data_come_along(theirs: Callable, tmp_path: Path) -> None:

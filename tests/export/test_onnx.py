@@ -162,7 +162,7 @@ def test_what_cannot_be_is_refused(checkpoint_path, tmp_path, wanted, said):
     ids=str,
 )
 def test_each_kind_has_a_name_and_an_opset_of_its_own(request_, name, opset):
-    assert (request_.default_name, request_.opset) == (name, opset)
+    assert (request_.default_name, request_.written_opset) == (name, opset)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):

@@ -219,6 +219,14 @@ def test_a_folder_that_is_no_corpus(tmp_path):
         load_corpus(tmp_path)
 
 
+def test_a_folder_without_a_tokenizer_is_refused(config):
+    build_corpus(config)
+    manifest = json.loads((config.output / "manifest.json").read_text())
+    (config.output / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": {"kind": "none"}}))
+    with pytest.raises(UserError, match=r"manifest.json: names no tokenizer; remove .* and make it again"):
+        load_corpus(config.output)
+
+
 def test_another_tokenizer_than_the_folders_is_refused(config):
     build_corpus(config)
     with pytest.raises(UserError, match="was made with tokenizer 'characters', not 'gpt2'"):

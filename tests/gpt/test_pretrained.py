@@ -130,6 +130,15 @@ def test_weights_that_do_not_fit_are_named(save):
         load_pretrained(str(folder))
 
 
+def test_a_tied_head_is_not_blamed_for_an_absent_embedding(save):
+    _, folder = save()
+    weights = load_file(folder / WEIGHTS)
+    embedding = weights.pop("transformer.wte.weight")
+    save_file(weights | {"lm_head.weight": embedding}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"transformer.wte.weight is absent, not \["):
+        load_pretrained(str(folder))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b"PK\x03\x04" * 10])
 def test_damaged_weights_are_a_users_error(save, content):
     _, folder = save()
