@@ -12,7 +12,7 @@ OURS = ("gpt", "export", "tvm_frontend", "bench")
 ALLOWED = {
     "gpt": (),
     "export": ("gpt",),
-    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer"),
+    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.hardware", "gpt.tokenizer"),
     "bench": OURS,
 }
 # What runs in Relay's environment, where nothing of ours is known.
@@ -23,6 +23,7 @@ TORCH_FREE = (
     "gpt/cli.py",
     "gpt/files.py",
     "gpt/config.py",
+    "gpt/hardware.py",
     "gpt/tokenizer.py",
     "export/artifact.py",
     "bench/models/artifacts.py",

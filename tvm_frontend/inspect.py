@@ -16,52 +16,12 @@ import tyro
 
 from gpt.cli import UserError, run_command
 from gpt.files import find_input
+from gpt.hardware import ARCHS, BLOCK_RESERVED_SHARED_BYTES, GPUS, REGISTERS_UNIT, WARP_LANES
 from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
 from tvm_frontend.kernels.cuda.launch import NAMESPACE
 from tvm_frontend.kernels.cuda.roofline import Shape, work_of
 
-# What a multiprocessor has: threads, registers, bytes of shared memory, blocks (CUDA programming guide, compute
-# capabilities). A block takes 1 KB of shared memory more than it asks for.
-MULTIPROCESSOR = {
-    "sm_75": (1024, 65536, 64 << 10, 16),
-    "sm_80": (2048, 65536, 164 << 10, 32),
-    "sm_86": (1536, 65536, 100 << 10, 16),
-    "sm_87": (1536, 65536, 164 << 10, 16),
-    "sm_89": (1536, 65536, 100 << 10, 24),
-    "sm_90": (2048, 65536, 228 << 10, 32),
-    "sm_100": (2048, 65536, 228 << 10, 32),
-    "sm_120": (1536, 65536, 100 << 10, 24),
-}
-BLOCK_OVERHEAD = 1 << 10
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A product, by what its maker states. bytes_per_s: of its memory. flops_per_s: of its tensor cores at most.
-
-    Of matrices without sparsity with sums in float32: of 16-bit numbers, and of tf32.
-    """
-
-    name: str
-    arch: str
-    bytes_per_s: float
-    flops_per_s: float
-    tf32_flops_per_s: float
-
-
-# NVIDIA's data sheets (A100 80 GB, A40, L40S, H100 and H200 SXM) and its whitepapers of the architectures GA102 (RTX
-# 3090), Ada (RTX 4090) and RTX Blackwell (RTX 5090).
-GPUS = (
-    Gpu("A100", "sm_80", 2039e9, 312e12, 156e12),
-    Gpu("RTX 3090", "sm_86", 936e9, 71e12, 35.6e12),
-    Gpu("A40", "sm_86", 696e9, 149.7e12, 74.8e12),
-    Gpu("RTX 4090", "sm_89", 1008e9, 165.2e12, 82.6e12),
-    Gpu("L40S", "sm_89", 864e9, 362e12, 183e12),
-    Gpu("H100", "sm_90", 3350e9, 989e12, 494e12),
-    Gpu("H200", "sm_90", 4800e9, 989e12, 494e12),
-    Gpu("RTX 5090", "sm_120", 1792e9, 209.5e12, 104.8e12),
-)
 MATRIX, COPY, LOAD = "HMMA", "LDGSTS", "LDSM"  # mma.sync, cp.async, ldmatrix
 SPILLS = ("LDL", "STL")  # loads and stores of local memory
 
@@ -93,16 +53,19 @@ class KernelCode:
 
     @property
     def occupancy(self) -> float | None:
-        """The share of a multiprocessor's threads that can be there at a time; None for an arch not in the table."""
-        if self.arch not in MULTIPROCESSOR:
+        """The share of a multiprocessor's threads that its blocks can fill; None if the arch's limits are not known."""
+        arch = ARCHS.get(self.arch)
+        if arch is None or arch.limits is None:
             return None
-        threads, registers, shared, blocks = MULTIPROCESSOR[self.arch]
-        # Registers are given to a warp by 256.
-        of_block = -(-self.registers * 32 // 256) * 256 * -(-self.threads // 32)
-        fit = min(
-            blocks, threads // self.threads, registers // of_block, shared // (self.shared_bytes + BLOCK_OVERHEAD)
+        limits, warps = arch.limits, -(-self.threads // WARP_LANES)
+        registers_of_warp = -(-self.registers * WARP_LANES // REGISTERS_UNIT) * REGISTERS_UNIT
+        blocks = min(
+            limits.blocks,
+            limits.threads // self.threads,
+            limits.registers // (registers_of_warp * warps),
+            limits.shared_bytes // (self.shared_bytes + BLOCK_RESERVED_SHARED_BYTES),
         )
-        return fit * self.threads / threads
+        return blocks * self.threads / limits.threads
 
 
 def read_kernels(library: Path, launches: dict[str, dict[str, Any]]) -> list[KernelCode]:
@@ -166,7 +129,7 @@ def work_table(kernels: list[KernelCode], shape: Shape) -> str:
         if work is None:
             continue
         floors = (
-            max(work.flops / (gpu.tf32_flops_per_s if "Tf32" in kernel.function else gpu.flops_per_s),
+            max(work.flops / gpu.flops_per_s["tf32" if "Tf32" in kernel.function else "bf16"],
                 work.bytes / gpu.bytes_per_s)
             for gpu in gpus
         )  # fmt: skip

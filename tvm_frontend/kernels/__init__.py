@@ -86,4 +86,4 @@ def kernels_for(target: CompileTarget, precision: str = "fp32") -> Kernels | Non
         return CpuKernels(target, precision)
     from tvm_frontend.kernels.cuda import NUMBERS, CudaKernels
 
-    return CudaKernels(precision) if precision in NUMBERS else None
+    return CudaKernels(precision, arch=target.arch) if precision in NUMBERS else None

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import tvm
 
+from gpt.hardware import DEFAULT_ARCH, multiprocessors_of
 from tvm_frontend.kernels.cuda.attention import causal_attention, has_attention
 from tvm_frontend.kernels.cuda.cached_attention import cached_attention
 from tvm_frontend.kernels.cuda.launch import Launcher
@@ -20,10 +21,11 @@ NUMBERS = {"bf16": ("Bf16", "bfloat16"), "fp16": ("Fp16", "float16"), "tf32": ("
 class CudaKernels:
     """The kernels of this folder for one precision; see `kernels.Kernels`."""
 
-    def __init__(self, precision: str, launcher: Launcher | None = None) -> None:
+    def __init__(self, precision: str, launcher: Launcher | None = None, *, arch: str = DEFAULT_ARCH) -> None:
         self.number, self.dtype = NUMBERS[precision]
         self.narrow = self.dtype != "float32"
         self.launcher = launcher or Launcher()
+        self.multiprocessors = multiprocessors_of(arch)
         # A layer repeats the shapes of the one before it, and parsing a kernel takes some tenths of a second.
         self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
@@ -35,7 +37,10 @@ class CudaKernels:
         if K % (8 if self.narrow else 4):  # its rows are read 16 bytes at a time
             return None
         out = self.dtype if narrow else "float32"
-        return self._linear(K, N, self.number, self.dtype, out, self.launcher, activation=activation, residual=residual)
+        return self._linear(
+            K, N, self.number, self.dtype, out, self.launcher,
+            multiprocessors=self.multiprocessors, activation=activation, residual=residual,
+        )  # fmt: skip
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
         if not self.narrow:

@@ -41,7 +41,6 @@ class BlockTile:
 # Two blocks of either fit an sm_86's 100 KB of shared memory and 64 K registers. The large one reads its factors half
 # as often; the small one is for when there would be fewer large ones than multiprocessors.
 LARGE, SMALL = BlockTile(128, 128, 2, 2, 3), BlockTile(64, 64, 2, 2, 4)
-MULTIPROCESSORS = 84  # of GA102, the largest of sm_86 (NVIDIA Ampere GA102 GPU architecture whitepaper)
 
 
 def linear(
@@ -52,13 +51,15 @@ def linear(
     out_dtype: str,
     launcher: Launcher,
     *,
+    multiprocessors: int,
     activation: str | None,
     residual: bool,
 ) -> tvm.tirx.PrimFunc:
     """out = activation(x · W + bias) [+ residual], sums in float32.
 
     Arguments: x [B, T, K] of dtype, W [N, K] as `pack_weight` made it, bias [N] float32, residual [B, T, N] float32 if
-    asked for, out [B, T, N] of out_dtype. number: a type of `device/primitives.cuh`.
+    asked for, out [B, T, N] of out_dtype. number: a type of `device/primitives.cuh`. multiprocessors: of the GPU that
+    it is compiled for; the large tile is taken if there are as many of them.
     """
     narrow = dtype != "float32"
     rest = (K, N, ACTIVATIONS[activation], residual, stored_as(out_dtype, number))
@@ -76,7 +77,7 @@ def linear(
 
     @T.macro
     def multiply_by_tiles(arguments, M):
-        if (M + LARGE.rows - 1) // LARGE.rows * -(-N // LARGE.columns) >= MULTIPROCESSORS:
+        if (M + LARGE.rows - 1) // LARGE.rows * -(-N // LARGE.columns) >= multiprocessors:
             large((M + LARGE.rows - 1) // LARGE.rows, -(-N // LARGE.columns), 1, arguments)
         else:
             small((M + SMALL.rows - 1) // SMALL.rows, -(-N // SMALL.columns), 1, arguments)

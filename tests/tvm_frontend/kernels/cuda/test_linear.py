@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from importlib import import_module
 
 import ml_dtypes
 import numpy as np
@@ -21,10 +20,19 @@ ROWS = (1, 2, 7, 17, 65, 130)
 
 
 def check(
-    run: Callable, launcher, within: Callable, precision: str, rows: tuple[int, int], K: int, N: int, **form: object
+    run: Callable,
+    launcher,
+    within: Callable,
+    precision: str,
+    rows: tuple[int, int],
+    K: int,
+    N: int,
+    multiprocessors: int | None = None,
+    **form: object,
 ) -> None:
     """One linear layer on fresh numbers against float64, from inputs rounded as the kernel is given them."""
     kernels = CudaKernels(precision, launcher)
+    kernels.multiprocessors = multiprocessors or kernels.multiprocessors
     rng = np.random.default_rng()
     B, T = rows
     x = rng.normal(size=(B, T, K)).astype(np.float32).astype(DTYPES[precision])
@@ -67,11 +75,9 @@ def test_residual_and_odd_widths(
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_the_large_tile(
-    run: Callable, launcher, within: Callable, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(import_module("tvm_frontend.kernels.cuda.linear"), "MULTIPROCESSORS", 1)
-    check(run, launcher, within, precision, (1, 131), 168, 257, activation="gelu_tanh", residual=False, narrow=True)
+def test_the_large_tile(run: Callable, launcher, within: Callable, precision: str) -> None:
+    form = {"activation": "gelu_tanh", "residual": False, "narrow": True}
+    check(run, launcher, within, precision, (1, 131), 168, 257, multiprocessors=1, **form)
 
 
 def test_rows_that_cannot_be_read_16_bytes_at_a_time_are_left_to_tvm() -> None:
