@@ -270,8 +270,7 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 
 // acc [16, 8] += a [16, K] · b [K, 8], added up in float64 and rounded once. PTX ISA, "MMA .m16n8k16 fragment layout
 // for matrix A", "… B", "… accumulator matrix C or D", with PACK elements of 16 bits a register; with one element of 32
-// bits a register they are the layouts of m16n8k8 for tf32. Register i % 2 of a says which half of the rows, i / 2 which
-// half of K.
+// bits they are the layouts of m16n8k8 for tf32. Register i of a has half i % 2 of the rows, and half i / 2 of K.
 template <class DTypeTraits>
 void emulate_mma(float (&acc)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   struct Input {

@@ -70,7 +70,7 @@ __device__ inline float exp2_approx(float x) {
 //   A [16, 16] row-major: a[0] = (row g, k 2t, 2t+1), a[1] = (g+8, 2t …), a[2] = (g, 2t+8 …), a[3] = (g+8, 2t+8 …)
 //   B [16, 8] column-major: b0 = (k 2t, 2t+1, column g), b1 = (k 2t+8, 2t+9, column g)
 //   C [16, 8]: acc[0], acc[1] = (row g, columns 2t, 2t+1), acc[2], acc[3] = (row g+8, columns 2t, 2t+1)
-// Those of m16n8k8 with .tf32 type are the same with one 4-byte element in the place of two 2-byte ones: a[0] = (g, k t),
+// Those of m16n8k8 with .tf32 type have one 4-byte element in the place of two 2-byte ones: a[0] = (g, k t),
 // a[2] = (g, t+4), b0 = (k t, g), b1 = (k t+4, g). So ldmatrix, which moves 4 bytes a lane, serves both.
 struct Bf16 {
   static constexpr int bytes = 2;
