@@ -13,7 +13,15 @@ OURS = ("gpt", "export", "tvm_frontend", "bench")
 ALLOWED = {
     "gpt": (),
     "export": ("gpt",),
-    "tvm_frontend": ("export.artifact", "gpt.cli", "gpt.files", "gpt.config", "gpt.tokenizer", "gpt.version"),
+    "tvm_frontend": (
+        "export.artifact",
+        "gpt.cli",
+        "gpt.files",
+        "gpt.config",
+        "gpt.hardware",
+        "gpt.tokenizer",
+        "gpt.version",
+    ),
     "bench": OURS,
 }
 # What runs in Relay's environment, where nothing of ours is known.
@@ -24,6 +32,7 @@ TORCH_FREE = (
     "gpt/cli.py",
     "gpt/files.py",
     "gpt/config.py",
+    "gpt/hardware.py",
     "gpt/tokenizer.py",
     "gpt/version.py",
     "export/artifact.py",

@@ -1,6 +1,6 @@
-"""What the machine did get: the kernels of a compiled CUDA library, read from their machine code, and their floors.
+"""Read the kernels of a compiled CUDA library from their machine code, and compute the roofline time of each.
 
-python -m tvm_frontend.inspect artifacts/tvm-sm_86-O3       # on any machine; none needs a GPU
+python -m tvm_frontend.inspect artifacts/tvm-sm_86-O3       # on any machine; no GPU is needed
 """
 
 import os
@@ -16,52 +16,12 @@ import tyro
 
 from gpt.cli import UserError, run_command
 from gpt.files import find_input
+from gpt.hardware import ARCHS, BLOCK_RESERVED_SHARED_BYTES, GPUS, REGISTERS_UNIT, WARP_LANES
 from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
 from tvm_frontend.cuda_toolchain import cubins, find_tool
 from tvm_frontend.kernels.cuda.launch import NAMESPACE
 from tvm_frontend.kernels.cuda.roofline import Shape, work_of
 
-# What a multiprocessor has: threads, registers, bytes of shared memory, blocks (CUDA programming guide, compute
-# capabilities). A block takes 1 KB of shared memory more than it asks for.
-MULTIPROCESSOR = {
-    "sm_75": (1024, 65536, 64 << 10, 16),
-    "sm_80": (2048, 65536, 164 << 10, 32),
-    "sm_86": (1536, 65536, 100 << 10, 16),
-    "sm_87": (1536, 65536, 164 << 10, 16),
-    "sm_89": (1536, 65536, 100 << 10, 24),
-    "sm_90": (2048, 65536, 228 << 10, 32),
-    "sm_100": (2048, 65536, 228 << 10, 32),
-    "sm_120": (1536, 65536, 100 << 10, 24),
-}
-BLOCK_OVERHEAD = 1 << 10
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A product, by what its maker states. bytes_per_s: of its memory. flops_per_s: of its tensor cores at most.
-
-    Of matrices without sparsity with sums in float32: of 16-bit numbers, and of tf32.
-    """
-
-    name: str
-    arch: str
-    bytes_per_s: float
-    flops_per_s: float
-    tf32_flops_per_s: float
-
-
-# NVIDIA's data sheets (A100 80 GB, A40, L40S, H100 and H200 SXM) and its whitepapers of the architectures GA102 (RTX
-# 3090), Ada (RTX 4090) and RTX Blackwell (RTX 5090).
-GPUS = (
-    Gpu("A100", "sm_80", 2039e9, 312e12, 156e12),
-    Gpu("RTX 3090", "sm_86", 936e9, 71e12, 35.6e12),
-    Gpu("A40", "sm_86", 696e9, 149.7e12, 74.8e12),
-    Gpu("RTX 4090", "sm_89", 1008e9, 165.2e12, 82.6e12),
-    Gpu("L40S", "sm_89", 864e9, 362e12, 183e12),
-    Gpu("H100", "sm_90", 3350e9, 989e12, 494e12),
-    Gpu("H200", "sm_90", 4800e9, 989e12, 494e12),
-    Gpu("RTX 5090", "sm_120", 1792e9, 209.5e12, 104.8e12),
-)
 MATRIX, COPY, LOAD = "HMMA", "LDGSTS", "LDSM"  # mma.sync, cp.async, ldmatrix
 SPILLS = ("LDL", "STL")  # loads and stores of local memory
 
@@ -70,8 +30,8 @@ SPILLS = ("LDL", "STL")  # loads and stores of local memory
 class KernelCode:
     """One kernel of a cubin.
 
-    function: what it calls of NAMESPACE, this project's source, None if TVM wrote it. registers: a thread's. threads,
-    shared_bytes: a block's. instructions: by their opcode.
+    function: the kernel of this project that it calls, with its template arguments; None if TVM generated its code.
+    registers: of one thread. threads, shared_bytes: of one block. instructions: how often each opcode occurs.
     """
 
     name: str
@@ -83,35 +43,38 @@ class KernelCode:
     instructions: Counter[str]
 
     def count(self, *names: str) -> int:
-        """How often instructions whose opcode begins so are in the code."""
+        """Count the instructions whose opcode, up to its first dot, is one of `names`."""
         return sum(n for opcode, n in self.instructions.items() if opcode.split(".")[0] in names)
 
     @property
     def spills(self) -> int:
-        """Instructions that go to local memory."""
+        """The number of instructions that access local memory."""
         return self.count(*SPILLS)
 
     @property
     def occupancy(self) -> float | None:
-        """The share of a multiprocessor's threads that can be there at a time; None for an arch not in the table."""
-        if self.arch not in MULTIPROCESSOR:
+        """The share of a multiprocessor's threads that its blocks can fill; None if the arch's limits are not known."""
+        arch = ARCHS.get(self.arch)
+        if arch is None or arch.limits is None:
             return None
-        threads, registers, shared, blocks = MULTIPROCESSOR[self.arch]
-        # Registers are given to a warp by 256.
-        of_block = -(-self.registers * 32 // 256) * 256 * -(-self.threads // 32)
-        fit = min(
-            blocks, threads // self.threads, registers // of_block, shared // (self.shared_bytes + BLOCK_OVERHEAD)
+        limits, warps = arch.limits, -(-self.threads // WARP_LANES)
+        registers_of_warp = -(-self.registers * WARP_LANES // REGISTERS_UNIT) * REGISTERS_UNIT
+        blocks = min(
+            limits.blocks,
+            limits.threads // self.threads,
+            limits.registers // (registers_of_warp * warps),
+            limits.shared_bytes // (self.shared_bytes + BLOCK_RESERVED_SHARED_BYTES),
         )
-        return fit * self.threads / threads
+        return blocks * self.threads / limits.threads
 
 
 def read_kernels(library: Path, launches: dict[str, dict[str, Any]]) -> list[KernelCode]:
-    """Every kernel in a library, in the order of its machine code.
+    """Read every kernel of a library, in the order of its machine code.
 
-    launches: of `CompiledModel`, what is not in the code. Raises UserError without NVIDIA's tools to read it.
+    launches: as in `CompiledModel`; it has what the code does not say. Raises UserError without NVIDIA's tools.
     """
     dump = find_tool("cuobjdump")
-    disassembler = find_tool("nvdisasm")  # which the first one calls, by the search path
+    disassembler = find_tool("nvdisasm")  # cuobjdump looks it up on PATH
     environment = os.environ | {"PATH": f"{disassembler.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +103,7 @@ def read_kernels(library: Path, launches: dict[str, dict[str, Any]]) -> list[Ker
 
 
 def code_table(kernels: list[KernelCode]) -> str:
-    """The machine code of the kernels in columns, for people."""
+    """Format the counts of instructions and the resources of each kernel as columns."""
     head = ("kernel", "instructions", MATRIX, COPY, LOAD, "spills", "registers", "threads", "shared KB", "occupancy")
     rows = [
         (
@@ -154,10 +117,10 @@ def code_table(kernels: list[KernelCode]) -> str:
 
 
 def work_table(kernels: list[KernelCode], shape: Shape) -> str:
-    """What a launch of each of our own kernels must do at a shape, and the least time for it on GPUs of its arch.
+    """Format the work of one launch of each of this project's kernels, and its roofline time on GPUs of its arch.
 
-    That is its FLOPs over what the tensor cores can do, or its bytes over what the memory can give, whichever is more.
-    Kernels that are not started at that shape are left out.
+    The roofline time is the larger of FLOPs over the rate of the tensor cores and bytes over the memory's bandwidth.
+    Kernels that are not launched at the shape are left out.
     """
     gpus = [gpu for gpu in GPUS if gpu.arch == kernels[0].arch]
     rows = [("kernel", "GFLOP", "MB", *(f"{gpu.name} µs" for gpu in gpus), "what it is")]
@@ -165,18 +128,18 @@ def work_table(kernels: list[KernelCode], shape: Shape) -> str:
         work = work_of(kernel.function, shape) if kernel.function else None
         if work is None:
             continue
-        floors = (
-            max(work.flops / (gpu.tf32_flops_per_s if "Tf32" in kernel.function else gpu.flops_per_s),
+        least_s = (
+            max(work.flops / gpu.flops_per_s["tf32" if "Tf32" in kernel.function else "bf16"],
                 work.bytes / gpu.bytes_per_s)
             for gpu in gpus
         )  # fmt: skip
-        numbers = [f"{work.flops / 1e9:.3f}", f"{work.bytes / 1e6:.2f}", *(f"{floor * 1e6:.2f}" for floor in floors)]
+        numbers = [f"{work.flops / 1e9:.3f}", f"{work.bytes / 1e6:.2f}", *(f"{s * 1e6:.2f}" for s in least_s)]
         rows.append((kernel.name, *numbers, kernel.function))
     return _columns(rows)
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
-    """Words to the left, numbers to the right."""
+    """Align the columns of text left and those of numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = [i for i in range(len(widths)) if not any(row[i][:1].isdigit() for row in rows[1:])]
     lines = (
@@ -199,17 +162,17 @@ def inspect_command(
         int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: what block_size leaves)")
     ] = None,
 ) -> None:
-    """Show the machine code of a model compiled for an NVIDIA GPU, and what its kernels must do: a line a kernel.
+    """Show the machine code of a model compiled for an NVIDIA GPU, and the work of its kernels, one line each.
 
-    HMMA multiplies matrices, LDGSTS copies to shared memory behind the work, LDSM reads matrices from there; spills go
-    to memory what the registers do not hold. Occupancy is the share of a multiprocessor's threads that fit at a time.
-    The second table has the FLOPs and bytes of one launch, and the least time that GPUs of that arch can take for them.
+    HMMA multiplies matrices on tensor cores, LDGSTS copies asynchronously to shared memory, LDSM loads matrix fragments
+    from there; spills are accesses to local memory. Occupancy is the share of a multiprocessor's threads that fit at a
+    time. The second table has the FLOPs and bytes of one launch, and the least time that GPUs of that arch need for it.
 
     Args:
         model: a folder written by python -m tvm_frontend.compile --target cuda
         batch: sequences, for the second table
-        tokens: new ones of each sequence
-        context: tokens of each sequence that are in the cache
+        tokens: new tokens of each sequence
+        context: tokens of each sequence that are already in the cache
     """
     compiled = load_compiled(find_input(model))
     if compiled.target["kind"] != "cuda":
@@ -226,7 +189,7 @@ def inspect_command(
 
 
 def _shape(compiled: CompiledModel, batch: int, tokens: int | None, context: int | None) -> Shape:
-    """The shape that the user's words mean for a model. Raises UserError for one that it does not take."""
+    """Resolve the shape of the command line for a model. Raises UserError for a shape that the model does not take."""
     block_size, cached = compiled.config.block_size, compiled.form == "cached"
     if context and not cached:
         raise UserError("--context: this model was compiled without a cache; leave it out")
@@ -241,7 +204,7 @@ def _shape(compiled: CompiledModel, batch: int, tokens: int | None, context: int
 
 
 def main() -> None:
-    """Parse the command line and show."""
+    """Parse the command line and show the tables."""
     tyro.cli(inspect_command, prog="python -m tvm_frontend.inspect")
 
 

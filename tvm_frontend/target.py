@@ -1,4 +1,7 @@
-"""What code is compiled for: kinds, CPU and arch names, and what each can do. The only file that knows them."""
+"""Compilation targets: their kinds, the names of CPUs and GPU archs, and the instruction sets that code may use.
+
+The figures of GPUs (multiprocessors, shared memory, rates) stand in `gpt.hardware`.
+"""
 
 import difflib
 import re
@@ -7,17 +10,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt.cli import UserError
+from gpt.hardware import ARCHS, BLOCK_SHARED_BYTES, BLOCK_THREADS, DEFAULT_ARCH, WARP_LANES
 
 if TYPE_CHECKING:
     import tvm
 
 KINDS = ("llvm", "cuda")
-DEFAULT_ARCH = "sm_86"
-# What nvcc 13.0 lists with --list-gpu-code. sm_50 to sm_72 left with CUDA 13.
-CUDA_ARCHS = tuple(f"sm_{n}" for n in (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121))
+CUDA_ARCHS = tuple(ARCHS)
 
-# CPU features that LLVM uses only where the program asks for one by name (cache control, keys, random numbers, AES,
-# AMX, …). A machine without them runs our code, and virtual machines hide many of them.
+# CPU features that LLVM uses only where the program asks for one by name (cache control, memory protection keys, random
+# numbers, AES, AMX, …). A machine without them runs our code, and virtual machines hide many of them.
 _ONLY_BY_NAME = frozenset(
     """
     adx aes amx-avx512 amx-bf16 amx-complex amx-fp16 amx-fp8 amx-int8 amx-movrs amx-tf32 amx-tile cldemote
@@ -28,15 +30,15 @@ _ONLY_BY_NAME = frozenset(
 )
 
 
-# CPUs that LLVM 10 knows, which Relay has: one for each set of instructions that changes its kernels, best first.
+# CPUs that Relay's LLVM 10 knows, one for each instruction set that changes its kernels, best first.
 RELAY_CPUS = ("skylake-avx512", "haswell", "x86-64")
 
 
 @dataclass(frozen=True)
 class CompileTarget:
-    """One thing to compile for; `resolve_target` makes it.
+    """A target to compile for; `resolve_target` makes it.
 
-    kind: `llvm` or `cuda`. mcpu: the host CPU by LLVM's name, for both kinds. archs: the GPUs', as `sm_86`; none for
+    kind: `llvm` or `cuda`. mcpu: the host CPU by LLVM's name, for both kinds. archs: of the GPUs, as `sm_86`; empty for
     llvm. features: the CPU's instruction sets that the code may use, by LLVM's names (`avx2`, `fma`, `avx512f`, …).
     """
 
@@ -46,12 +48,12 @@ class CompileTarget:
     features: frozenset[str]
 
     def each(self) -> "list[CompileTarget]":
-        """A target for each arch; the same alone if it has none."""
+        """Return one target per arch, or this target alone if it has no arch."""
         return [replace(self, archs=(arch,)) for arch in self.archs] or [self]
 
     @property
     def arch(self) -> str | None:
-        """Of a target that `each` gave, its arch; None for llvm."""
+        """The arch of a target that `each` returned; None for llvm."""
         return self.archs[0] if self.archs else None
 
     @property
@@ -61,11 +63,11 @@ class CompileTarget:
 
     @property
     def name(self) -> str:
-        """`llvm`, or for GPUs their archs: short enough for a folder's name."""
+        """The name used in folder names: `llvm`, or the archs joined by hyphens."""
         return "-".join(self.archs) or self.kind
 
     def to_tvm(self) -> "tvm.target.Target":
-        """The same as TVM's Target, always with an explicit CPU, and for cuda an explicit arch and host."""
+        """Convert to TVM's Target, always with an explicit CPU, and for cuda with an explicit arch and host."""
         from tvm.target import Target
 
         # LLVM names a CPU by its model, even where the hypervisor hides some of that model's features.
@@ -73,22 +75,25 @@ class CompileTarget:
         host = {"kind": "llvm", "mcpu": self.mcpu} | ({"mattr": [f"-{name}" for name in hidden]} if hidden else {})
         if self.kind == "llvm":
             return Target(host)
-        # What every arch above has without opting in to more (CUDA programming guide, compute capabilities).
-        limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
+        limits = {
+            "max_threads_per_block": BLOCK_THREADS,
+            "max_shared_memory_per_block": BLOCK_SHARED_BYTES,
+            "thread_warp_size": WARP_LANES,
+        }
         return Target({"kind": "cuda", "arch": self.arch, "host": host, **limits})
 
     @property
     def relay_name(self) -> str:
-        """As Relay spells it."""
+        """The target in Relay's spelling."""
         return f"cuda -arch={self.arch}" if self.kind == "cuda" else self.relay_host
 
     @property
     def relay_host(self) -> str:
-        """The CPU as Relay spells it."""
+        """The host CPU in Relay's spelling."""
         return f"llvm -mcpu={self.mcpu}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON; `from_json` reads it back."""
+        """Convert to plain JSON; `from_json` reads it back."""
         return {"kind": self.kind, "mcpu": self.mcpu, "archs": list(self.archs), "features": sorted(self.features)}
 
     @classmethod
@@ -98,9 +103,9 @@ class CompileTarget:
 
 
 def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:
-    """The target that a user's words mean: mcpu defaults to this machine's CPU, arch (cuda only) to sm_86.
+    """Resolve the target that a user names: mcpu defaults to this machine's CPU, arch (cuda only) to sm_86.
 
-    arch: one or, with commas between them, several. It is never taken from a GPU that happens to be here. Raises
+    arch: one, or several separated by commas. It is never taken from a GPU that happens to be installed. Raises
     UserError for an unknown kind, mcpu or arch, and for an arch given with llvm.
     """
     if kind not in KINDS:
@@ -125,7 +130,7 @@ def resolve_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | N
 
 
 def _flags_for(target: str) -> str | None:
-    """The flags that say what `target` says in another way, as TVM's own `llvm -mcpu=NAME`, `sm_90` or `cpu`."""
+    """Return the flags for a target given in another notation: TVM's own `llvm -mcpu=NAME`, `sm_90` or `cpu`."""
     name, *options = target.split()
     given = dict(option.lstrip("-").split("=", 1) for option in options if "=" in option)
     if re.fullmatch(r"(sm|compute)_?\d+a?", name):
@@ -139,9 +144,9 @@ def _flags_for(target: str) -> str | None:
 
 
 def resolve_relay_target(kind: str = "llvm", *, mcpu: str | None = None, arch: str | None = None) -> CompileTarget:
-    """As `resolve_target` for Relay, whose LLVM knows no CPU since 2020: by default the best that this machine runs.
+    """Resolve a target for Relay, whose LLVM 10 knows no CPU since 2020: by default the best one that runs here.
 
-    It compiles for one arch: several are an error.
+    Relay compiles for one arch; several raise UserError.
     """
     if mcpu is None:
         here = _host_features()
@@ -155,8 +160,8 @@ def resolve_relay_target(kind: str = "llvm", *, mcpu: str | None = None, arch: s
 def check_runs_here(target: dict[str, Any]) -> str | None:
     """Check that code for `target` (as `CompileTarget.to_json` wrote it) runs on this machine.
 
-    Gives which of its archs this machine's GPU runs, None for llvm. Raises UserError that names what the code needs and
-    what this machine has; without it a lesser CPU would end in SIGILL.
+    Returns which of its archs this machine's GPU runs, None for llvm. Raises UserError that names what the code needs
+    and what this machine has; without the check a CPU that lacks an instruction would end in SIGILL.
     """
     needed = CompileTarget.from_json(target)
     if missing := needed.features - _host_features():
@@ -213,7 +218,7 @@ def _host_features() -> frozenset[str]:
 
 
 def _host_detection() -> dict[str, bool]:
-    """Every feature that LLVM can detect on this kind of host, and whether it is there."""
+    """Map every feature that LLVM can detect on this kind of host to whether it is present."""
     import tvm  # noqa: F401  (registers the function)
     import tvm_ffi
 

@@ -1,71 +1,61 @@
-"""Every CUDA kernel of this project on the GPU that is here, against float64: the cases of its tests, as they stand.
+"""Run the cases of every CUDA kernel (`bench.gpu.cases`) on the GPU that is here, or in the emulator of one."""
 
-The tests run each kernel in a model of a GPU's threads, and where there is a GPU on that too.
-"""
-
-import math
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
-from importlib.util import find_spec
+import time
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.cases import MODULE
 from bench.harness.worker import MOST_CHARACTERS, ROOT
 
-CASES = ROOT / "tests" / "tvm_frontend" / "kernels" / "cuda"
-ON = {"cuda": "on_gpu", "cpu": "emulated"}  # a device, and the word for it in the tests' names
-NO_CASES = "{}: not there; run it in a checkout, which has the tests"
-MOST_PROCESSES = 8  # each compiles its kernels, and has a context on the GPU
-ERROR = "error_of_tolerance"  # what a test records: its largest error over what rounding explains
+MAX_PROCESSES = 8  # each compiles its kernels, and has a context on the GPU
 
 
-def check_kernels(device: str, deadline_s: float, cases: Path = CASES) -> dict[str, Any]:
-    """Run the cases on a device: `cases`, each with its `name`, `status` (`agrees`, `disagrees`, `not run`), `reason`
-    and `error_of_tolerance`, and `reason`, why there are none or not all; None if there is no such reason.
+def check_kernels(device: str, deadline_s: float, module: str = MODULE) -> dict[str, Any]:
+    """Run the cases on a device, `cuda` or `cpu` for the emulator, in processes of their own.
+
+    Returns `cases`, each with its `name`, `status` (`agrees`, `disagrees`, `not run`), `reason` and
+    `error_of_tolerance`, and `reason`: why there are none or not all, None if there is no such reason. module: the one
+    that has the CASES.
     """
-    if not cases.is_dir():
-        return {"cases": [], "reason": NO_CASES.format(cases)}
+    processes = min(MAX_PROCESSES, os.cpu_count() or 1) if device == "cuda" else 1
+    until = time.monotonic() + deadline_s
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "cases.xml"
-        command = [*command_of(device, cases), f"--junitxml={file}"]
-        if find_spec("xdist") and device == "cuda":
-            command += ["-n", str(min(MOST_PROCESSES, os.cpu_count() or 1))]
+        files = [Path(folder, f"{index}.jsonl") for index in range(processes)]
+        running = [
+            subprocess.Popen(
+                [*command_of(device, module), "--output", str(file), "--share", str(index), str(processes)],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            )
+            for index, file in enumerate(files)
+        ]  # fmt: skip
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_s)
+            said = [process.communicate(timeout=max(0.0, until - time.monotonic()))[0] for process in running]
         except subprocess.TimeoutExpired:
-            return {"cases": [], "reason": f"not done within {deadline_s:.0f} s"}
-        found = read_cases(file) if file.exists() else []
-    if done.returncode in (0, 1) and found:
-        return {"cases": found, "reason": None}
-    said = " | ".join(line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip())
-    return {"cases": found, "reason": f"pytest ended with {done.returncode}: {said[-MOST_CHARACTERS:]}"}
+            return {"cases": _read(files), "reason": f"not done within {deadline_s:.0f} s"}
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        found = _read(files)
+    for process, words in zip(running, said, strict=True):
+        if process.returncode not in (0, 1) or (process.returncode == 1 and not found):
+            lines = " | ".join(line.strip() for line in words.splitlines() if line.strip())
+            reason = f"the cases ended with {process.returncode}: {lines[-MOST_CHARACTERS:]}"
+            return {"cases": found, "reason": reason}
+    return {"cases": found, "reason": None if found else f"{module} has no cases"}
 
 
-def command_of(device: str, cases: Path) -> list[str]:
-    """The command that runs the cases on a device, in one process."""
-    command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "-k", ON[device]]
-    return [*command, "-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
+def command_of(device: str, module: str = MODULE) -> list[str]:
+    """Return the command that runs the cases on a device, in one process."""
+    return [sys.executable, "-m", MODULE, device, "--module", module]
 
 
-def read_cases(file: Path) -> list[dict[str, Any]]:
-    """The cases in what pytest wrote by --junitxml."""
-    found = []
-    for case in ElementTree.parse(file).iter("testcase"):
-        errors = [float(each.get("value")) for each in case.iter("property") if each.get("name") == ERROR]
-        errors = errors if all(map(math.isfinite, errors)) else []  # a case with NaN fails, which is said below
-        status, reason = "agrees", None
-        for tag, meaning in (("failure", "disagrees"), ("error", "disagrees"), ("skipped", "not run")):
-            if (node := case.find(tag)) is not None:
-                status, reason = meaning, (node.get("message") or "").split("\n")[0][:MOST_CHARACTERS]
-        found.append(
-            {
-                "name": f"{case.get('classname', '').rsplit('.', 1)[-1]}::{case.get('name')}",
-                "status": status,
-                "reason": reason,
-                ERROR: max(errors, default=None),
-            }
-        )
-    return found
+def _read(files: list[Path]) -> list[dict[str, Any]]:
+    """Read what the processes have appended so far; a line that is half written is left out."""
+    lines = [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines(True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -18,7 +18,8 @@ from typing import Literal, get_args
 
 import tyro
 
-from bench.gpu.kernels import CASES, NO_CASES, command_of
+from bench.gpu.cases import MODULE
+from bench.gpu.kernels import command_of
 from bench.gpu.table import SANITIZER, write_table
 from bench.harness.worker import MOST_CHARACTERS, ROOT
 from gpt.cli import UserError, run_command
@@ -26,15 +27,15 @@ from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import find_tool, gpu_arch
 
 Tool = Literal["memcheck", "racecheck", "initcheck", "synccheck"]
-FOUND = 86  # the exit code of compute-sanitizer if it found something, which none of pytest's is
-MARK = "========="  # before each line of its own
+FOUND = 86  # the exit code of compute-sanitizer if it found something, which is none of the cases' own
+MARK = "========="  # the prefix of compute-sanitizer's own lines
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one tool said. status: `clean`, `errors`, or `not run`, which is also said of cases that failed without it.
+    """The result of one tool. status: `clean`, `errors`, or `not run`, also if cases failed for another reason.
 
-    said: its last words, or why it was not run. seconds: that it took.
+    said: the last lines that it printed, or why it was not run. seconds: the time that it took.
     """
 
     tool: Tool
@@ -43,20 +44,18 @@ class Finding:
     seconds: float
 
 
-def sanitize(tool: Tool, deadline_s: float, cases: Path = CASES) -> Finding:
-    """Run the kernels' cases under a tool. Raises UserError without compute-sanitizer, or without the cases."""
-    if not cases.is_dir():
-        raise UserError(NO_CASES.format(cases))
+def sanitize(tool: Tool, deadline_s: float, module: str = MODULE) -> Finding:
+    """Run the kernels' cases, those of `module`, under a tool. Raises UserError without compute-sanitizer."""
     watched = [str(find_tool("compute-sanitizer")), "--tool", tool, "--target-processes", "all"]
     start = time.monotonic()
     with subprocess.Popen(
-        [*watched, "--error-exitcode", str(FOUND), *command_of("cuda", cases)],
+        [*watched, "--error-exitcode", str(FOUND), *command_of("cuda", module)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # to end with all that it started
+        start_new_session=True,  # so that a timeout kills all processes of its group
     ) as process:
         try:
             output, _ = process.communicate(timeout=deadline_s)

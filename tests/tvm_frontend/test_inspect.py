@@ -75,7 +75,7 @@ def test_the_machine_code_for_sm_86(compiled, form, precision, config):
         assert kernel.count("LDGSTS")
         assert kernel.count("LDSM")
     # Linear layers but for few rows, and attention but for one.
-    multiply = tuple(f"{name}<" for name in ("linear", "causal_attention", "attend_to_cache"))
+    multiply = tuple(f"{name}<" for name in ("linear", "causal_attention", "append_attention"))
     assert on_matrices == [kernel for kernel in kernels if (kernel.function or "").startswith(multiply)]
     assert sum("attention" in kernel.name for kernel in on_matrices) == (precision != "tf32")
 
@@ -103,12 +103,12 @@ def test_the_table_for_people(compiled, capsys):
     )
 
 
-@pytest.mark.parametrize(("arguments", "left_out"), [({}, "attend_to_cache"), ({"tokens": 9}, "attend_to_part")])
+@pytest.mark.parametrize(("arguments", "left_out"), [({}, "append_attention"), ({"tokens": 9}, "decode_split_kv")])
 def test_the_work_of_every_kernel_that_a_shape_starts(compiled, capsys, arguments, left_out):
     inspect_command(compiled("cached", "bf16").path, batch=3, **arguments)
     _, _, work = capsys.readouterr().out.partition("one launch, B=3, T=")
     names = {line.split("  ")[-1].split("<")[0] for line in work.splitlines()[2:] if "<" in line}
-    assert {"linear", "layer_norm", "embed", "choose"} <= names
+    assert {"linear", "layer_norm", "embed", "sample"} <= names
     assert left_out not in names
 
 

@@ -73,6 +73,6 @@ def kernels_for(target: CompileTarget, precision: str = "fp32") -> Kernels | Non
         from tvm_frontend.kernels.cpu import CpuKernels
 
         return CpuKernels(target, precision)
-    from tvm_frontend.kernels.cuda import NUMBERS, CudaKernels
+    from tvm_frontend.kernels.cuda import FORMATS, CudaKernels
 
-    return CudaKernels(precision) if precision in NUMBERS else None
+    return CudaKernels(precision, arch=target.arch) if precision in FORMATS else None

@@ -14,7 +14,7 @@ def add_choice(graph: Graph, kernels: CudaKernels) -> Graph:
     if not graph.caches or HEAD not in graph.entry_points:
         return graph
     result = graph.module[ENTRY].body.body
-    kernel = kernels.choose(int(result.fields[0].ty.shape.values[-1]))
+    kernel = kernels.sample(int(result.fields[0].ty.shape.values[-1]))
     module = graph.module.clone()
     module[CHOOSE] = with_root(kernel).with_attr("global_symbol", CHOOSE)
     return Graph(module, graph.weights)

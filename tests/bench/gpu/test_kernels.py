@@ -1,39 +1,73 @@
-"""The kernels' cases as pytest runs and reports them."""
+"""The kernels' cases as they are run and reported."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from bench.gpu.kernels import check_kernels
-
-CASES = """
 import pytest
 
-@pytest.mark.parametrize("place", ["emulated", "on_gpu"])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_product(record_property, place, size):
-    assert place == "emulated"
-    if size == 3:
-        pytest.skip("no GPU")
-    for error in (0.25, size / 2 if size < 2 else float("nan")):
-        record_property("error_of_tolerance", error)
-        assert error <= 1, "too large"
+from bench.gpu.cases import CASES
+from bench.gpu.kernels import check_kernels
+
+Module = Callable[[str], str]
+AGREE_AND_NOT = """
+from bench.gpu.cases import Case
+
+def wrong(executor):
+    raise AssertionError("too large")
+
+CASES = [
+    Case("family::product", "1", lambda executor: 0.5),
+    Case("family::product", "2", lambda executor: float("nan")),
+    Case("family::product", "3", lambda executor: 1.5),
+    Case("family::product", "4", lambda executor: None),
+    Case("family::product", "5", wrong),
+]
 """
 
 
-def test_each_case_is_reported_with_its_largest_error(tmp_path: Path) -> None:
-    (tmp_path / "test_cases.py").write_text(CASES)
-    found = check_kernels("cpu", 60, tmp_path)
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
+    """Write a module of cases that the processes find; its name."""
+
+    def write(text: str) -> str:
+        (tmp_path / "made_cases.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return "made_cases"
+
+    return write
+
+
+def test_each_case_is_reported_with_its_largest_error(module: Module) -> None:
+    found = check_kernels("cpu", 60, module(AGREE_AND_NOT))
     assert found["reason"] is None
-    assert [(case["name"].split("::")[1], case["status"], case["error_of_tolerance"]) for case in found["cases"]] == [
-        ("test_product[1-emulated]", "agrees", 0.5),
-        ("test_product[2-emulated]", "disagrees", None),
-        ("test_product[3-emulated]", "not run", None),
+    assert [(case["name"], case["status"], case["error_of_tolerance"]) for case in found["cases"]] == [
+        ("test_family::test_product[emulated-1]", "agrees", 0.5),
+        ("test_family::test_product[emulated-2]", "disagrees", None),
+        ("test_family::test_product[emulated-3]", "disagrees", 1.5),
+        ("test_family::test_product[emulated-4]", "agrees", None),
+        ("test_family::test_product[emulated-5]", "disagrees", None),
     ]
-    assert "too large" in found["cases"][1]["reason"]
-    assert "no GPU" in found["cases"][2]["reason"]
+    assert "1.5 times the tolerance" in found["cases"][2]["reason"]
+    assert "too large" in found["cases"][4]["reason"]
 
 
-def test_cases_that_are_not_there_or_do_not_end_have_a_reason(tmp_path: Path) -> None:
-    assert "run it in a checkout" in check_kernels("cpu", 60, tmp_path / "nowhere")["reason"]
-    (tmp_path / "test_none.py").write_text("")
-    assert "pytest ended with 5" in check_kernels("cpu", 60, tmp_path)["reason"]
-    assert check_kernels("cpu", 0.01, tmp_path)["reason"] == "not done within 0 s"
+def test_without_a_gpu_no_case_is_run_on_one(module: Module) -> None:
+    name = module("import bench.gpu.cases\n" + AGREE_AND_NOT)
+    found = check_kernels("cuda", 60, name)
+    assert len(found["cases"]) == 5
+    if all(case["status"] == "not run" for case in found["cases"]):  # no GPU here
+        assert {case["reason"] for case in found["cases"]} == {"no NVIDIA driver with a GPU on this machine"}
+
+
+def test_cases_that_are_not_there_or_do_not_end_have_a_reason(module: Module) -> None:
+    assert "No module named 'nowhere'" in check_kernels("cpu", 60, "nowhere")["reason"]
+    assert check_kernels("cpu", 60, module("CASES = []")) == {"cases": [], "reason": "made_cases has no cases"}
+    ended = check_kernels("cpu", 60, module("import os\nos.abort()"))
+    assert ended["reason"].startswith("the cases ended with -6")
+    assert check_kernels("cpu", 0.01, module(AGREE_AND_NOT))["reason"] == "not done within 0 s"
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    names = [case.name_on("cuda") for case in CASES]
+    assert len(set(names)) == len(names) > 80
+    assert "test_linear::test_any_number_of_rows[on_gpu-17-bf16]" in names

@@ -10,11 +10,16 @@ from bench.gpu import sanitize
 from gpt.cli import UserError
 
 CASES = """
-import pytest
+import bench.gpu.cases
+from bench.gpu.cases import Case, Executor
+import __main__
 
-@pytest.mark.parametrize("place", ["emulated", "on_gpu"])
-def test_product(place):
-    assert place == "on_gpu"
+class Bare(Executor):
+    build = None
+
+__main__.gpu_arch = lambda: "sm_86"
+__main__.EXECUTORS["cuda"] = Bare
+CASES = [Case("family::product", "1", lambda executor: 0.5 if isinstance(executor, Bare) else 2.0)]
 """
 # --tool NAME --target-processes all --error-exitcode CODE COMMAND ...
 SANITIZER = """#!/bin/sh
@@ -28,11 +33,11 @@ echo "========= ERROR SUMMARY: 0 errors"
 
 
 @pytest.fixture
-def cases(tmp_path: Path) -> Path:
-    folder = tmp_path / "cases"
-    folder.mkdir()
-    (folder / "test_cases.py").write_text(CASES)
-    return folder
+def cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of one case, which pretends that there is a GPU."""
+    (tmp_path / "made_cases.py").write_text(CASES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "made_cases"
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_a_tool_finds_and_what_it_does_not(cases: Path) -> None:
+def test_what_a_tool_finds_and_what_it_does_not(cases: str) -> None:
     clean = sanitize.sanitize("memcheck", 60, cases)
     assert (clean.status, clean.said) == ("clean", "COMPUTE-SANITIZER | ERROR SUMMARY: 0 errors")
     found = sanitize.sanitize("racecheck", 60, cases)
@@ -53,10 +58,10 @@ def test_what_a_tool_finds_and_what_it_does_not(cases: Path) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_cases_that_fail_or_do_not_end_are_no_finding(cases: Path) -> None:
+def test_cases_that_fail_or_do_not_end_are_no_finding(cases: str, tmp_path: Path) -> None:
     late = sanitize.sanitize("initcheck", 0.5, cases)
     assert (late.status, late.said) == ("not run", "not done within 0 s")
-    (cases / "test_cases.py").write_text(CASES.replace("==", "!="))
+    (tmp_path / "made_cases.py").write_text(CASES.replace("0.5 if", "2.0 if"))
     failed = sanitize.sanitize("memcheck", 60, cases)
     assert failed.status == "not run"
     assert "1 failed" in failed.said

@@ -1,4 +1,4 @@
-"""GPU schedules for every kernel of a Relax module, by TVM's dlight rules: the first rule that fits a kernel wins."""
+"""GPU schedules by TVM's dlight rules for every kernel of a Relax module that has no schedule of its own."""
 
 import logging
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def schedule_cuda(target: CompileTarget) -> list[Pass]:
-    """The passes from Relax operators to scheduled GPU kernels, as in TVM's own `tvm.relax.backend.cuda.pipeline`.
+    """Return the passes from Relax operators to scheduled GPU kernels, as TVM's own `tvm.relax.backend.cuda.pipeline`.
 
-    B and T may be symbolic. What follows (dataflow lowering, memory planning) is the same for every target.
+    B and T may be symbolic. The passes that follow (dataflow lowering, memory planning) are the same for all targets.
     """
     return [
         relax.transform.LegalizeOps(),
@@ -40,7 +40,7 @@ def schedule_cuda(target: CompileTarget) -> list[Pass]:
 
 @module_pass(opt_level=0, name="ScheduleKernels")
 class ScheduleKernels:
-    """Schedule each kernel that has no schedule yet by the first of `rules` that fits it and succeeds on it.
+    """Schedule each kernel that has no schedule yet by the first of `rules` that matches it and succeeds on it.
 
     dlight's own pass lets a rule that fails half-way (ScheduleError) end the compilation, as Matmul does in float16
     with B=2 and a symbolic T. Here the next rule follows, and a warning names kernel and rule. Raises the last
@@ -52,7 +52,7 @@ class ScheduleKernels:
         self.rules = rules
 
     def transform_module(self, module: tvm.IRModule, _context: PassContext) -> tvm.IRModule:
-        """`module` with scheduled kernels; called by TVM."""
+        """Return `module` with its kernels scheduled; TVM calls this."""
         scheduled = {}
         for name, function in module.functions_items():
             if isinstance(function, PrimFunc) and not function.attrs.get("tirx.is_scheduled", False):

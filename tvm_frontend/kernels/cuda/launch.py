@@ -1,7 +1,8 @@
-"""How TensorIR starts the kernels of `device/`: it decides the blocks and threads, they do the work.
+"""Launches of the CUDA C++ kernels in `device/` from TensorIR.
 
-The kernels are CUDA C++, which is what mma.sync, ldmatrix and cp.async are written for. TVM emits a `__global__`
-function of one call for each launch, and `source` goes in front of it when the module becomes machine code.
+The kernels are CUDA C++, because mma.sync, ldmatrix and cp.async are not within reach of TensorIR's schedules. TensorIR
+decides the grid: TVM emits for each launch a `__global__` function that only calls the kernel, and `source` is put in
+front of it when the module becomes machine code.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,24 +13,24 @@ from tvm.ir import Expr
 from tvm.script import tirx as T
 
 DEVICE = Path(__file__).with_name("device")
-FILES = ("primitives", "linear", "attention", "cached_attention", "rows", "sampling")  # each uses those before it
+FILES = ("primitives", "linear", "attention", "cached_attention", "norm_embed", "sampling")  # in order of dependence
 NAMESPACE = "gpt_frontend"
 
 
 @cache
 def source() -> str:
-    """All of the kernels' source, to be compiled in front of what TVM emits."""
+    """Return the source of all kernels, to be compiled in front of what TVM emits."""
     return "\n".join((DEVICE / f"{name}.cuh").read_text() for name in FILES)
 
 
 class Launcher:
-    """Makes launches on a GPU. A test's own makes calls of the same kernels on the CPU."""
+    """Makes launches for a GPU. The emulator of the tests makes calls of the same kernels on the CPU instead."""
 
     def launch(self, function: str, threads: int, shared_bytes: int = 0) -> Callable:
-        """A macro (x, y, z, arguments): start x · y · z blocks of a kernel.
+        """Return a macro (x, y, z, arguments) that launches a kernel on a grid of x · y · z blocks.
 
-        function: its name with its template arguments. arguments: pointers and numbers, after which comes, if it is to
-        have shared memory, the pointer to that.
+        function: the kernel's name with its template arguments, as `template` spells it. threads, shared_bytes: of one
+        block. arguments: pointers and scalars; if shared_bytes > 0, the pointer to shared memory is appended to them.
         """
         name = f"{NAMESPACE}::{function}"
 
@@ -51,12 +52,12 @@ class Launcher:
         return start
 
 
-def stored_as(dtype: str, number: str) -> str:
-    """How a kernel stores results of a dtype, in C++. number: the type of `device/primitives.cuh` if it is narrow."""
-    return "Wide" if dtype == "float32" else f"Narrow<{NAMESPACE}::{number}>"
+def store_policy(dtype: str, traits: str) -> str:
+    """Spell the C++ type that stores results of a dtype. traits: the DTypeTraits of 16-bit results."""
+    return "StoreF32" if dtype == "float32" else f"StoreHalf<{NAMESPACE}::{traits}>"
 
 
 def template(name: str, *arguments: str | int | bool) -> str:
-    """The name of a template with its arguments in C++: types by their names in NAMESPACE."""
+    """Spell a C++ template with its arguments; strings are types of NAMESPACE."""
     words = [f"{NAMESPACE}::{each}" if isinstance(each, str) else str(each).lower() for each in arguments]
     return f"{name}<{', '.join(words)}>"

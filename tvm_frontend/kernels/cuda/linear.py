@@ -1,117 +1,123 @@
-"""Linear layers on tensor cores, or for few rows at the speed of memory; see `device/linear.cuh`."""
+"""Linear layers: a tiled GEMM on tensor cores, and for few rows a kernel bound by memory. See `device/linear.cuh`."""
 
 from dataclasses import dataclass
 
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cuda.launch import Launcher, stored_as, template
+from tvm_frontend.kernels.cuda.launch import Launcher, store_policy, template
 
 ACTIVATIONS = {None: "Identity", "gelu_tanh": "GeluTanh", "gelu": "Gelu", "relu": "Relu"}
-FEW = 8  # rows that are read beside one reading of the weights
-SLICE_BYTES = 64  # of a row of each factor, a step along K
-SPLIT_WARPS, SPLIT_COLUMNS = 4, 2  # of a block for few rows; of each warp's columns
+SKINNY_ROWS = 8  # up to this many rows of x the weights are the traffic, and skinny_gemm reads them once
+SKINNY_WARPS, SKINNY_COLUMNS = 4, 2  # warps of a block, and columns of the result that each computes
+K_TILE_BYTES = 64  # of a row of x and of W, loaded in one iteration of the K loop; the same as in linear.cuh
 
 
 @dataclass(frozen=True)
 class BlockTile:
-    """What a block computes, as `Tile` of `device/linear.cuh` says."""
+    """The tiling of one block, `Tile` of `device/linear.cuh`.
 
-    rows: int
-    columns: int
-    warps_down: int
-    warps_across: int
+    block_m, block_n: rows and columns of the result. warps_m, warps_n: how its warps divide them. stages: K tiles in
+    shared memory at a time.
+    """
+
+    block_m: int
+    block_n: int
+    warps_m: int
+    warps_n: int
     stages: int
 
     @property
     def threads(self) -> int:
-        return 32 * self.warps_down * self.warps_across
+        return 32 * self.warps_m * self.warps_n
 
     @property
     def shared_bytes(self) -> int:
-        return self.stages * (self.rows + self.columns) * SLICE_BYTES
+        return self.stages * (self.block_m + self.block_n) * K_TILE_BYTES
 
     @property
     def name(self) -> str:
-        """In C++."""
-        sizes = (self.rows, self.columns, self.warps_down, self.warps_across, self.stages)
+        """The type in C++, within NAMESPACE."""
+        sizes = (self.block_m, self.block_n, self.warps_m, self.warps_n, self.stages)
         return f"Tile<{', '.join(map(str, sizes))}>"
 
 
-# Two blocks of either fit an sm_86's 100 KB of shared memory and 64 K registers. The large one reads its factors half
-# as often; the small one is for when there would be fewer large ones than multiprocessors.
+# Two blocks of either fit into an sm_86's 100 KB of shared memory and 64 K registers. The large tile reads each operand
+# half as often; the small one is for results that have fewer large tiles than the GPU has multiprocessors.
 LARGE, SMALL = BlockTile(128, 128, 2, 2, 3), BlockTile(64, 64, 2, 2, 4)
-MULTIPROCESSORS = 84  # of GA102, the largest of sm_86 (NVIDIA Ampere GA102 GPU architecture whitepaper)
 
 
 def linear(
     K: int,
     N: int,
-    number: str,
+    traits: str,
     dtype: str,
     out_dtype: str,
     launcher: Launcher,
     *,
+    multiprocessors: int,
     activation: str | None,
     residual: bool,
 ) -> tvm.tirx.PrimFunc:
-    """out = activation(x · W + bias) [+ residual], sums in float32.
+    """Build out = activation(x · W + bias) [+ residual], with float32 accumulation.
 
     Arguments: x [B, T, K] of dtype, W [N, K] as `pack_weight` made it, bias [N] float32, residual [B, T, N] float32 if
-    asked for, out [B, T, N] of out_dtype. number: a type of `device/primitives.cuh`.
+    asked for, out [B, T, N] of out_dtype. traits: the DTypeTraits of x and W. multiprocessors: of the GPU that is
+    compiled for. Which kernel runs depends on M = B · T at run time: skinny_gemm up to SKINNY_ROWS rows of 16 bits,
+    else the large tile if there are at least as many of them as multiprocessors, else the small tile.
     """
-    narrow = dtype != "float32"
-    rest = (K, N, ACTIVATIONS[activation], residual, stored_as(out_dtype, number))
+    is_half = dtype != "float32"
+    rest = (K, N, ACTIVATIONS[activation], residual, store_policy(out_dtype, traits))
 
-    def by_tiles(tile: BlockTile):
-        return launcher.launch(template("linear", number, tile.name, *rest), tile.threads, tile.shared_bytes)
+    def tiled(tile: BlockTile):
+        return launcher.launch(template("linear", traits, tile.name, *rest), tile.threads, tile.shared_bytes)
 
-    def by_rows(rows: int):
-        name = template("linear_of_few_rows", number, rows, SPLIT_COLUMNS, SPLIT_WARPS, *rest)
-        return launcher.launch(name, 32 * SPLIT_WARPS)
+    def skinny(rows: int):
+        name = template("skinny_gemm", traits, rows, SKINNY_COLUMNS, SKINNY_WARPS, *rest)
+        return launcher.launch(name, 32 * SKINNY_WARPS)
 
-    large, small = by_tiles(LARGE), by_tiles(SMALL)
-    one, four, eight = (by_rows(rows) if narrow else None for rows in (1, 4, FEW))
-    few_blocks = -(-N // (SPLIT_WARPS * SPLIT_COLUMNS))
+    large, small = tiled(LARGE), tiled(SMALL)
+    skinny_1, skinny_4, skinny_8 = (skinny(rows) if is_half else None for rows in (1, 4, SKINNY_ROWS))
+    skinny_blocks = -(-N // (SKINNY_WARPS * SKINNY_COLUMNS))
 
     @T.macro
-    def multiply_by_tiles(arguments, M):
-        if (M + LARGE.rows - 1) // LARGE.rows * -(-N // LARGE.columns) >= MULTIPROCESSORS:
-            large((M + LARGE.rows - 1) // LARGE.rows, -(-N // LARGE.columns), 1, arguments)
+    def launch_tiled(arguments, M):
+        if (M + LARGE.block_m - 1) // LARGE.block_m * -(-N // LARGE.block_n) >= multiprocessors:
+            large((M + LARGE.block_m - 1) // LARGE.block_m, -(-N // LARGE.block_n), 1, arguments)
         else:
-            small((M + SMALL.rows - 1) // SMALL.rows, -(-N // SMALL.columns), 1, arguments)
+            small((M + SMALL.block_m - 1) // SMALL.block_m, -(-N // SMALL.block_n), 1, arguments)
 
     @T.macro
-    def multiply_few_rows(arguments, M):
+    def launch_half(arguments, M):
         if M == 1:
-            one(few_blocks, 1, 1, arguments)
+            skinny_1(skinny_blocks, 1, 1, arguments)
         elif M <= 4:
-            four(few_blocks, 1, 1, arguments)
-        elif M <= FEW:
-            eight(few_blocks, 1, 1, arguments)
+            skinny_4(skinny_blocks, 1, 1, arguments)
+        elif M <= SKINNY_ROWS:
+            skinny_8(skinny_blocks, 1, 1, arguments)
         else:
-            multiply_by_tiles(arguments, M)
+            launch_tiled(arguments, M)
 
-    start = multiply_few_rows if narrow else multiply_by_tiles
+    launch = launch_half if is_half else launch_tiled
 
     @T.macro
     def multiply(x, w, bias, addend, out, M):
-        start([x.data, w.data, bias.data, addend.data, out.data, T.Cast("int32", M)], M)
+        launch([x.data, w.data, bias.data, addend.data, out.data, T.Cast("int32", M)], M)
 
     if residual:
 
         @T.prim_func(s_tir=True, private=True)
         def fused(
             x_handle: T.handle,
-            w: T.Buffer((N, K), "uint16" if narrow else "float32"),
+            w: T.Buffer((N, K), "uint16" if is_half else "float32"),
             bias: T.Buffer((N,), "float32"),
-            addend_handle: T.handle,
+            residual_handle: T.handle,
             out_handle: T.handle,
         ):
             T.func_attr({"tirx.noalias": True})
             B, S = T.int64(), T.int64()
             x = T.match_buffer(x_handle, (B, S, K), dtype)
-            addend = T.match_buffer(addend_handle, (B, S, N), "float32")
+            addend = T.match_buffer(residual_handle, (B, S, N), "float32")
             out = T.match_buffer(out_handle, (B, S, N), out_dtype)
             multiply(x, w, bias, addend, out, B * S)
 
@@ -120,7 +126,7 @@ def linear(
         @T.prim_func(s_tir=True, private=True)
         def fused(
             x_handle: T.handle,
-            w: T.Buffer((N, K), "uint16" if narrow else "float32"),
+            w: T.Buffer((N, K), "uint16" if is_half else "float32"),
             bias: T.Buffer((N,), "float32"),
             out_handle: T.handle,
         ):
@@ -128,6 +134,6 @@ def linear(
             B, S = T.int64(), T.int64()
             x = T.match_buffer(x_handle, (B, S, K), dtype)
             out = T.match_buffer(out_handle, (B, S, N), out_dtype)
-            multiply(x, w, bias, bias, out, B * S)
+            multiply(x, w, bias, bias, out, B * S)  # HAS_RESIDUAL is false: the kernel does not read the fourth pointer
 
     return fused

@@ -1,21 +1,22 @@
-"""LayerNorm and the embedding, a row at a time; see `device/rows.cuh`."""
+"""LayerNorm and the embedding, both bound by memory. See `device/norm_embed.cuh`."""
 
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cuda.launch import Launcher, stored_as, template
+from tvm_frontend.kernels.cuda.launch import Launcher, store_policy, template
 
-WARPS = 4  # of a block, each with a row
-LARGEST = 4096  # C of which a warp keeps a row in registers
-THREADS = 128
+WARPS = 4  # of a LayerNorm block; each normalises one row
+MAX_C = 4096  # A warp keeps a row in registers, C / 32 a lane.
+THREADS = 128  # of an embedding block
 
 
-def layer_norm(C: int, epsilon: float, number: str, out_dtype: str, launcher: Launcher) -> tvm.tirx.PrimFunc:
-    """out = (x - mean) / √(variance + epsilon) · gain + bias, in float32 (https://arxiv.org/abs/1607.06450).
+def layer_norm(C: int, epsilon: float, traits: str, out_dtype: str, launcher: Launcher) -> tvm.tirx.PrimFunc:
+    """Build out = (x - mean) / √(variance + epsilon) · gain + bias in float32 (https://arxiv.org/abs/1607.06450).
 
-    Arguments: x [B, T, C], gain [C], bias [C], all float32, out [B, T, C] of out_dtype.
+    Arguments: x [B, T, C], gain [C], bias [C], all float32, out [B, T, C] of out_dtype. traits: the
+    DTypeTraits of a 16-bit out.
     """
-    normalise = launcher.launch(template("layer_norm", C, WARPS, stored_as(out_dtype, number)), 32 * WARPS)
+    normalise = launcher.launch(template("layer_norm", C, WARPS, store_policy(out_dtype, traits)), 32 * WARPS)
 
     @T.prim_func(s_tir=True, private=True)
     def fused(
@@ -34,10 +35,10 @@ def layer_norm(C: int, epsilon: float, number: str, out_dtype: str, launcher: La
 
 
 def embedding(V: int, block_size: int, C: int, launcher: Launcher, *, behind: bool) -> tvm.tirx.PrimFunc:
-    """out[b, t] = tokens[ids[b, t]] + positions[t], float32; with `behind`, positions[pos[b] + t].
+    """Build out[b, t] = tokens[ids[b, t]] + positions[t] in float32; with `behind`, positions[pos[b] + t].
 
     Arguments: tokens [V, C], ids [B, T] int64, positions [block_size, C], pos [B] int64 if `behind`, out [B, T, C].
-    Neither ids nor positions are checked here: whoever calls the library does (`tvm_frontend.runtime.session`).
+    Neither ids nor positions are checked on the device; the session checks them (`tvm_frontend.runtime.session`).
     """
     embed = launcher.launch(template("embed", C, THREADS, behind), THREADS)
 

@@ -1,4 +1,4 @@
-"""The next token, chosen on the device; see `device/sampling.cuh`."""
+"""Sampling of the next token on the device. See `device/sampling.cuh`."""
 
 import tvm
 from tvm.script import tirx as T
@@ -6,19 +6,19 @@ from tvm.script import tirx as T
 from tvm_frontend.kernels.cuda.launch import Launcher, template
 
 THREADS = 512
-SHARED_BYTES = 1024 + 8 * THREADS // 32
+SHARED_BYTES = 4 * 256 + 8 * THREADS // 32  # a histogram of one 8-bit digit; each warp's best score and its token
 
 
-def choose(V: int, launcher: Launcher) -> tvm.tirx.PrimFunc:
-    """ids[b] = text[b, pos[b] + 1] = the token behind pos[b]; pos[b] += 1.
+def sample(V: int, launcher: Launcher) -> tvm.tirx.PrimFunc:
+    """Build ids[b] = text[b, pos[b] + 1] = a token sampled from logits[b]; pos[b] += 1.
 
-    Arguments: logits [B, 1, V] float32; ids [B, 1], pos [B] and text [B, length] int64, which are written; settings [3]
-    float64: how many of the likeliest tokens it is drawn from, the temperature, 0 for the likeliest, and the seed.
+    Arguments: logits [B, 1, V] float32; settings [3] float64: top_k, the temperature (0 for the argmax) and the seed;
+    ids [B, 1], pos [B] and text [B, length] int64, which are written.
     """
-    start = launcher.launch(template("choose", V, THREADS), THREADS, SHARED_BYTES)
+    start = launcher.launch(template("sample", V, THREADS), THREADS, SHARED_BYTES)
 
     @T.prim_func(s_tir=True)
-    def chosen(
+    def sampled(
         logits_handle: T.handle,
         settings: T.Buffer((3,), "float64"),
         ids_handle: T.handle,
@@ -33,4 +33,4 @@ def choose(V: int, launcher: Launcher) -> tvm.tirx.PrimFunc:
         text = T.match_buffer(text_handle, (B, length), "int64")
         start(B, 1, 1, [logits.data, ids.data, pos.data, text.data, settings.data, T.Cast("int32", length)])
 
-    return chosen
+    return sampled

@@ -17,7 +17,7 @@ CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=6
 
 @pytest.fixture
 def compiled(export, emulated, tmp_path, monkeypatch):
-    """Compile for the CPU with the kernels and casts of a GPU, which the model of one runs."""
+    """Compile for the CPU with the kernels and casts of a GPU, which the emulator runs."""
 
     def compile_form(form, precision, **how):
         checkpoint, exported = export(CONFIG, form)
@@ -58,7 +58,7 @@ def test_step_by_step_over_a_cache(compiled, eager, precision):
 
 @pytest.fixture
 def choosing(monkeypatch):
-    """From now on what is compiled for the CPU chooses tokens itself, as on a GPU."""
+    """Make models that are compiled for the CPU sample tokens themselves, as on a GPU."""
     bundle = pipeline.bundle_weights
     monkeypatch.setattr(
         pipeline, "bundle_weights", lambda graph: bundle(add_choice(graph, pipeline.kernels_for(None, "")))
@@ -67,7 +67,7 @@ def choosing(monkeypatch):
 
 @pytest.fixture
 def device_session(compiled, choosing):
-    """Of a model with a cache, on the CPU, with the kernel that chooses tokens."""
+    """A session of a model with a cache, on the CPU, with the sampling kernel."""
     _, model = compiled("cached", "bf16")
     session = open_session(model, 2)
     assert isinstance(session, DeviceSession)
@@ -75,13 +75,13 @@ def device_session(compiled, choosing):
 
 
 def test_without_a_head_of_its_own_nothing_is_chosen_on_the_device(compiled, choosing):
-    """Prompts are filled up: which row the next token comes from could not be said."""
+    """Prompts are padded, and the head is what takes the row that the next token is sampled from."""
     _, model = compiled("cached", "bf16", without=["split_head"])
     assert not isinstance(open_session(model, 2), DeviceSession)
 
 
 def test_tokens_are_chosen_on_the_device(device_session):
-    """As a step by step choice of the likeliest is; prompts of different length, and again over a filled cache."""
+    """Equal to the argmax taken step by step; with prompts of different length, and again over a filled cache."""
     lengths = np.array([17, 5])
     for _ in range(2):
         ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (2, 17))
