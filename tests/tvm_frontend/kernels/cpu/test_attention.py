@@ -4,7 +4,7 @@ import tvm
 
 from gpt.cli import UserError
 from tvm_frontend.kernels.cpu.attention import causal_attention
-from tvm_frontend.kernels.cpu.formats import FP32, arithmetic_of_attention
+from tvm_frontend.kernels.cpu.formats import FP32, attention_format
 from tvm_frontend.kernels.cpu.math import LOG2_E
 from tvm_frontend.kernels.cpu.register_tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
@@ -107,9 +107,9 @@ def with_bf16():
 
 @pytest.mark.parametrize(("nh", "hs"), [(2, 64), (3, 20), (1, 7)])
 def test_products_in_bf16_are_off_by_the_rounding_of_the_weights(with_bf16, nh, hs):
-    arithmetic = arithmetic_of_attention("int8", with_bf16)
-    assert arithmetic.precision == "bf16"
-    kernel = causal_attention(nh, hs, tile_for(with_bf16), hs**-0.5, arithmetic).with_attr("global_symbol", "run")
+    fmt = attention_format("int8", with_bf16)
+    assert fmt.precision == "bf16"
+    kernel = causal_attention(nh, hs, tile_for(with_bf16), hs**-0.5, fmt).with_attr("global_symbol", "run")
     library = tvm.compile(tvm.IRModule({"run": kernel}), with_bf16.to_tvm())
     C = nh * hs
     for B, T in [(1, 1), (1, 2), (3, 17), (1, 33), (2, 64), (1, 130)]:
@@ -127,4 +127,4 @@ def test_products_in_bf16_are_off_by_the_rounding_of_the_weights(with_bf16, nh, 
 
 
 def test_without_instructions_for_bf16_attention_stays_float32(target):
-    assert arithmetic_of_attention("bf16", target) is FP32
+    assert attention_format("bf16", target) is FP32

@@ -3,8 +3,8 @@ import pytest
 import tvm
 
 from tvm_frontend.kernels.cpu.cached_attention import cached_attention
-from tvm_frontend.kernels.cpu.formats import arithmetic_of
-from tvm_frontend.kernels.cpu.kv_layout import cache_rows
+from tvm_frontend.kernels.cpu.formats import gemm_format
+from tvm_frontend.kernels.cpu.kv_layout import kv_layout
 
 
 def attend(qkv, pos, keys, values, scale):
@@ -50,21 +50,21 @@ def rounded(rows, words):
     return np.concatenate([whole.view(np.int32), scales.view(np.int32)], -1)
 
 
-def check(kernel, rows, shape, pos, T, scale):
+def check(kernel, layout, shape, pos, T, scale):
     B, nh, length, hs = shape
     rng = np.random.default_rng([*shape, *pos, T])
     qkv = rng.normal(size=(B, T, 3 * nh * hs)).astype("float32")
-    narrow = rows.dtype != "float32"
+    narrow = layout.dtype != "float32"
     caches = []
     for _ in range(2):  # what no token has written must not be read: it is NaN
-        cache = np.full((B, nh, length, rows.words), np.nan, "float32").view(rows.dtype)
+        cache = np.full((B, nh, length, layout.elements), np.nan, "float32").view(layout.dtype)
         for b in range(B):
             values = rng.normal(size=(nh, pos[b], hs)).astype("float32")
-            cache[b, :, : pos[b]] = rounded(values, rows.words) if narrow else values
+            cache[b, :, : pos[b]] = rounded(values, layout.elements) if narrow else values
         caches.append(cache)
     new = [part.reshape(B, T, nh, hs).swapaxes(1, 2) for part in np.split(qkv, 3, -1)[1:]]
     if narrow:
-        new = [values_of(rounded(part, rows.words), hs) for part in new]
+        new = [values_of(rounded(part, layout.elements), hs) for part in new]
     seen_qkv = np.concatenate(
         [qkv[..., : nh * hs], *(part.swapaxes(1, 2).reshape(B, T, nh * hs) for part in new)], axis=-1
     )
@@ -92,26 +92,26 @@ NARROW = [(3, 20, 41), (1, 64, 130)]
 )
 def built(request, target, tile):
     precision, nh, hs, length = request.param
-    rows = cache_rows(hs, arithmetic_of(precision, target), tile)
-    kernel = cached_attention(nh, length, tile, rows, hs**-0.5).with_attr("global_symbol", "run")
-    return tvm.compile(tvm.IRModule({"run": kernel}), target.to_tvm())["run"], rows, nh, hs, length
+    layout = kv_layout(hs, gemm_format(precision, target), tile)
+    kernel = cached_attention(nh, length, tile, layout, hs**-0.5).with_attr("global_symbol", "run")
+    return tvm.compile(tvm.IRModule({"run": kernel}), target.to_tvm())["run"], layout, nh, hs, length
 
 
 def test_one_token_after_any_number(built):
-    kernel, rows, nh, hs, length = built
+    kernel, layout, nh, hs, length = built
     for filled in (0, 1, 3, 4, 7, length - 1):
-        check(kernel, rows, (1, nh, length, hs), [filled], 1, hs**-0.5)
+        check(kernel, layout, (1, nh, length, hs), [filled], 1, hs**-0.5)
 
 
 def test_sequences_of_different_length(built):
-    kernel, rows, nh, hs, length = built
-    check(kernel, rows, (3, nh, length, hs), [0, length - 1, 5], 1, hs**-0.5)
-    check(kernel, rows, (3, nh, length, hs), [2, 0, length - 3], 3, hs**-0.5)
-    check(kernel, rows, (2, nh, length, hs), [1, length - 8], 8, hs**-0.5)
+    kernel, layout, nh, hs, length = built
+    check(kernel, layout, (3, nh, length, hs), [0, length - 1, 5], 1, hs**-0.5)
+    check(kernel, layout, (3, nh, length, hs), [2, 0, length - 3], 3, hs**-0.5)
+    check(kernel, layout, (2, nh, length, hs), [1, length - 8], 8, hs**-0.5)
 
 
 def test_chunks_of_any_length(built):
-    kernel, rows, nh, hs, length = built
+    kernel, layout, nh, hs, length = built
     for T in (2, 4, 5, 8, min(33, length), length):
         for filled in {0, (length - T) // 2, length - T}:
-            check(kernel, rows, (1, nh, length, hs), [filled], T, hs**-0.5)
+            check(kernel, layout, (1, nh, length, hs), [filled], T, hs**-0.5)
