@@ -91,4 +91,5 @@ def quantize_columns(weight: np.ndarray) -> np.ndarray:
 
 def to_bf16(weight: np.ndarray) -> np.ndarray:
     """Round float32 to bfloat16, to nearest even; a NaN stays one of the same sign."""
-    return weight.astype(ml_dtypes.bfloat16)
+    with np.errstate(invalid="ignore"):  # numpy warns of a signalling NaN, which becomes a quiet one
+        return weight.astype(ml_dtypes.bfloat16)

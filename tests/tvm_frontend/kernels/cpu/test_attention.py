@@ -3,6 +3,7 @@ import pytest
 import tvm
 
 from gpt.cli import UserError
+from tvm_frontend.kernels.cpu import reference
 from tvm_frontend.kernels.cpu.attention import causal_attention
 from tvm_frontend.kernels.cpu.formats import FP32, attention_format
 from tvm_frontend.kernels.cpu.math import LOG2_E
@@ -10,21 +11,11 @@ from tvm_frontend.kernels.cpu.register_tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
 
 
-def to_bf16(x):
-    bits = x.view("uint32")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).view("float32")
-
-
 def attend(qkv, nh, scale):
-    """In float64: qkv [B, T, 3C] to [B, T, C]."""
-    B, T, width = qkv.shape
-    q, k, v = (
-        part.reshape(B, T, nh, width // 3 // nh).swapaxes(1, 2) for part in np.split(qkv.astype("float64"), 3, -1)
-    )  # [B, nh, T, hs]
-    scores = scale * q @ k.swapaxes(2, 3) + np.triu(np.full((T, T), -np.inf), 1)  # [B, nh, T, T]
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    mixed = weights / weights.sum(-1, keepdims=True) @ v  # [B, nh, T, hs]
-    return mixed.swapaxes(1, 2).reshape(B, T, width // 3), np.abs(np.where(np.isfinite(scores), scores, 0)).max()
+    """The reference in float64, [B, T, C], and the largest |score|, by which its rounding grows."""
+    q, k, _ = reference.heads_of(qkv.astype("float64"), nh)
+    scores = np.tril(scale * q @ k.swapaxes(2, 3))  # [B, nh, T, T]
+    return reference.causal_attention(qkv, nh, scale), np.abs(scores).max()
 
 
 def random_qkv(B, T, C, size=1.0):
@@ -116,7 +107,7 @@ def test_products_in_bf16_are_off_by_the_rounding_of_the_weights(with_bf16, nh, 
         qkv = random_qkv(B, T, C)
         # The kernel scales queries first, so they are rounded to the same numbers.
         factor = np.float32(hs**-0.5 * LOG2_E)
-        rounded = to_bf16(np.concatenate([qkv[..., :C] * factor, qkv[..., C:]], -1))
+        rounded = reference.to_bf16(np.concatenate([qkv[..., :C] * factor, qkv[..., C:]], -1))
         expected, largest_score = attend(rounded, nh, 1 / LOG2_E)
         out = tvm.runtime.tensor(np.full((B, T, C), np.nan, "float32"))
         library["run"](tvm.runtime.tensor(qkv), out)

@@ -8,14 +8,13 @@ import pytest
 import tvm
 
 from gpt.cli import UserError
-from tvm_frontend.kernels.cpu import CpuKernels
+from tvm_frontend.kernels.cpu import CpuKernels, reference
 from tvm_frontend.kernels.cpu.attention import causal_attention
 from tvm_frontend.kernels.cpu.cached_attention import cached_attention
 from tvm_frontend.kernels.cpu.formats import VEC_LANES, attention_format, gemm_format
 from tvm_frontend.kernels.cpu.kv_layout import kv_layout
 from tvm_frontend.kernels.cpu.layer_norm import layer_norm
 from tvm_frontend.kernels.cpu.linear import linear
-from tvm_frontend.kernels.cpu.packing import GROUP_SIZE
 from tvm_frontend.kernels.cpu.register_tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
 
@@ -40,56 +39,6 @@ def compiled(target, precision, K, N):
     return tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
 
 
-def to_bf16(x):
-    bits = x.astype("float32").view("uint32").astype("uint64")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype("uint32").view("float32").astype("float64")
-
-
-def to_int8(x, axis):
-    """The whole numbers and their scales, in float64."""
-    largest = np.abs(x).max(axis, keepdims=True)
-    if axis == -1:  # as the kernel does it, in float32
-        numbers = np.rint(x * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
-    else:
-        scales = largest / np.float32(127)
-        numbers = np.rint(x / np.where(scales == 0, np.float32(1), scales))
-    return numbers.astype("float64"), largest.astype("float64") / 127
-
-
-def product(x, w, precision):
-    """In float64, of the rounded values."""
-    if precision == "bf16":
-        return to_bf16(x) @ to_bf16(w)
-    if precision == "int4":
-        return by_groups(x) @ by_groups_of_4_bits(w)
-    (rows, row_scales), (columns, column_scales) = to_int8(x, -1), to_int8(w, 0)
-    return rows @ columns * row_scales * column_scales
-
-
-def groups_of(x, axis):
-    """Its groups of 32 along an axis, which is the last but one then and the group's values the last, with zeros."""
-    x = np.moveaxis(x, axis, -1)
-    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % GROUP_SIZE), "float32")], axis=-1)
-    return x.reshape(*x.shape[:-1], -1, GROUP_SIZE)
-
-
-def by_groups(x):
-    """What a row of x [B, T, K] counts as in int4: int8 by groups."""
-    groups = groups_of(x, -1)
-    numbers, scales = to_int8(groups, -1)
-    return (numbers * scales).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-
-
-def by_groups_of_4_bits(w):
-    """What a weight [K, N] counts as: the largest of a group is -8 of its scales, which are bfloat16."""
-    groups = groups_of(w, 0)
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
-    scales = to_bf16(largest / np.float32(-8)).astype("float32")
-    inverse = np.float32(1) / np.where(scales == 0, np.float32(1), scales)
-    numbers = np.clip(np.rint(groups * inverse), -8, 7)
-    return (numbers.astype("float64") * scales).reshape(w.shape[1], -1)[:, : len(w)].T
-
-
 def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
 
@@ -105,7 +54,7 @@ def test_only_the_inputs_are_rounded(target, precision, K, N):
         out = tvm.runtime.tensor(np.full((B, T, N), np.nan, "float32"))
         run(*map(tvm.runtime.tensor, (x, fmt.pack(w, tile), fmt.epilogue_params(w, bias), addend)), out)
         sizes = np.abs(x.astype("float64")) @ np.abs(w) + np.abs(bias) + np.abs(addend)
-        error = np.abs(out.numpy() - (product(x, w, precision) + bias + addend))
+        error = np.abs(out.numpy() - reference.linear(x, w, bias, precision=precision, residual=addend))
         assert (error <= (K + 8) * 2.0**-23 * sizes).all(), (B, T, error.max())
 
 

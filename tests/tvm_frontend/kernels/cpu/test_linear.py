@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
+from tvm_frontend.kernels.cpu import reference
 from tvm_frontend.kernels.cpu.formats import gemm_format
 from tvm_frontend.kernels.cpu.linear import L2_BLOCK_BYTES, MC, linear
 from tvm_frontend.kernels.cpu.register_tile import Tile
@@ -14,16 +14,6 @@ ROUNDING = 2.0**-24  # of a float32, relative
 
 def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
-
-
-def activate(x, name):
-    """In float64."""
-    if name is None:
-        return x
-    if name == "relu":
-        return np.maximum(x, 0)
-    approximate = {"gelu": "none", "gelu_tanh": "tanh"}[name]
-    return torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +31,7 @@ def check(build, tile, fp32, shapes, K, N, activation, residual):
             x, fp32.pack(w, tile), fp32.epilogue_params(w, bias), *([addend] if residual else []), shape=(B, T, N)
         )
         x64, w64 = x.astype("float64"), w.astype("float64")
-        expected = activate(x64 @ w64 + bias, activation) + (addend if residual else 0)
+        expected = reference.linear(x, w, bias, activation=activation, residual=addend if residual else None)
         # Higham, Accuracy and Stability, section 3.1; GELU's slope is at most 1.13, its own error 2e-7 · max(1, |x|).
         sizes = np.abs(x64) @ np.abs(w64) + np.abs(bias)
         bound = 1.13 * (K + 2) * ROUNDING * sizes + 2e-7 * np.maximum(1, sizes) + ROUNDING * np.abs(expected)
