@@ -2,27 +2,27 @@
 
 out [M, N] = epilogue(x [M, K] · W [K, N]), M = B * T rows. The loops, outermost first:
 
-    loop        over                step            keeps
-    5  block    rows of x, M        >= 2 MC rows    the x block, L2_BLOCK_BYTES = 768 KiB, in L2 for all panels
-    4  panel    columns of W, N     NR columns      one packed panel, 4 K NR bytes in fp32 (96 KiB at K = 768), in L2
-                                                    for the rows of the block; the next one is prefetched meanwhile
-    3  task     rows of the block   MC = 64 rows    the unit of parallel work: MC rows x one panel
-    2  tile     rows of the task    MR rows         MR rows of x, in L1 while k runs
-    1  k        K                   UNROLL_K steps  the MR x NR tile of accumulators in registers; in fp32 flushed
-                                                    every KC = 256 (`microkernel`)
+    loop       over               step            keeps
+    5  block   rows of x, M       >= 2 MC rows    in L2: the x block, L2_BLOCK_BYTES = 768 KiB, for all panels
+    4  panel   columns of W, N    NR columns      in L2: the packed panel, 96 KiB in fp32 at K = 768, for all rows of the
+                                                  block; the next panel is prefetched from memory meanwhile
+    3  task    rows of the block  MC = 64 rows    nothing: it is the unit of parallel work, MC rows x one panel
+    2  tile    rows of the task   MR rows         in L1: the MR cache lines of x in use, 16 steps of k in fp32 each
+    1  k       K                  UNROLL_K steps  in registers: the MR x NR accumulators, over all of K; in fp32 they
+                                                  are flushed every KC = 256 products (`microkernel`)
 
-Loops 5, 4 and 3 are one parallel loop over tasks, in that order, so neighbouring tasks share a panel:
+Loops 5, 4 and 3 are one parallel loop over tasks, in that order:
 
-               panel 0   panel 1   panel 2                 x [M, K]: rows as they come    W packed: see `packing`
-              +- NR --+---------+---------+
-    block 0   | task 0 | task 2 | task 4  |  MC rows       task 0:  +------+  MR rows: tile 0
-              | task 1 | task 3 | task 5  |  MC rows                +------+  tile 1
-              +-------+---------+---------+                         |  …   |
-    block 1   | task 6 | task 8 | task 10 |                         +------+  tile MC/MR - 1
-              | …                         |
+                panel 0    panel 1    panel 2             x [M, K]: rows as they come, packed unless fp32
+              +-- NR --+----------+----------+            W: packed panels, see `packing`
+    block 0   | task 0 | task 2   | task 4   |  MC rows
+              | task 1 | task 3   | task 5   |  MC rows   task 0:  +--------+  MR rows: tile 0
+              +--------+----------+----------+                     +--------+  tile 1
+    block 1   | task 6 | task 8   | task 10  |  MC rows            |   …    |
+              | …      | …        | …        |                     +--------+  tile MC/MR - 1
 
 K is not blocked for a cache, unlike BLIS's loop over KC: accumulators never leave the registers before their sum is
-complete. x is not packed either: its MR rows are read by broadcasts, an element at a time.
+complete. x is not rearranged either: its MR rows are read by broadcasts, one element at a time.
 
 Bound by FMA throughput, 2 M K N flops, when M is large; by reading W once from memory when M is small.
 """

@@ -55,7 +55,7 @@ def test_numbers_are_rounded_to_nearest_ties_to_even(bf16_bits):
 
 
 def test_a_nan_stays_one(bf16_bits, target):
-    """The instruction keeps the sign and the upper bits. Without it any NaN is 0x7fc0: its sign would cost an operation."""
+    """The instruction keeps the sign and the upper bits. Without it any NaN is 0x7fc0: a sign would cost time."""
     bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC00000], np.uint32)
     found = [f"{value:04x}" for value in bf16_bits(bits.view(np.float32))]
     native = "avx512bf16" in target.features
