@@ -4,8 +4,8 @@ out [M, N] = epilogue(x [M, K] · W [K, N]), M = B * T rows. The loops, outermos
 
     loop       over               step            keeps
     5  block   rows of x, M       >= 2 MC rows    in L2: the x block, L2_BLOCK_BYTES = 768 KiB, for all panels
-    4  panel   columns of W, N    NR columns      in L2: the packed panel, 96 KiB in fp32 at K = 768, for all rows of the
-                                                  block; the next panel is prefetched from memory meanwhile
+    4  panel   columns of W, N    NR columns      in L2: the packed panel, 96 KiB in fp32 at K = 768, for the block's
+                                                  rows; the next panel is prefetched from memory meanwhile
     3  task    rows of the block  MC = 64 rows    nothing: it is the unit of parallel work, MC rows x one panel
     2  tile    rows of the task   MR rows         in L1: the MR cache lines of x in use, 16 steps of k in fp32 each
     1  k       K                  UNROLL_K steps  in registers: the MR x NR accumulators, over all of K; in fp32 they
@@ -13,13 +13,20 @@ out [M, N] = epilogue(x [M, K] · W [K, N]), M = B * T rows. The loops, outermos
 
 Loops 5, 4 and 3 are one parallel loop over tasks, in that order:
 
-                panel 0    panel 1    panel 2             x [M, K]: rows as they come, packed unless fp32
-              +-- NR --+----------+----------+            W: packed panels, see `packing`
-    block 0   | task 0 | task 2   | task 4   |  MC rows
-              | task 1 | task 3   | task 5   |  MC rows   task 0:  +--------+  MR rows: tile 0
-              +--------+----------+----------+                     +--------+  tile 1
-    block 1   | task 6 | task 8   | task 10  |  MC rows            |   …    |
-              | …      | …        | …        |                     +--------+  tile MC/MR - 1
+        out     panel 0    panel 1    panel 2
+              +-- NR --+----------+----------+
+    block 0   | task 0 | task 2   | task 4   |  MC rows   task 0:  +-- NR --+  MR rows: tile 0
+              | task 1 | task 3   | task 5   |  MC rows            +--------+  tile 1
+              +--------+----------+----------+                     |   …    |
+    block 1   | task 6 | task 8   | task 10  |  MC rows            +--------+  tile MC/MR - 1
+              | …      | …        | …        |
+
+W is packed at compile time so that loop 1 reads it in order (`packing` has the formats other than fp32):
+
+    W [K, N]    panel 0      panel 1         packed [N/NR, K, NR], in memory:
+       k = 0  |  a0 … a31 |  A0 … A31 |
+       k = 1  |  b0 … b31 |  B0 … B31 |      | a0 … a31 | b0 … b31 | … | A0 … A31 | B0 … B31 | …
+       …      |  …        |  …        |      |<-------- panel 0 ------>|<-------- panel 1 ------ …
 
 K is not blocked for a cache, unlike BLIS's loop over KC: accumulators never leave the registers before their sum is
 complete. x is not rearranged either: its MR rows are read by broadcasts, one element at a time.
@@ -47,7 +54,7 @@ from tvm_frontend.kernels.cpu.register_tile import Tile
 
 ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
 BF16_ACTIVATIONS = ACTIVATIONS | {"gelu_tanh": gelu_tanh_to_bf16, "gelu": gelu_exact_to_bf16}  # for a bf16 result
-MC = 64  # rows of x per task, at most; a task is MC rows x one panel
+MC = 64  # rows of x per task, at most, rounded down to whole tiles; a task is MC rows x one panel
 # L2-block size of x: a block is multiplied by every panel before the next block starts, so it has to stay in L2.
 L2_BLOCK_BYTES = 3 << 18
 
