@@ -162,16 +162,17 @@ class Probe:
 
     def _make_dot(self, precision: str, accumulators: int) -> Kernel:
         """As `_make_fma`, with what the target has for a word of bf16 or int8."""
-        from tvm_frontend.kernels.cpu.formats import arithmetic_of
+        from tvm_frontend.kernels.cpu.formats import gemm_format
+        from tvm_frontend.kernels.cpu.intrinsics import import_llvm
         from tvm_frontend.target import resolve_target
 
         target = resolve_target()
-        arithmetic, width = arithmetic_of(precision, target), target.vector_bits // 32
-        imports = {"pragma_import_llvm": arithmetic.llvm} if arithmetic.llvm else {}
-        names, sizes = {"dot": arithmetic.dot, "imports": imports}, {"total": arithmetic.total, "steps": FMA_STEPS}
+        fmt, width = gemm_format(precision, target), target.vector_bits // 32
+        imports = import_llvm(*fmt.intrinsics)
+        names, sizes = {"dot": fmt.dot, "imports": imports}, {"total": fmt.acc_dtype, "steps": FMA_STEPS}
         shapes = [(2, width), (self._threads, accumulators, width)]
-        call = self._compile(DOT_KERNEL, shapes, names, ("int32", arithmetic.total), **sizes)
-        return Kernel(2 * arithmetic.values * self._threads * accumulators * width * FMA_STEPS, call)
+        call = self._compile(DOT_KERNEL, shapes, names, ("int32", fmt.acc_dtype), **sizes)
+        return Kernel(2 * fmt.pack_factor * self._threads * accumulators * width * FMA_STEPS, call)
 
     def _compile(
         self,

@@ -228,7 +228,7 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
     def fail(*_):
         raise exception("stop")
 
-    monkeypatch.setattr("tvm_frontend.kernels.cpu.formats.Arithmetic.pack", fail)
+    monkeypatch.setattr("tvm_frontend.kernels.cpu.formats.GemmFormat.pack", fail)
     with pytest.raises(exception):
         compile_model(model)
     assert names(model.parent) == ["model.onnx"]

@@ -1,4 +1,4 @@
-"""Kernels for each kind of target: one family a file."""
+"""Hand-written kernels for each kind of target, one operator per file, and the precisions that they offer."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import tvm
 from tvm_frontend.target import CompileTarget
 from tvm_frontend.tvm_patches import patch_macro_lookup
 
-# What products are computed in, by kind of target; the first is what a target is compiled for by default.
+# The precisions of each kind of target, with the number formats of their products; the first is the default.
 CPU_PRECISIONS = {
     "fp32": "float32",
     "bf16": "weights and inputs of linear layers and the KV cache rounded to bfloat16, sums in float32; of attention "
@@ -32,42 +32,45 @@ patch_macro_lookup()  # before any kernel is parsed
 
 
 class Kernels(Protocol):
-    """What a target offers to the graph rewrites. None means: no kernel for this, leave it to TVM."""
+    """The kernels that a target offers to the graph rewrites. None: there is no such kernel, so TVM's rules apply."""
 
     def linear(
         self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False
     ) -> tvm.tirx.PrimFunc | None:
-        """activation(x · W + bias) [+ residual]; see `kernels.cpu.linear`.
+        """Return the kernel of activation(x · W + bias) [+ residual]; see `kernels.cpu.linear`.
 
-        narrow: all that reads it takes it in fewer bits, so it may be given so.
+        narrow: every consumer of the result reads it in 16 bits, so the kernel may emit it so.
         """
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        """Weight [K, N] in the layout that `linear` reads."""
+        """Return a weight [K, N] in the layout that `linear` reads."""
 
     def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Bias [N] and what else `linear` needs of each column."""
+        """Return the parameters of `linear`'s epilogue, per column: the bias [N], and scales where W is quantised."""
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc | None:
-        """Causal attention from fused QKV; see `kernels.cpu.attention`."""
+        """Return the kernel of causal attention on packed QKV; see `kernels.cpu.attention`."""
 
     def layer_norm(self, C: int, epsilon: float, *, narrow: bool = False) -> tvm.tirx.PrimFunc | None:
-        """LayerNorm over the last axis; see `kernels.cpu.layer_norm`. narrow: as in `linear`."""
+        """Return the kernel of LayerNorm over the last axis; see `kernels.cpu.layer_norm`. narrow: as in `linear`."""
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc | None:
-        """The same over a KV cache of `length` rows; see `kernels.cpu.cached_attention`.
+        """Return the kernel of causal attention over a KV cache of `length` rows; see `kernels.cpu.cached_attention`.
 
-        Its third argument, the keys, is of the dtype, and has rows of the size, that the cache is to be kept in.
+        The dtype and the row size of its third parameter, the keys, are those that the cache has to be allocated with.
         """
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc | None:
-        """Token plus position embedding; see `kernels.cpu.embedding`."""
+        """Return the kernel of token plus position embedding; see `kernels.cpu.embedding`.
+
+        behind: the tokens follow those in a KV cache, so positions begin at pos[b], a parameter, and not at 0.
+        """
 
 
 def kernels_for(target: CompileTarget, precision: str = "fp32") -> Kernels | None:
-    """The hand-written kernels of a target; None where there are none yet and TVM's own rules schedule everything.
+    """Return the hand-written kernels of a target, or None where there are none and TVM's rules schedule everything.
 
-    precision: of the products of linear layers, a name in PRECISIONS of the target's kind.
+    precision: the format of the products of linear layers, a name in PRECISIONS of the target's kind.
     """
     if target.kind == "llvm":
         from tvm_frontend.kernels.cpu import CpuKernels

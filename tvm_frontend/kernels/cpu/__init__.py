@@ -8,8 +8,8 @@ import tvm
 from tvm_frontend.kernels.cpu.attention import causal_attention
 from tvm_frontend.kernels.cpu.cached_attention import cached_attention
 from tvm_frontend.kernels.cpu.embedding import embedding
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, Arithmetic, arithmetic_of, arithmetic_of_attention
-from tvm_frontend.kernels.cpu.kv_layout import cache_rows
+from tvm_frontend.kernels.cpu.formats import VEC_LANES, GemmFormat, attention_format, gemm_format
+from tvm_frontend.kernels.cpu.kv_layout import kv_layout
 from tvm_frontend.kernels.cpu.layer_norm import layer_norm
 from tvm_frontend.kernels.cpu.linear import linear
 from tvm_frontend.kernels.cpu.register_tile import tile_for
@@ -21,9 +21,9 @@ class CpuKernels:
 
     def __init__(self, target: CompileTarget, precision: str = "fp32") -> None:
         self.tile = tile_for(target)
-        self.arithmetic = arithmetic_of(precision, target)
-        self.attention_arithmetic = arithmetic_of_attention(precision, target)
-        # A layer repeats the shapes of the one before it, and parsing a kernel takes some tenths of a second.
+        self.format = gemm_format(precision, target)
+        self.attention_format = attention_format(precision, target)
+        # Layers repeat the shapes of the layer before, and parsing a kernel takes some tenths of a second.
         self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
             cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
         )
@@ -31,30 +31,29 @@ class CpuKernels:
     def linear(
         self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False
     ) -> tvm.tirx.PrimFunc:
-        takes, gives = self._narrow(K) is not None, narrow and self._narrow(N) is not None
-        how = {"activation": activation, "residual": residual, "narrow_x": takes, "narrow_out": gives}
-        return self._linear(K, N, self.tile, self.arithmetic, **how)
+        bf16 = {"bf16_x": self._bf16(K) is not None, "bf16_out": narrow and self._bf16(N) is not None}
+        return self._linear(K, N, self.tile, self.format, activation=activation, residual=residual, **bf16)
 
     def pack_weight(self, weight: np.ndarray) -> np.ndarray:
-        return self.arithmetic.pack(weight, self.tile)
+        return self.format.pack(weight, self.tile)
 
     def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return self.arithmetic.table(weight, bias)
+        return self.format.epilogue_params(weight, bias)
 
     def causal_attention(self, nh: int, hs: int, scale: float) -> tvm.tirx.PrimFunc:
-        return self._attention(nh, hs, self.tile, scale, self.attention_arithmetic, self._narrow(hs))
+        return self._attention(nh, hs, self.tile, scale, self.attention_format, self._bf16(hs))
 
     def layer_norm(self, C: int, epsilon: float, *, narrow: bool = False) -> tvm.tirx.PrimFunc:
-        return self._layer_norm(C, self.tile.lanes, epsilon, self._narrow(C) if narrow else None)
+        return self._layer_norm(C, self.tile.lanes, epsilon, self._bf16(C) if narrow else None)
 
     def cached_attention(self, nh: int, hs: int, length: int, scale: float) -> tvm.tirx.PrimFunc:
-        rows = cache_rows(hs, self.arithmetic, self.tile)
-        return self._cached_attention(nh, length, self.tile, rows, scale, self._narrow(hs))
+        layout = kv_layout(hs, self.format, self.tile)
+        return self._cached_attention(nh, length, self.tile, layout, scale, self._bf16(hs))
 
     def embedding(self, V: int, block_size: int, C: int, *, behind: bool) -> tvm.tirx.PrimFunc:
         return self._embedding(V, block_size, C, self.tile.lanes, behind=behind)
 
-    def _narrow(self, width: int) -> Arithmetic | None:
-        """How rows of some width are rounded where they are made, for linear layers to read them so; None if not."""
-        whole = width % AT_ONCE == 0 and self.tile.columns % AT_ONCE == 0
-        return self.arithmetic if self.arithmetic.precision == "bf16" and whole else None
+    def _bf16(self, width: int) -> GemmFormat | None:
+        """Return the format in which a producer emits rows of this width for the next linear layer; None for fp32."""
+        whole = width % VEC_LANES == 0 and self.tile.nr % VEC_LANES == 0
+        return self.format if self.format.precision == "bf16" and whole else None

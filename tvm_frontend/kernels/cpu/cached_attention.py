@@ -1,8 +1,18 @@
-"""Causal self-attention over a preallocated KV cache, which it updates in place.
+"""Causal self-attention over a preallocated KV cache, to which it appends this step's keys and values in place.
 
-With one query or a few, a task is a head: bound by reading that head's keys and values once, which lie in a row each,
-so the lanes hold elements of a row. With more queries it is `attention`'s kernel, over the cache, or a copy of it in
-float32 where the cache has fewer bits.
+Up to DECODE_QUERIES new tokens, a task is one head, and each of its queries is a GEMV over the cache. What binds is
+reading that head's keys and values once, so the vector lanes hold consecutive elements of a cache row:
+
+    for each sequence and head, in parallel                          elements of hs across the lanes
+        for each new token t                                               | v0 v1 v2 … | v16 v17 … |
+            append k[t], v[t] to the cache                           key j   *  *  *       *   *
+            1  for each KEYS = 4 keys j <= pos + t                   q     | q0 q1 q2 … | q16 q17 … |
+                   scores[j] = k[j] · q                                     → horizontal_reduce
+            2  softmax: row_max, exp2, row_sum                       scores [length], keys across the lanes, in L1
+            3  for each key j:  out_acc += scores[j] * v[j]          out_acc [hs] in registers
+
+With more queries, prefill, it is `attention`'s kernel with the cache as keys and values; a cache of fewer bits is
+dequantised to float32 first.
 """
 
 from operator import add
@@ -10,143 +20,148 @@ from operator import add
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cpu.attention import block_of_queries
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, FP32, Arithmetic, row_of
-from tvm_frontend.kernels.cpu.kv_layout import CacheRows
+from tvm_frontend.kernels.cpu.attention import AttentionBuffers, QueryBlock, query_block_attention
+from tvm_frontend.kernels.cpu.formats import FP32, VEC_LANES, GemmFormat, activation_row
+from tvm_frontend.kernels.cpu.intrinsics import import_llvm
+from tvm_frontend.kernels.cpu.kv_layout import KvLayout
 from tvm_frontend.kernels.cpu.math import LOG2_E, exp2
-from tvm_frontend.kernels.cpu.register_tile import Tile, fold_lanes, span, spread
+from tvm_frontend.kernels.cpu.register_tile import Tile, broadcast, horizontal_reduce, vector_slice
 
-LOWEST = -3.4e38  # of float32, nearly
-FEW = 4  # queries up to which each reads the cache by itself
-KEYS = 4  # scored at a time, so that their sums do not wait for one another
+LOWEST = -3.4e38  # about -FLT_MAX
+DECODE_QUERIES = 4  # up to this many queries use the GEMV-style decode path
+KEYS = 4  # keys scored at a time, with independent accumulators
 
 
 def cached_attention(
-    nh: int, length: int, tile: Tile, rows: CacheRows, scale: float, narrow: Arithmetic | None = None
+    nh: int, length: int, tile: Tile, layout: KvLayout, scale: float, bf16_out: GemmFormat | None = None
 ) -> tvm.tirx.PrimFunc:
-    """Write k, v behind what the cache holds of each sequence, and attend to all of it, float32.
+    """Return the kernel that appends this step's k, v to the cache, then attends over all of it; sums are fp32.
 
-    Arguments: qkv [B, T, 3 · nh · hs], pos [B] int64 (rows filled of each sequence; pos + T ≤ length is not checked
-    here), keys and values [B, nh, length, rows.words] of rows.dtype, out [B, T, nh · hs]. Query t of b sees keys up to
-    pos[b] + t. narrow: as in `causal_attention`.
+    Its arguments: qkv [B, T, 3 · nh · hs], pos [B] int64 (rows already filled, per sequence; pos + T ≤ length is not
+    checked here), keys and values [B, nh, length, layout.elements] of layout.dtype, out [B, T, nh · hs]. Query t of b
+    sees keys up to pos[b] + t. bf16_out: as in `causal_attention`.
     """
-    hs, C, NQ = rows.hs, nh * rows.hs, tile.columns
-    LANES, VECTORS, WIDE, WORDS = rows.lanes, rows.vectors, tile.lanes, rows.words
-    FULL, WHOLE, REST = LANES * VECTORS, hs // LANES, hs % LANES  # FULL: hs, or somewhat more
-    NARROW, GIVEN_NARROW = rows.narrow is not None, narrow is not None
-    read, scale_of, put = rows.read, rows.scale_of, rows.put
-    OUT = row_of(C, narrow)
-    functions = rows.llvm or (narrow.llvm if narrow else "")
-    llvm = {"pragma_import_llvm": functions} if functions else {}
-    attend_block = block_of_queries(
+    hs, C, NQ = layout.hs, nh * layout.hs, tile.nr
+    LANES, VECTORS, SCORE_LANES, ELEMENTS = layout.lanes, layout.vectors, tile.lanes, layout.elements
+    PADDED, FULL, TAIL = LANES * VECTORS, hs // LANES, hs % LANES  # PADDED: hs in whole vectors
+    DEQUANTISES = layout.convert is not None
+    load, row_scale, store_row = layout.load, layout.scale, layout.store_row
+    OUT = activation_row(C, bf16_out)
+    llvm = import_llvm(*layout.intrinsics, *(bf16_out.intrinsics if bf16_out else ()))
+    attend_block = query_block_attention(
         hs,
         tile,
         scale,
         FP32,
-        key=lambda keys, b, h, j, d: keys[b, h, j, d],
-        value=lambda values, b, h, j, d: values[b, h, j, d],
-        narrow=narrow,
+        load_key=lambda buffers, b, h, j, d: buffers.keys[b, h, j, d],
+        load_value=lambda buffers, b, h, j, d: buffers.values[b, h, j, d],
+        bf16_out=bf16_out,
     )
 
-    add_key, add_total, find_highest = fold_lanes(LANES, add), fold_lanes(WIDE, add), fold_lanes(WIDE, T.max)
+    add_lanes = horizontal_reduce(LANES, add)
+    add_scores, max_scores = horizontal_reduce(SCORE_LANES, add), horizontal_reduce(SCORE_LANES, T.max)
 
     @T.macro
-    def append(qkv, keys, values, b, h, t, row):
-        put(keys, b, h, row, qkv, t, C + h * hs)
-        put(values, b, h, row, qkv, t, 2 * C + h * hs)
+    def append(buffers, b, h, t, row):
+        store_row(buffers.keys, b, h, row, buffers.qkv, t, C + h * hs)
+        store_row(buffers.values, b, h, row, buffers.qkv, t, 2 * C + h * hs)
 
     @T.macro
-    def widen(wide, cache, b, h, count):
-        for row in range(count):
+    def dequantise(fp32, cache, b, h, rows):
+        for row in range(rows):
             for v in T.unroll(VECTORS):
-                wide[b, h, row, span(v * LANES, LANES)] = read(cache, b, h, row, v) * spread(
-                    scale_of(cache, b, h, row), LANES
+                fp32[b, h, row, vector_slice(v * LANES, LANES)] = load(cache, b, h, row, v) * broadcast(
+                    row_scale(cache, b, h, row), LANES
                 )
 
     @T.macro
-    def score(scores, q, keys, b, h, first_key, count):
+    def score_keys(scores, q, keys, b, h, first_key, count):
+        """scores[first_key : first_key + KEYS] = keys · q; beyond the last key, of `count`, it is repeated."""
         partial = T.alloc_buffer((KEYS, LANES), "float32")
         for i in T.unroll(KEYS):
             for lane in T.vectorized(LANES):
                 partial[i, lane] = T.float32(0)
         for v in T.unroll(VECTORS):
             for i in T.unroll(KEYS):
-                partial[i, span(0, LANES)] = (
-                    partial[i, span(0, LANES)]
-                    + read(keys, b, h, T.min(first_key + i, count - 1), v) * q[span(v * LANES, LANES)]
+                partial[i, vector_slice(0, LANES)] = (
+                    partial[i, vector_slice(0, LANES)]
+                    + load(keys, b, h, T.min(first_key + i, count - 1), v) * q[vector_slice(v * LANES, LANES)]
                 )
         for i in T.unroll(KEYS):
-            add_key(partial, i)
-            scores[first_key + i] = partial[i, 0] * scale_of(keys, b, h, T.min(first_key + i, count - 1))
+            add_lanes(partial, i)
+            scores[first_key + i] = partial[i, 0] * row_scale(keys, b, h, T.min(first_key + i, count - 1))
 
     @T.macro
-    def softmax(scores, highest, total, count):
-        # Beyond the last key, up to a whole register: weights of nothing.
-        for j in range((count + WIDE - 1) // WIDE * WIDE - count):
+    def softmax(scores, row_max, row_sum, count):
+        """scores = exp2(scores - row_max[0, 0]), over `count` keys; row_sum[0, 0] is their sum."""
+        # Pad the scores to a full vector with about -FLT_MAX: zero softmax weight.
+        for j in range((count + SCORE_LANES - 1) // SCORE_LANES * SCORE_LANES - count):
             scores[count + j] = T.float32(LOWEST)
-        for lane in T.vectorized(WIDE):
-            highest[0, lane] = T.float32(LOWEST)
-            total[0, lane] = T.float32(0)
-        for v in range((count + WIDE - 1) // WIDE):
-            for lane in T.vectorized(WIDE):
-                highest[0, lane] = T.max(highest[0, lane], scores[v * WIDE + lane])
-        find_highest(highest, 0)
-        for v in range((count + WIDE - 1) // WIDE):
-            for lane in T.vectorized(WIDE):
-                scores[v * WIDE + lane] = exp2(scores[v * WIDE + lane] - highest[0, 0])
-            for lane in T.vectorized(WIDE):
-                total[0, lane] = total[0, lane] + scores[v * WIDE + lane]
-        add_total(total, 0)
+        for lane in T.vectorized(SCORE_LANES):
+            row_max[0, lane] = T.float32(LOWEST)
+            row_sum[0, lane] = T.float32(0)
+        for v in range((count + SCORE_LANES - 1) // SCORE_LANES):
+            for lane in T.vectorized(SCORE_LANES):
+                row_max[0, lane] = T.max(row_max[0, lane], scores[v * SCORE_LANES + lane])
+        max_scores(row_max, 0)
+        for v in range((count + SCORE_LANES - 1) // SCORE_LANES):
+            for lane in T.vectorized(SCORE_LANES):
+                scores[v * SCORE_LANES + lane] = exp2(scores[v * SCORE_LANES + lane] - row_max[0, 0])
+            for lane in T.vectorized(SCORE_LANES):
+                row_sum[0, lane] = row_sum[0, lane] + scores[v * SCORE_LANES + lane]
+        add_scores(row_sum, 0)
 
     @T.macro
-    def put_words(out, mixed, total, b, h, t, part):
-        words = T.meta_var(AT_ONCE // 2)
-        out[b, t, T.ramp(h * (hs // 2) + part * words, 1, words)] = narrow.narrow(
-            mixed[T.ramp(part * AT_ONCE, 1, AT_ONCE)] / T.broadcast(total[0, 0], AT_ONCE)
+    def store_packed(out, out_acc, row_sum, b, h, t, part):
+        """VEC_LANES elements of query t as pairs of bf16."""
+        pairs = T.meta_var(VEC_LANES // 2)
+        out[b, t, T.ramp(h * (hs // 2) + part * pairs, 1, pairs)] = bf16_out.convert(
+            out_acc[T.ramp(part * VEC_LANES, 1, VEC_LANES)] / T.broadcast(row_sum[0, 0], VEC_LANES)
         )
 
     @T.macro
-    def attend_one(out, qkv, keys, values, b, h, t, count):
-        q = T.alloc_buffer((FULL,), "float32")
-        scores = T.alloc_buffer((length + max(KEYS, WIDE),), "float32")
-        highest = T.alloc_buffer((1, WIDE), "float32")
-        total = T.alloc_buffer((1, WIDE), "float32")
-        mixed = T.alloc_buffer((FULL,), "float32")
+    def decode(buffers, b, h, t, count):
+        """out[b, t, h] = attention of query t over the first `count` keys of the cache."""
+        q = T.alloc_buffer((PADDED,), "float32")
+        scores = T.alloc_buffer((length + max(KEYS, SCORE_LANES),), "float32")
+        row_max = T.alloc_buffer((1, SCORE_LANES), "float32")
+        row_sum = T.alloc_buffer((1, SCORE_LANES), "float32")
+        out_acc = T.alloc_buffer((PADDED,), "float32")
         for v in T.unroll(VECTORS):
             for lane in T.vectorized(LANES):
                 q[v * LANES + lane] = T.float32(0)
-                mixed[v * LANES + lane] = T.float32(0)
-        for v in T.unroll(WHOLE):
+                out_acc[v * LANES + lane] = T.float32(0)
+        for v in T.unroll(FULL):
             for lane in T.vectorized(LANES):
-                q[v * LANES + lane] = qkv[b, t, h * hs + v * LANES + lane] * T.float32(scale * LOG2_E)
-        for d in range(REST):
-            q[WHOLE * LANES + d] = qkv[b, t, h * hs + WHOLE * LANES + d] * T.float32(scale * LOG2_E)
-        for block in range((count + KEYS - 1) // KEYS):
-            score(scores, q, keys, b, h, block * KEYS, count)
-        softmax(scores, highest, total, count)
+                q[v * LANES + lane] = buffers.qkv[b, t, h * hs + v * LANES + lane] * T.float32(scale * LOG2_E)
+        for d in range(TAIL):
+            q[FULL * LANES + d] = buffers.qkv[b, t, h * hs + FULL * LANES + d] * T.float32(scale * LOG2_E)
+        for tile_of_keys in range((count + KEYS - 1) // KEYS):
+            score_keys(scores, q, buffers.keys, b, h, tile_of_keys * KEYS, count)
+        softmax(scores, row_max, row_sum, count)
         for j in range(count):
             for v in T.unroll(VECTORS):
-                mixed[span(v * LANES, LANES)] = mixed[span(v * LANES, LANES)] + spread(
-                    scores[j] * scale_of(values, b, h, j), LANES
-                ) * read(values, b, h, j, v)
-        if GIVEN_NARROW:
-            for part in T.unroll(hs // AT_ONCE):
-                put_words(out, mixed, total, b, h, t, part)
+                out_acc[vector_slice(v * LANES, LANES)] = out_acc[vector_slice(v * LANES, LANES)] + broadcast(
+                    scores[j] * row_scale(buffers.values, b, h, j), LANES
+                ) * load(buffers.values, b, h, j, v)
+        if bf16_out is not None:
+            for part in T.unroll(hs // VEC_LANES):
+                store_packed(buffers.out, out_acc, row_sum, b, h, t, part)
         else:
-            for v in T.unroll(WHOLE):
+            for v in T.unroll(FULL):
                 for lane in T.vectorized(LANES):
-                    out[b, t, h * hs + v * LANES + lane] = mixed[v * LANES + lane] / total[0, 0]
-            for d in range(REST):
-                out[b, t, h * hs + WHOLE * LANES + d] = mixed[WHOLE * LANES + d] / total[0, 0]
+                    buffers.out[b, t, h * hs + v * LANES + lane] = out_acc[v * LANES + lane] / row_sum[0, 0]
+            for d in range(TAIL):
+                buffers.out[b, t, h * hs + FULL * LANES + d] = out_acc[FULL * LANES + d] / row_sum[0, 0]
 
     @T.macro
-    def attend_blocks(out, qkv, keys, values, pos, B, S):
+    def prefill(buffers, pos, B, S):
         blocks = T.meta_var((S + NQ - 1) // NQ)
         for task in T.parallel(B * nh * blocks):
             b = T.meta_var(task // (nh * blocks))
             h = T.meta_var(task // blocks % nh)
-            scores = T.alloc_buffer((length + tile.rows, NQ), "float32")
-            attend_block(out, scores, qkv, keys, values, b, h, task % blocks * NQ, S, pos[b])
+            scores = T.alloc_buffer((length + tile.mr, NQ), "float32")
+            attend_block(buffers, scores, QueryBlock(b, h, task % blocks * NQ, S, pos[b]))
 
     @T.prim_func(s_tir=True, private=True)
     def attend(
@@ -156,27 +171,28 @@ def cached_attention(
         B, S = T.int64(), T.int64()
         qkv = T.match_buffer(qkv_handle, (B, S, 3 * C), "float32")
         pos = T.match_buffer(pos_handle, (B,), "int64")
-        keys = T.match_buffer(k_handle, (B, nh, length, WORDS), rows.dtype)
-        values = T.match_buffer(v_handle, (B, nh, length, WORDS), rows.dtype)
-        out_btc = T.match_buffer(out_handle, (B, S, C), OUT[0])
-        out = T.decl_buffer((B, S, OUT[2]), OUT[1], data=out_btc.data)
-        if S <= FEW:
+        keys = T.match_buffer(k_handle, (B, nh, length, ELEMENTS), layout.dtype)
+        values = T.match_buffer(v_handle, (B, nh, length, ELEMENTS), layout.dtype)
+        out_btc = T.match_buffer(out_handle, (B, S, C), OUT.dtype)
+        out = T.decl_buffer((B, S, OUT.elements), OUT.storage_dtype, data=out_btc.data)
+        buffers = T.meta_var(AttentionBuffers(qkv, out, keys, values))
+        if S <= DECODE_QUERIES:
             for head in T.parallel(B * nh, annotations=llvm):
                 for t in range(S):
-                    append(qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t)
-                    attend_one(out, qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t + 1)
+                    append(buffers, head // nh, head % nh, t, pos[head // nh] + t)
+                    decode(buffers, head // nh, head % nh, t, pos[head // nh] + t + 1)
         else:
             for head in T.parallel(B * nh):
                 for t in range(S):
-                    append(qkv, keys, values, head // nh, head % nh, t, pos[head // nh] + t)
-            if NARROW:
-                wide_keys = T.alloc_buffer((B, nh, length, FULL), "float32")
-                wide_values = T.alloc_buffer((B, nh, length, FULL), "float32")
+                    append(buffers, head // nh, head % nh, t, pos[head // nh] + t)
+            if DEQUANTISES:
+                fp32_keys = T.alloc_buffer((B, nh, length, PADDED), "float32")
+                fp32_values = T.alloc_buffer((B, nh, length, PADDED), "float32")
                 for head in T.parallel(B * nh):
-                    widen(wide_keys, keys, head // nh, head % nh, pos[head // nh] + S)
-                    widen(wide_values, values, head // nh, head % nh, pos[head // nh] + S)
-                attend_blocks(out, qkv, wide_keys, wide_values, pos, B, S)
+                    dequantise(fp32_keys, keys, head // nh, head % nh, pos[head // nh] + S)
+                    dequantise(fp32_values, values, head // nh, head % nh, pos[head // nh] + S)
+                prefill(AttentionBuffers(qkv, out, fp32_keys, fp32_values), pos, B, S)
             else:
-                attend_blocks(out, qkv, keys, values, pos, B, S)
+                prefill(buffers, pos, B, S)
 
     return attend

@@ -1,24 +1,31 @@
-"""Token and position embedding in one pass. Bound by writing the activations once."""
+"""Token plus position embedding in one pass. Bound by writing the activations once.
+
+for each row of B * T, in parallel
+    for each vector of C:  out = tokens + positions
+"""
 
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cpu.register_tile import divisor
+from tvm_frontend.kernels.cpu.register_tile import pow2_divisor
 
 
 def embedding(V: int, block_size: int, C: int, lanes: int, *, behind: bool) -> tvm.tirx.PrimFunc:
-    """out[b, t] = tokens[ids[b, t]] + positions[t], float32; with `behind`, positions[pos[b] + t].
+    """Return the kernel of out[b, t] = tokens[ids[b, t]] + positions[t], float32; `behind`: positions[pos[b] + t].
 
-    Arguments: tokens [V, C], ids [B, T] int64, positions [block_size, C], pos [B] int64 if `behind`, out [B, T, C].
-    Neither ids nor positions are checked here: whoever calls the library does (`tvm_frontend.runtime.session`).
+    Its arguments: tokens [V, C], ids [B, T] int64, positions [block_size, C], pos [B] int64 if `behind` (the tokens
+    that are in the KV cache already), out [B, T, C]. Neither ids nor pos are checked here: the caller of the library
+    does (`tvm_frontend.runtime.session`).
     """
-    LANES = divisor(C, lanes)
+    LANES = pow2_divisor(C, lanes)
 
     @T.macro
-    def add_rows(tokens, ids, positions, out, b, t, place):
+    def add_rows(tokens, ids, positions, out, b, t, position):
         for v in range(C // LANES):
             for lane in T.vectorized(LANES):
-                out[b, t, v * LANES + lane] = tokens[ids[b, t], v * LANES + lane] + positions[place, v * LANES + lane]
+                out[b, t, v * LANES + lane] = (
+                    tokens[ids[b, t], v * LANES + lane] + positions[position, v * LANES + lane]
+                )
 
     if behind:
 
@@ -35,7 +42,7 @@ def embedding(V: int, block_size: int, C: int, lanes: int, *, behind: bool) -> t
             ids_bt = T.match_buffer(ids, (B, S), "int64")
             pos_b = T.match_buffer(pos, (B,), "int64")
             out_btc = T.match_buffer(out, (B, S, C), "float32")
-            if B * S == 1:  # one row is done before another thread is awake
+            if B * S == 1:  # a single row is done before another thread is awake
                 add_rows(tokens, ids_bt, positions, out_btc, T.int64(0), T.int64(0), pos_b[0])
             else:
                 for row in T.parallel(B * S):

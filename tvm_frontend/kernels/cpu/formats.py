@@ -1,125 +1,175 @@
-"""How a linear layer multiplies: what a word of packed weights holds, and what one step adds up of it.
+"""GEMM formats: the packed element, accumulator and dot product of each precision, on one CPU.
 
-A word is one float32, two bfloat16, four int8 or eight int4, so that a step takes a word of x and a register of words
-of the weight, whatever the precision. TVM sees the narrow ones as int32: the instructions for them are called by name.
+A storage element is 32 bits whatever the precision: one fp32, two bf16, four int8 or eight int4. So every precision
+has the same loops: a step of k takes one storage element of a row of x, broadcast, and a vector of them of W.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from tvm.ir import Expr
 
 from tvm_frontend.kernels.cpu.intrinsics import (
     DOT_BF16,
     DOT_INT4,
     DOT_INT8,
-    PAIR_BF16,
+    PACK_BF16_PAIRS,
     TO_BF16,
-    TO_BF16_INSTRUCTION,
-    TO_BYTES,
-    add_product,
-    calling,
-    calling_on,
+    TO_BF16_AVX512,
+    TO_INT8,
+    Convert,
+    Dot,
+    Intrinsic,
+    call_dot,
     dot_bf16,
     dot_int4,
     dot_int8,
+    fma,
+    to_bf16,
     to_signed,
+    to_unsigned,
 )
-from tvm_frontend.kernels.cpu.packing import GROUP, pack_groups, pack_panels, scales_of, to_bf16, to_int8, words_of
+from tvm_frontend.kernels.cpu.packing import (
+    GROUP_SIZE,
+    column_scales,
+    pack_elements,
+    pack_groups,
+    pack_panels,
+    quantize_columns,
+)
+from tvm_frontend.kernels.cpu.packing import to_bf16 as bf16_of
 from tvm_frontend.kernels.cpu.register_tile import Tile
 from tvm_frontend.target import CompileTarget
 
-AT_ONCE = 16  # float32 of a row that become words together
+VEC_LANES = 16  # fp32 elements converted per vector operation
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """One precision on one CPU.
-
-    values: of x in a word. word, total: dtypes of words and of their sums. dot: (sums, a word of x, words of the
-    weight) → sums, on registers. narrow: makes words of AT_ONCE float32 of x; None if words are float32. scaled:
-    whether x and the weight are whole numbers and have scales. grouped: whether each GROUP of values has its own, and
-    not the whole row or column. llvm: the functions that `dot` and `narrow` call.
-    """
+class GemmFormat:
+    """The traits of one precision on one CPU, from which `linear` and its micro-kernel are generated."""
 
     precision: str
-    values: int
-    word: str
-    total: str
-    dot: Callable[[Expr, Expr, Expr], Expr]
-    narrow: Callable[[Expr], Expr] | None
-    scaled: bool
-    grouped: bool
-    llvm: str
+    pack_factor: int  # elements of x per storage element
+    storage_dtype: str  # "float32", or "int32" for packed elements
+    acc_dtype: str  # of the accumulators: "int32" for int8, else "float32"
+    dot: Dot  # one step of k, on vector registers
+    convert: Convert | None  # VEC_LANES fp32 (divided by their scale if `quantized`) → packed; None: stored as they are
+    quantized: bool  # x and W are integers with scales: int8, int4
+    groupwise: bool  # one scale per GROUP_SIZE elements of k, not per row of x and column of W: int4
+    intrinsics: tuple[Intrinsic, ...]  # LLVM functions that `dot` and `convert` call
 
-    def words(self, K: int) -> int:
-        """Words of a row of K values of x; a narrowed row is filled up with zeros."""
-        unit = GROUP if self.grouped else AT_ONCE
-        return -(-K // unit) * unit // self.values if self.narrow else K
+    def row_elements(self, K: int) -> int:
+        """Return the storage elements of a row of x with K elements; a converted row is padded with zeros."""
+        unit = GROUP_SIZE if self.groupwise else VEC_LANES
+        return -(-K // unit) * unit // self.pack_factor if self.convert else K
 
     def pack(self, weight: np.ndarray, tile: Tile) -> np.ndarray:
-        """Weight float32 [K, N] as panels of words: what the inner loop reads, in order, with zeros at the end.
+        """Quantise and pack a weight, float32 [K, N], in panels of tile.nr columns: see `packing` for the layout.
 
-        [ceil(N / columns), words(K), columns] with consecutive k in a word, the first in its lowest bits. Grouped:
-        [ceil(N / columns), groups, group_words(tile)], see `pack_groups`.
+        [ceil(N / NR), row_elements(K), NR], or group-wise [ceil(N / NR), groups, group_elements(tile)].
         """
-        if self.grouped:
+        if self.groupwise:
             return pack_groups(weight, tile)
-        return pack_panels(self._words_of(weight), tile)
+        if self.convert is None:
+            return pack_panels(weight, tile)
+        elements = quantize_columns(weight) if self.quantized else bf16_of(weight).view(np.uint16)
+        return pack_panels(pack_elements(elements, self.row_elements(len(weight)), self.pack_factor), tile)
 
-    def _words_of(self, weight: np.ndarray) -> np.ndarray:
-        if self.narrow is None:
-            return weight
-        rounded = to_int8(weight) if self.scaled else to_bf16(weight)
-        return words_of(rounded, self.words(len(weight)), self.values)
+    def epilogue_params(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Return what the epilogue reads of each column, float32 [epilogue_rows, N].
 
-    def table(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """What a finished sum needs, float32 [rows, N]: the bias; in int8, also the scales of the columns.
-
-        And a third row then, whose bits are int32: what to add because the bytes of x count from -128.
+        Row 0 is the bias. In int8, row 1 has the columns' scales, and row 2 the bits of int32 zero-point corrections,
+        -128 * sum_k W[k, n]: x is stored unsigned, with the zero point 128, for vpdpbusd.
         """
-        if self.table_rows == 1:
+        if self.epilogue_rows == 1:
             return bias[None]
-        correction = -128 * to_int8(weight).sum(0, dtype=np.int32)
-        return np.stack([bias, scales_of(weight), correction.view(np.float32)])
+        correction = -128 * quantize_columns(weight).sum(0, dtype=np.int32)
+        return np.stack([bias, column_scales(weight), correction.view(np.float32)])
 
     @property
-    def table_rows(self) -> int:
-        """Of `table`."""
-        return 3 if self.scaled and not self.grouped else 1
+    def epilogue_rows(self) -> int:
+        """Return the rows of `epilogue_params`: 3 for int8, else 1."""
+        return 3 if self.quantized and not self.groupwise else 1
 
 
-def arithmetic_of(precision: str, target: CompileTarget) -> Arithmetic:
-    """fp32, bf16, int8 or int4, by the instructions that the target has, or else by those for float32 and int32."""
+class ActivationRow(NamedTuple):
+    """How a row of activations lies in memory between two kernels."""
+
+    dtype: str  # of its elements: "float32" or "bfloat16"
+    storage_dtype: str  # as kernels read and write it: bfloat16 in pairs, as int32
+    elements: int  # storage elements per row
+
+
+def gemm_format(precision: str, target: CompileTarget) -> GemmFormat:
+    """Return the format of fp32, bf16, int8 or int4, with the target's dot-product instruction where it has one."""
     if precision == "fp32":
         return FP32
     if precision == "bf16":
-        has = _has_bf16(target)
-        dot = calling("dot_bf16") if has else dot_bf16
-        llvm = TO_BF16_INSTRUCTION + PAIR_BF16 + DOT_BF16 if has else TO_BF16
-        return Arithmetic("bf16", 2, "int32", "float32", dot, calling_on("int32x8", "to_bf16"), False, False, llvm)
-    has = target.vector_bits == 512 and "avx512vnni" in target.features
+        native = _has_bf16(target)
+        return GemmFormat(
+            "bf16",
+            pack_factor=2,
+            storage_dtype="int32",
+            acc_dtype="float32",
+            dot=call_dot("dot_bf16") if native else dot_bf16,
+            convert=to_bf16,
+            quantized=False,
+            groupwise=False,
+            intrinsics=(TO_BF16_AVX512, PACK_BF16_PAIRS, DOT_BF16) if native else (TO_BF16,),
+        )
+    native = target.vector_bits == 512 and "avx512vnni" in target.features
     if precision == "int8":
-        dot, llvm = (calling("dot_int8"), DOT_INT8) if has else (dot_int8, "")
-        narrow = calling_on("int32x4", "to_unsigned")
-        return Arithmetic("int8", 4, "int32", "int32", dot, narrow, True, False, TO_BYTES + llvm)
-    dot, llvm = (calling("dot_int4"), DOT_INT4) if has else (dot_int4, "")
-    return Arithmetic("int4", 4, "int32", "float32", dot, to_signed, True, True, TO_BYTES + llvm)
+        return GemmFormat(
+            "int8",
+            pack_factor=4,
+            storage_dtype="int32",
+            acc_dtype="int32",
+            dot=call_dot("dot_int8") if native else dot_int8,
+            convert=to_unsigned,
+            quantized=True,
+            groupwise=False,
+            intrinsics=(TO_INT8, DOT_INT8) if native else (TO_INT8,),
+        )
+    return GemmFormat(
+        "int4",
+        pack_factor=4,
+        storage_dtype="int32",
+        acc_dtype="float32",
+        dot=call_dot("dot_int4") if native else dot_int4,
+        convert=to_signed,
+        quantized=True,
+        groupwise=True,
+        intrinsics=(TO_INT8, DOT_INT4) if native else (TO_INT8,),
+    )
 
 
-def arithmetic_of_attention(precision: str, target: CompileTarget) -> Arithmetic:
-    """bf16 beside linear layers of bf16 or less, if the target has instructions for it; else fp32, then the faster."""
-    return arithmetic_of("bf16", target) if precision != "fp32" and _has_bf16(target) else FP32
+def attention_format(precision: str, target: CompileTarget) -> GemmFormat:
+    """Return the format of attention's products beside linear layers of a precision.
+
+    bf16 where those use 16 bits or fewer and the CPU has AVX512-BF16; otherwise fp32, which beats emulation.
+    """
+    return gemm_format("bf16", target) if precision != "fp32" and _has_bf16(target) else FP32
 
 
-def row_of(width: int, narrow: Arithmetic | None) -> tuple[str, str, int]:
-    """Of what passes between kernels, bfloat16 if narrowed: its dtype, that of a word, and how many words a row has."""
-    return ("bfloat16", narrow.word, narrow.words(width)) if narrow else ("float32", "float32", width)
+def activation_row(width: int, bf16: GemmFormat | None) -> ActivationRow:
+    """Return the layout of a row of `width` activations: bfloat16 if the format bf16 is given, else float32."""
+    if bf16 is None:
+        return ActivationRow("float32", "float32", width)
+    return ActivationRow("bfloat16", bf16.storage_dtype, bf16.row_elements(width))
 
 
 def _has_bf16(target: CompileTarget) -> bool:
     return target.vector_bits == 512 and "avx512bf16" in target.features
 
 
-FP32 = Arithmetic("fp32", 1, "float32", "float32", add_product, None, False, False, "")
+FP32 = GemmFormat(
+    "fp32",
+    pack_factor=1,
+    storage_dtype="float32",
+    acc_dtype="float32",
+    dot=fma,
+    convert=None,
+    quantized=False,
+    groupwise=False,
+    intrinsics=(),
+)

@@ -1,4 +1,11 @@
-"""How the KV cache keeps a head's key or value of one token: a row of words, in fewer bits where the products are."""
+"""The layout of the KV cache: a row of storage elements per head and token, in fewer bits where the products are.
+
+cache [B, nh, length, elements], one row of hs values, padded with zeros to whole vectors of VEC_LANES unless fp32:
+
+    fp32   | v0 | v1 | v2 | …                              hs float32
+    bf16   | v1 v0 | v3 v2 | …                             two per int32, the first in the lower half
+    int8   | v3 v2 v1 v0 | v7 v6 v5 v4 | … | scale |       four per int32; the row's scale, absmax / 127, as bits
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,106 +13,101 @@ from dataclasses import dataclass
 from tvm.ir import Expr
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, Arithmetic
-from tvm_frontend.kernels.cpu.intrinsics import to_signed
-from tvm_frontend.kernels.cpu.quantize_rows import SMALLEST, fill, note_largest
-from tvm_frontend.kernels.cpu.register_tile import Tile, divisor, fold_lanes, span
+from tvm_frontend.kernels.cpu.formats import VEC_LANES, GemmFormat
+from tvm_frontend.kernels.cpu.intrinsics import Convert, Intrinsic, to_signed
+from tvm_frontend.kernels.cpu.quantize_rows import MIN_ABSMAX_BITS, fill, update_absmax
+from tvm_frontend.kernels.cpu.register_tile import Tile, horizontal_reduce, pow2_divisor, vector_slice
 
 
 @dataclass(frozen=True)
-class CacheRows:
-    """Rows of `hs` values: float32, bfloat16, or int8 behind which stands their scale, the bits of a float32.
+class KvLayout:
+    """How the key or value of one head and token is stored, loaded and dequantised."""
 
-    dtype, words: of a row in memory; two bfloat16 or four int8 are an int32, and a row is filled up with zeros. lanes,
-    vectors: as it is read, lanes · vectors ≥ hs. narrow: makes words of AT_ONCE float32; None if words are float32.
-    scaled: whether there is a scale. llvm: the functions that `narrow` calls.
-    """
+    hs: int  # head size
+    dtype: str  # of a storage element: "float32" or "int32"
+    elements: int  # storage elements per row
+    lanes: int  # float32 elements per vector as a row is loaded
+    vectors: int  # vectors per row: lanes * vectors >= hs
+    convert: Convert | None  # VEC_LANES float32 (divided by their scale if `quantized`) → packed; None for fp32
+    quantized: bool  # int8 with a scale per row
+    intrinsics: tuple[Intrinsic, ...]  # LLVM functions that `convert` calls
 
-    hs: int
-    dtype: str
-    words: int
-    lanes: int
-    vectors: int
-    narrow: Callable[[Expr], Expr] | None
-    scaled: bool
-    llvm: str
+    def load(self, cache: T.Buffer, b: Expr, h: Expr, row: Expr, v: int) -> Expr:
+        """Return vector v of a row as float32, still to be multiplied by `scale`."""
+        stored = self.lanes if self.convert is None else self._vector_elements
+        packed = cache[b, h, row, vector_slice(v * stored, stored)]
+        if self.convert is None:
+            return packed
+        if self.quantized:
+            return T.Cast(f"float32x{VEC_LANES}", T.reinterpret(f"int8x{VEC_LANES}", packed))
+        bf16 = T.Cast(f"uint32x{VEC_LANES}", T.reinterpret(f"uint16x{VEC_LANES}", packed))
+        return T.reinterpret(f"float32x{VEC_LANES}", T.shift_left(bf16, T.broadcast(T.uint32(16), VEC_LANES)))
 
-    def read(self, cache: T.Buffer, b: Expr, h: Expr, row: Expr, v: int) -> Expr:
-        """Register v of a row as float32, still to be multiplied by `scale_of`."""
-        wide = self.lanes if self.narrow is None else self._words_a_register
-        words = cache[b, h, row, span(v * wide, wide)]
-        if self.narrow is None:
-            return words
-        if self.scaled:
-            return T.Cast(f"float32x{AT_ONCE}", T.reinterpret(f"int8x{AT_ONCE}", words))
-        upper = T.Cast(f"uint32x{AT_ONCE}", T.reinterpret(f"uint16x{AT_ONCE}", words))
-        return T.reinterpret(f"float32x{AT_ONCE}", T.shift_left(upper, T.broadcast(T.uint32(16), AT_ONCE)))
-
-    def scale_of(self, cache: T.Buffer, b: Expr, h: Expr, row: Expr) -> Expr:
-        """By which the values of a row are multiplied."""
-        return T.reinterpret("float32", cache[b, h, row, self.words - 1]) if self.scaled else T.float32(1)
+    def scale(self, cache: T.Buffer, b: Expr, h: Expr, row: Expr) -> Expr:
+        """Return the scale of a row: 1 unless `quantized`."""
+        return T.reinterpret("float32", cache[b, h, row, self.elements - 1]) if self.quantized else T.float32(1)
 
     @property
-    def put(self) -> Callable:
-        """A macro (cache, b, h, row, x, t, first): the row becomes x[b, t, first : first + hs]."""
-        hs, lanes, vectors, narrow, scaled = self.hs, self.lanes, self.vectors, self.narrow, self.scaled
-        if narrow is None:
+    def store_row(self) -> Callable:
+        """A macro (cache, b, h, row, x, t, first) that stores x[b, t, first : first + hs], float32, as a row."""
+        hs, lanes, vectors, convert, quantized = self.hs, self.lanes, self.vectors, self.convert, self.quantized
+        if convert is None:
 
             @T.macro
-            def copy(cache, b, h, row, x, t, first):
+            def store_fp32(cache, b, h, row, x, t, first):
                 for v in T.unroll(vectors):
                     for lane in T.vectorized(lanes):
                         cache[b, h, row, v * lanes + lane] = x[b, t, first + v * lanes + lane]
 
-            return copy
-        whole, rest = divmod(hs, AT_ONCE)
-        wide, last = self._words_a_register, self.words - 1
-        find_largest = fold_lanes(AT_ONCE, T.max)
+            return store_fp32
+        full, tail = divmod(hs, VEC_LANES)
+        stored, last = self._vector_elements, self.elements - 1
+        reduce_max = horizontal_reduce(VEC_LANES, T.max)
 
-        def narrowed(values, inverse):
-            return narrow(values * T.broadcast(inverse[0], AT_ONCE) if scaled else values)
+        def converted(values, reciprocal):
+            return convert(values * T.broadcast(reciprocal[0], VEC_LANES) if quantized else values)
 
         @T.macro
-        def put(cache, b, h, row, x, t, first):
-            values = T.alloc_buffer((1, vectors * AT_ONCE), "float32")
-            inverse = T.alloc_buffer((1,), "float32")
+        def store_packed(cache, b, h, row, x, t, first):
+            values = T.alloc_buffer((1, vectors * VEC_LANES), "float32")
+            reciprocal = T.alloc_buffer((1,), "float32")
             for v in T.unroll(vectors):
-                for lane in T.vectorized(AT_ONCE):
-                    values[0, v * AT_ONCE + lane] = T.float32(0)
-            for v in T.unroll(whole):
-                for lane in T.vectorized(AT_ONCE):
-                    values[0, v * AT_ONCE + lane] = x[b, t, first + v * AT_ONCE + lane]
-            for d in range(rest):
-                values[0, whole * AT_ONCE + d] = x[b, t, first + whole * AT_ONCE + d]
-            if scaled:
-                largest = T.alloc_buffer((1, AT_ONCE), "int32")
-                fill(largest, SMALLEST)
+                for lane in T.vectorized(VEC_LANES):
+                    values[0, v * VEC_LANES + lane] = T.float32(0)
+            for v in T.unroll(full):
+                for lane in T.vectorized(VEC_LANES):
+                    values[0, v * VEC_LANES + lane] = x[b, t, first + v * VEC_LANES + lane]
+            for d in range(tail):
+                values[0, full * VEC_LANES + d] = x[b, t, first + full * VEC_LANES + d]
+            if quantized:
+                absmax = T.alloc_buffer((1, VEC_LANES), "int32")
+                fill(absmax, MIN_ABSMAX_BITS)
                 for v in T.unroll(vectors):
-                    note_largest(largest, values, 0, v * AT_ONCE)
-                find_largest(largest, 0)
+                    update_absmax(absmax, values, 0, v * VEC_LANES)
+                reduce_max(absmax, 0)
                 cache[b, h, row, last] = T.reinterpret(
-                    "int32", T.reinterpret("float32", largest[0, 0]) * T.float32(1 / 127)
+                    "int32", T.reinterpret("float32", absmax[0, 0]) * T.float32(1 / 127)
                 )
-                inverse[0] = T.float32(127) / T.reinterpret("float32", largest[0, 0])
+                reciprocal[0] = T.float32(127) / T.reinterpret("float32", absmax[0, 0])
             for v in T.unroll(vectors):
-                cache[b, h, row, T.ramp(v * wide, 1, wide)] = narrowed(
-                    values[0, T.ramp(v * AT_ONCE, 1, AT_ONCE)], inverse
+                cache[b, h, row, T.ramp(v * stored, 1, stored)] = converted(
+                    values[0, T.ramp(v * VEC_LANES, 1, VEC_LANES)], reciprocal
                 )
 
-        return put
+        return store_packed
 
     @property
-    def _words_a_register(self) -> int:
-        return AT_ONCE // (4 if self.scaled else 2)
+    def _vector_elements(self) -> int:
+        return VEC_LANES // (4 if self.quantized else 2)
 
 
-def cache_rows(hs: int, arithmetic: Arithmetic, tile: Tile) -> CacheRows:
-    """Rows for products of that arithmetic: float32, bfloat16 with bf16, int8 with int8 and int4."""
-    if arithmetic.narrow is None:
-        lanes = divisor(hs, tile.lanes)
-        return CacheRows(hs, "float32", hs, lanes, hs // lanes, None, False, "")
-    vectors = -(-hs // AT_ONCE)
-    if arithmetic.scaled:
-        words = vectors * AT_ONCE // 4 + 1
-        return CacheRows(hs, "int32", words, AT_ONCE, vectors, to_signed, True, arithmetic.llvm)
-    return CacheRows(hs, "int32", vectors * AT_ONCE // 2, AT_ONCE, vectors, arithmetic.narrow, False, arithmetic.llvm)
+def kv_layout(hs: int, fmt: GemmFormat, tile: Tile) -> KvLayout:
+    """Return the layout beside linear layers of a format: float32, bf16 with bf16, int8 with int8 and int4."""
+    if fmt.convert is None:
+        lanes = pow2_divisor(hs, tile.lanes)
+        return KvLayout(hs, "float32", hs, lanes, hs // lanes, None, False, ())
+    vectors = -(-hs // VEC_LANES)
+    if fmt.quantized:
+        elements = vectors * VEC_LANES // 4 + 1
+        return KvLayout(hs, "int32", elements, VEC_LANES, vectors, to_signed, True, fmt.intrinsics)
+    return KvLayout(hs, "int32", vectors * VEC_LANES // 2, VEC_LANES, vectors, fmt.convert, False, fmt.intrinsics)

@@ -1,186 +1,222 @@
-"""Linear layers: a GEMM over packed weights with bias, activation and residual in its epilogue.
+"""Linear layers: a GEMM over packed weight panels, with bias, activation and residual in its epilogue.
 
-Bound by arithmetic when B·T is large (a multiply-add a cycle and unit), by reading the weights once when it is small.
+out [M, N] = epilogue(x [M, K] · W [K, N]), M = B * T rows. The loops, outermost first:
+
+    loop       over               step            keeps
+    5  block   rows of x, M       >= 2 MC rows    in L2: the x block, L2_BLOCK_BYTES = 768 KiB, for all panels
+    4  panel   columns of W, N    NR columns      in L2: the packed panel, 96 KiB in fp32 at K = 768, for the block's
+                                                  rows; the next panel is prefetched from memory meanwhile
+    3  task    rows of the block  MC = 64 rows    nothing: it is the unit of parallel work, MC rows x one panel
+    2  tile    rows of the task   MR rows         in L1: the MR cache lines of x in use, 16 steps of k in fp32 each
+    1  k       K                  UNROLL_K steps  in registers: the MR x NR accumulators, over all of K; in fp32 they
+                                                  are flushed every KC = 256 products (`microkernel`)
+
+Loops 5, 4 and 3 are one parallel loop over tasks, in that order:
+
+        out     panel 0    panel 1    panel 2
+              +-- NR --+----------+----------+
+    block 0   | task 0 | task 2   | task 4   |  MC rows   task 0:  +-- NR --+  MR rows: tile 0
+              | task 1 | task 3   | task 5   |  MC rows            +--------+  tile 1
+              +--------+----------+----------+                     |   …    |
+    block 1   | task 6 | task 8   | task 10  |  MC rows            +--------+  tile MC/MR - 1
+              | …      | …        | …        |
+
+W is packed at compile time so that loop 1 reads it in order (`packing` has the formats other than fp32):
+
+    W [K, N]    panel 0      panel 1         packed [N/NR, K, NR], in memory:
+       k = 0  |  a0 … a31 |  A0 … A31 |
+       k = 1  |  b0 … b31 |  B0 … B31 |      | a0 … a31 | b0 … b31 | … | A0 … A31 | B0 … B31 | …
+       …      |  …        |  …        |      |<-------- panel 0 ------>|<-------- panel 1 ------ …
+
+K is not blocked for a cache, unlike BLIS's loop over KC: accumulators never leave the registers before their sum is
+complete. x is not rearranged either: its MR rows are read by broadcasts, one element at a time.
+
+Bound by FMA throughput, 2 M K N flops, when M is large; by reading W once from memory when M is small.
 """
 
 import tvm
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, Arithmetic, row_of
+from tvm_frontend.kernels.cpu.formats import VEC_LANES, GemmFormat, activation_row
+from tvm_frontend.kernels.cpu.intrinsics import PREFETCH, import_llvm, prefetch
 from tvm_frontend.kernels.cpu.math import gelu_exact, gelu_exact_to_bf16, gelu_tanh, gelu_tanh_to_bf16, relu
-from tvm_frontend.kernels.cpu.microkernel import FETCH, LINE_WORDS, fetch, product, sums_of
-from tvm_frontend.kernels.cpu.packing import GROUP, group_words
-from tvm_frontend.kernels.cpu.quantize_rows import narrow_rows
+from tvm_frontend.kernels.cpu.microkernel import (
+    LINE_ELEMENTS,
+    NO_BUFFER,
+    GemmBuffers,
+    TileIndex,
+    accumulator_rows,
+    microkernel,
+)
+from tvm_frontend.kernels.cpu.packing import GROUP_SIZE, group_elements
+from tvm_frontend.kernels.cpu.quantize_rows import quantize_rows
 from tvm_frontend.kernels.cpu.register_tile import Tile
 
 ACTIVATIONS = {None: lambda x: x, "gelu_tanh": gelu_tanh, "gelu": gelu_exact, "relu": relu}
-ROUNDED = ACTIVATIONS | {"gelu_tanh": gelu_tanh_to_bf16, "gelu": gelu_exact_to_bf16}  # of a result in bfloat16
-ROWS_A_TASK = 64  # of x that one parallel task takes through one panel of weights, at most
-# Of x, what goes through all panels before the next rows do: read once for each, it has to stay in a core's cache.
-BLOCK_BYTES = 3 << 18
+BF16_ACTIVATIONS = ACTIVATIONS | {"gelu_tanh": gelu_tanh_to_bf16, "gelu": gelu_exact_to_bf16}  # for a bf16 result
+MC = 64  # rows of x per task, at most, rounded down to whole tiles; a task is MC rows x one panel
+# L2-block size of x: a block is multiplied by every panel before the next block starts, so it has to stay in L2.
+L2_BLOCK_BYTES = 3 << 18
 
 
 def linear(
     K: int,
     N: int,
     tile: Tile,
-    arithmetic: Arithmetic,
+    fmt: GemmFormat,
     *,
     activation: str | None,
     residual: bool,
-    narrow_x: bool = False,
-    narrow_out: bool = False,
+    bf16_x: bool = False,
+    bf16_out: bool = False,
 ) -> tvm.tirx.PrimFunc:
-    """out = activation(x · W + bias) [+ residual], float32 but for the products.
+    """Return the kernel of out = activation(x · W + bias) [+ residual]; all but the products is fp32.
 
-    Arguments: x [B, T, K], W packed by `Arithmetic.pack`, `Arithmetic.table` of W and the bias, residual [B, T, N] if
-    asked for, out [B, T, N]. narrow_x, narrow_out: whether x comes in the arithmetic's bfloat16, and out is given so;
-    K, or N and the tile's columns, are then multiples of AT_ONCE.
+    Its arguments: x [B, T, K], W packed by `fmt.pack`, the parameters of `fmt.epilogue_params`, the residual [B, T, N]
+    if asked for, out [B, T, N]. bf16_x, bf16_out: x comes, and out is emitted, as bfloat16 instead of float32, which
+    needs the format bf16, and K, or N and NR, that are multiples of VEC_LANES.
     """
-    # The sums of groups need registers too.
-    MR, NR, LANES, VECTORS = 4 if arithmetic.grouped else tile.rows, tile.columns, tile.lanes, tile.vectors
-    WORDS, WORD = arithmetic.words(K), arithmetic.word
-    GROUPS = -(-K // GROUP) if arithmetic.grouped else 1
-    NARROWED, WHOLE = arithmetic.narrow is not None and not narrow_x, arithmetic.table_rows > 1
-    X, OUT = (row_of(width, arithmetic if rounded else None) for width, rounded in ((K, narrow_x), (N, narrow_out)))
-    TABLE_ROWS = arithmetic.table_rows
-    panels = -(-N // NR)
-    PACKED = (panels, GROUPS, group_words(tile)) if arithmetic.grouped else (panels, WORDS, NR)
-    tiles_a_task = ROWS_A_TASK // MR
-    tasks_a_block = max(2, BLOCK_BYTES // (4 * WORDS * ROWS_A_TASK))
-    activate = (ROUNDED if narrow_out else ACTIVATIONS)[activation]
-    multiply_rows = product(K, panels, tile, arithmetic)
-    llvm = {"pragma_import_llvm": arithmetic.llvm + FETCH}
-    narrow, to_words = narrow_rows(K, arithmetic) if NARROWED else None, arithmetic.narrow
+    # Group-wise int4 also keeps int32 partial sums in registers, so MR drops to 4.
+    MR, NR, LANES, VECTORS = 4 if fmt.groupwise else tile.mr, tile.nr, tile.lanes, tile.nr_vectors
+    ELEMENTS = fmt.row_elements(K)
+    GROUPS = -(-K // GROUP_SIZE) if fmt.groupwise else 1
+    QUANTIZES, INT8 = fmt.convert is not None and not bf16_x, fmt.epilogue_rows > 1
+    X, OUT = activation_row(K, fmt if bf16_x else None), activation_row(N, fmt if bf16_out else None)
+    PANELS = -(-N // NR)
+    PACKED = (PANELS, GROUPS, group_elements(tile)) if fmt.groupwise else (PANELS, ELEMENTS, NR)
+    PARAMS = (fmt.epilogue_rows, N)
+    TASK_TILES = MC // MR
+    BLOCK_TASKS = max(2, L2_BLOCK_BYTES // (4 * ELEMENTS * MC))  # of MC rows: loop 3's length in a full block
+    activate = (BF16_ACTIVATIONS if bf16_out else ACTIVATIONS)[activation]
+    multiply = microkernel(K, PANELS, tile, fmt)
+    llvm = import_llvm(*fmt.intrinsics, PREFETCH)
+    convert_rows, to_bf16 = quantize_rows(K, fmt) if QUANTIZES else None, fmt.convert
 
-    def result(acc, scales, table, addend, i, row, c, n):
+    def epilogue(acc, gemm, i, row, c, n):
+        """out[row, n] from acc[i, c]: dequantised in int8, with bias, activation and residual."""
         total = acc[i, c]
-        if WHOLE:
-            whole = T.Cast("float32", total + T.reinterpret("int32", table[2, n]))
-            total = whole * (scales[row, 0] * table[1, n])
-        value = activate(total + table[0, n])
-        return value + addend[row, n] if residual else value
+        if INT8:
+            corrected = T.Cast("float32", total + T.reinterpret("int32", gemm.params[2, n]))
+            total = corrected * (gemm.scales[row, 0] * gemm.params[1, n])
+        value = activate(total + gemm.params[0, n])
+        return value + gemm.residual[row, n] if residual else value
 
     @T.macro
-    def fetch_place(matrix, row, panel, width, columns):
-        # A row's place is far from the next one's: it comes near while the sums are made.
-        for line in T.unroll(columns // LINE_WORDS + 1):
-            fetch(matrix[row, T.min(panel * columns + line * LINE_WORDS, width - 1)])
+    def prefetch_row(matrix, row, panel, width, columns):
+        """Prefetch the lines of a row that a panel's tile touches. Rows are N elements apart: no stream to guess."""
+        for line in T.unroll(columns // LINE_ELEMENTS + 1):
+            prefetch(matrix[row, T.min(panel * columns + line * LINE_ELEMENTS, width - 1)])
 
     @T.macro
-    def put_words(acc, scales, table, addend, out, i, row, panel, part):
-        values = T.alloc_buffer((AT_ONCE,), "float32")
-        for lane in T.vectorized(AT_ONCE):
-            values[lane] = result(
-                acc, scales, table, addend, i, row, part * AT_ONCE + lane, panel * NR + part * AT_ONCE + lane
+    def store_packed(acc, gemm, at, i, part):
+        """VEC_LANES columns of row i as pairs of bf16."""
+        values = T.alloc_buffer((VEC_LANES,), "float32")
+        for lane in T.vectorized(VEC_LANES):
+            values[lane] = epilogue(
+                acc, gemm, i, at.row(i), part * VEC_LANES + lane, at.panel * NR + part * VEC_LANES + lane
             )
-        words = T.meta_var(AT_ONCE // 2)
-        out[row, T.ramp(panel * (NR // 2) + part * words, 1, words)] = to_words(values[T.ramp(0, 1, AT_ONCE)])
+        pairs = T.meta_var(VEC_LANES // 2)
+        gemm.out[at.row(i), T.ramp(at.panel * (NR // 2) + part * pairs, 1, pairs)] = to_bf16(
+            values[T.ramp(0, 1, VEC_LANES)]
+        )
 
     @T.macro
-    def rows_by_panel(rows, x, scales, offsets, w, table, addend, out, panel, first, last, ahead):
-        acc = T.alloc_buffer((sums_of(rows, arithmetic), NR), arithmetic.total)
-        for i in T.unroll(rows):
-            fetch_place(out, T.min(first + i, last), panel, OUT[2], NR // 2 if narrow_out else NR)
+    def gemm_tile(mr, gemm, at):
+        acc = T.alloc_buffer((accumulator_rows(mr, fmt), NR), fmt.acc_dtype)
+        for i in T.unroll(mr):
+            prefetch_row(gemm.out, at.row(i), at.panel, OUT.elements, NR // 2 if bf16_out else NR)
             if residual:
-                fetch_place(addend, T.min(first + i, last), panel, N, NR)
-        multiply_rows(rows, acc, x, scales, offsets, w, panel, first, last, ahead)
-        # Rows beyond the last are the last row again, and write the same values there.
-        if narrow_out:
-            for i in T.unroll(rows):
-                for part in T.unroll(NR // AT_ONCE):
-                    if panel * NR + part * AT_ONCE < N:
-                        put_words(acc, scales, table, addend, out, i, T.min(first + i, last), panel, part)
-        elif panel * NR + NR <= N:
-            for i in T.unroll(rows):
+                prefetch_row(gemm.residual, at.row(i), at.panel, N, NR)
+        multiply(mr, acc, gemm, at)
+        if bf16_out:
+            for i in T.unroll(mr):
+                for part in T.unroll(NR // VEC_LANES):
+                    if at.panel * NR + part * VEC_LANES < N:
+                        store_packed(acc, gemm, at, i, part)
+        elif at.panel * NR + NR <= N:
+            for i in T.unroll(mr):
                 for v in T.unroll(VECTORS):
                     for lane in T.vectorized(LANES):
-                        out[T.min(first + i, last), panel * NR + v * LANES + lane] = result(
-                            acc, scales, table, addend, i, T.min(first + i, last),
-                            v * LANES + lane, panel * NR + v * LANES + lane,
-                        )  # fmt: skip
-        else:
-            for i in T.unroll(rows):
-                for c in range(NR):
-                    if panel * NR + c < N:
-                        out[T.min(first + i, last), panel * NR + c] = result(
-                            acc, scales, table, addend, i, T.min(first + i, last), c, panel * NR + c
+                        gemm.out[at.row(i), at.panel * NR + v * LANES + lane] = epilogue(
+                            acc, gemm, i, at.row(i), v * LANES + lane, at.panel * NR + v * LANES + lane
                         )
+        else:
+            for i in T.unroll(mr):
+                for c in range(NR):
+                    if at.panel * NR + c < N:
+                        gemm.out[at.row(i), at.panel * NR + c] = epilogue(acc, gemm, i, at.row(i), c, at.panel * NR + c)
 
     @T.macro
-    def multiply(x, scales, offsets, w, table, addend, out, M):
+    def gemm_loops(gemm, M):
         tiles = T.meta_var((M + MR - 1) // MR)
-        tasks = T.meta_var((tiles + tiles_a_task - 1) // tiles_a_task)
-        for task in T.parallel(panels * tasks, annotations=llvm):
-            # The last block has the rest too: for a few rows alone all panels would be read once more.
-            # A place is read once here; let makes a value, which TVM writes out at each use: what is long is a place.
+        tasks = T.meta_var((tiles + TASK_TILES - 1) // TASK_TILES)  # of MC rows each, per panel
+        for task in T.parallel(PANELS * tasks, annotations=llvm):
+            # TVM substitutes `T.let` bindings at every use, so the long task decomposition is held in one-element
+            # buffers and evaluated once per task; only short loop indices are `T.let`.
             blocks = T.alloc_buffer((1,), "int64")
             block = T.alloc_buffer((1,), "int64")
             in_block = T.alloc_buffer((1,), "int64")
-            tasks_here = T.alloc_buffer((1,), "int64")
-            blocks[0] = T.max(tasks // tasks_a_block, T.int64(1))
-            block[0] = T.min(task // (panels * tasks_a_block), blocks[0] - 1)
-            in_block[0] = task - block[0] * (panels * tasks_a_block)
-            tasks_here[0] = T.Select(
-                block[0] == blocks[0] - 1, tasks - block[0] * tasks_a_block, T.int64(tasks_a_block)
-            )
-            panel: T.let = in_block[0] // tasks_here[0]
-            first_tile: T.let = (block[0] * tasks_a_block + in_block[0] % tasks_here[0]) * tiles_a_task
-            for tile_of_rows in range(T.min(tiles_a_task, tiles - first_tile)):
-                first: T.let = (first_tile + tile_of_rows) * MR
+            block_tasks = T.alloc_buffer((1,), "int64")
+            # The last block absorbs the remainder: a separate tail block would stream all panels again for a few rows.
+            blocks[0] = T.max(tasks // BLOCK_TASKS, T.int64(1))
+            block[0] = T.min(task // (PANELS * BLOCK_TASKS), blocks[0] - 1)
+            in_block[0] = task - block[0] * (PANELS * BLOCK_TASKS)
+            block_tasks[0] = T.Select(block[0] == blocks[0] - 1, tasks - block[0] * BLOCK_TASKS, T.int64(BLOCK_TASKS))
+            panel: T.let = in_block[0] // block_tasks[0]
+            first_tile: T.let = (block[0] * BLOCK_TASKS + in_block[0] % block_tasks[0]) * TASK_TILES
+            for t in range(T.min(TASK_TILES, tiles - first_tile)):
+                first: T.let = (first_tile + t) * MR
                 if M - first == 1:
-                    rows_by_panel(1, x, scales, offsets, w, table, addend, out, panel, first, M - 1, None)
+                    gemm_tile(1, gemm, TileIndex(panel, first, M - 1, ahead=None))
                 elif M - first <= 4 or MR == 4:
-                    rows_by_panel(4, x, scales, offsets, w, table, addend, out, panel, first, M - 1, None)
+                    gemm_tile(4, gemm, TileIndex(panel, first, M - 1, ahead=None))
                 else:
-                    rows_by_panel(MR, x, scales, offsets, w, table, addend, out, panel, first, M - 1, tile_of_rows)
+                    gemm_tile(MR, gemm, TileIndex(panel, first, M - 1, ahead=t))
 
     @T.macro
-    def narrow_and_multiply(x, w, table, addend, out, M):
-        if NARROWED:
-            words = T.alloc_buffer((M, WORDS), WORD)
-            scales = T.alloc_buffer((M, GROUPS), "float32")
-            offsets = T.alloc_buffer((M, GROUPS), "int32")
-            narrow(x, words, scales, offsets, M)
-            multiply(words, scales, offsets, w, table, addend, out, M)
+    def body(x, w, params, addend, out):
+        B, S = T.int64(), T.int64()
+        x_btk = T.match_buffer(x, (B, S, K), X.dtype)
+        if residual:
+            addend_btn = T.match_buffer(addend, (B, S, N), "float32")
+        out_btn = T.match_buffer(out, (B, S, N), OUT.dtype)
+        x_mk = T.decl_buffer((B * S, X.elements), X.storage_dtype, data=x_btk.data)
+        if residual:
+            residual_mn = T.decl_buffer((B * S, N), "float32", data=addend_btn.data)
+        out_mn = T.decl_buffer((B * S, OUT.elements), OUT.storage_dtype, data=out_btn.data)
+        added = T.meta_var(residual_mn if residual else NO_BUFFER)
+        if QUANTIZES:
+            packed = T.alloc_buffer((B * S, ELEMENTS), fmt.storage_dtype)
+            scales = T.alloc_buffer((B * S, GROUPS), "float32")
+            corrections = T.alloc_buffer((B * S, GROUPS), "int32")
+            convert_rows(x_mk, packed, scales, corrections, B * S)
+            gemm_loops(GemmBuffers(packed, w, params, added, out_mn, scales, corrections), B * S)
         else:
-            multiply(x, x, x, w, table, addend, out, M)
+            gemm_loops(GemmBuffers(x_mk, w, params, added, out_mn), B * S)
 
     if residual:
 
         @T.prim_func(s_tir=True, private=True)
         def fused(
             x: T.handle,
-            w: T.Buffer(PACKED, WORD),
-            table: T.Buffer((TABLE_ROWS, N), "float32"),
+            w: T.Buffer(PACKED, fmt.storage_dtype),
+            params: T.Buffer(PARAMS, "float32"),
             addend: T.handle,
             out: T.handle,
         ):
             T.func_attr({"tirx.noalias": True})
-            B, S = T.int64(), T.int64()
-            x_btk = T.match_buffer(x, (B, S, K), X[0])
-            addend_btn = T.match_buffer(addend, (B, S, N), "float32")
-            out_btn = T.match_buffer(out, (B, S, N), OUT[0])
-            x_mk = T.decl_buffer((B * S, X[2]), X[1], data=x_btk.data)
-            addend_mn = T.decl_buffer((B * S, N), "float32", data=addend_btn.data)
-            out_mn = T.decl_buffer((B * S, OUT[2]), OUT[1], data=out_btn.data)
-            narrow_and_multiply(x_mk, w, table, addend_mn, out_mn, B * S)
+            body(x, w, params, addend, out)
 
     else:
 
         @T.prim_func(s_tir=True, private=True)
         def fused(
             x: T.handle,
-            w: T.Buffer(PACKED, WORD),
-            table: T.Buffer((TABLE_ROWS, N), "float32"),
+            w: T.Buffer(PACKED, fmt.storage_dtype),
+            params: T.Buffer(PARAMS, "float32"),
             out: T.handle,
         ):
             T.func_attr({"tirx.noalias": True})
-            B, S = T.int64(), T.int64()
-            x_btk = T.match_buffer(x, (B, S, K), X[0])
-            out_btn = T.match_buffer(out, (B, S, N), OUT[0])
-            x_mk = T.decl_buffer((B * S, X[2]), X[1], data=x_btk.data)
-            out_mn = T.decl_buffer((B * S, OUT[2]), OUT[1], data=out_btn.data)
-            narrow_and_multiply(x_mk, w, table, table, out_mn, B * S)
+            body(x, w, params, NO_BUFFER, out)
 
     return fused

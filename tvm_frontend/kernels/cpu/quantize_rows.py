@@ -1,4 +1,14 @@
-"""Rows of float32 become words of fewer bits, for the products of linear layers: see `formats`."""
+"""Rows of x, fp32, are converted to the packed elements that the micro-kernel reads, once per call of `linear`.
+
+bf16: each element is rounded. int8: a row is divided by its scale, absmax / 127, and rounded. int4: so is each group of
+GROUP_SIZE elements of the row. One row is one task; a pass for the absmax, which leaves the row in L1, and one to
+convert it:
+
+    x [M, K] fp32       row r:  | x x x … x |                  absmax over K, or over each group
+    packed [M, K/p]             | p elements per int32 | …     p = 2 (bf16), 4 (int8, and x of int4)
+    scales [M, 1 or groups]     absmax / 127
+    corrections [M, groups]     int4 only: -8 * sum of the group, for the weights' zero point of 8
+"""
 
 from collections.abc import Callable
 from operator import add
@@ -6,119 +16,126 @@ from operator import add
 import numpy as np
 from tvm.script import tirx as T
 
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, Arithmetic
-from tvm_frontend.kernels.cpu.packing import GROUP
-from tvm_frontend.kernels.cpu.register_tile import fold_lanes
+from tvm_frontend.kernels.cpu.formats import VEC_LANES, GemmFormat
+from tvm_frontend.kernels.cpu.packing import GROUP_SIZE
+from tvm_frontend.kernels.cpu.register_tile import horizontal_reduce
 
-FEW = 4  # rows up to which waking the other threads takes longer than the work
-WITHOUT_SIGN = 0x7FFFFFFF  # of the bits of a float32; as whole numbers these are in the order of the values, NaN last
-SMALLEST = int(np.float32(1e-30).view(np.int32))  # a largest value counts as no less: its inverse is finite
-SHIFT = 12582912.0  # 1.5 · 2^23: added to it, a whole number is in the lowest bits
-SHIFT_BITS = int(np.float32(SHIFT).view(np.int32))
+SERIAL_ROWS = 4  # up to this many rows run serially: waking the threads costs more than quantising them
+ABS_MASK = 0x7FFFFFFF  # clears the sign bit: non-negative floats compare like their int32 bits, with NaN largest
+MIN_ABSMAX_BITS = int(np.float32(1e-30).view(np.int32))  # lower clamp, so that an all-zero row's 127 / absmax is finite
+ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: added to it, an integer is in the lowest bits
+ROUND_MAGIC_BITS = int(np.float32(ROUND_MAGIC).view(np.int32))
 
 
 @T.macro
-def note_largest(largest, x, row, first):
-    """largest[0] = the larger of it and |x[row, first : first + AT_ONCE]|, as whole numbers of their bits."""
-    for lane in T.vectorized(AT_ONCE):
-        largest[0, lane] = T.max(
-            largest[0, lane], T.bitwise_and(T.reinterpret("int32", x[row, first + lane]), T.int32(WITHOUT_SIGN))
+def update_absmax(absmax, x, row, first):
+    """absmax[0] = max(absmax[0], |x[row, first : first + VEC_LANES]|), lane by lane, as int32 bits."""
+    for lane in T.vectorized(VEC_LANES):
+        absmax[0, lane] = T.max(
+            absmax[0, lane], T.bitwise_and(T.reinterpret("int32", x[row, first + lane]), T.int32(ABS_MASK))
         )
 
 
 @T.macro
-def fill(numbers, value):
-    """numbers[0] = value in each of AT_ONCE lanes of int32."""
-    for lane in T.vectorized(AT_ONCE):
-        numbers[0, lane] = T.int32(value)
+def fill(vector, value):
+    """vector[0] = value, in each of VEC_LANES lanes of int32."""
+    for lane in T.vectorized(VEC_LANES):
+        vector[0, lane] = T.int32(value)
 
 
-def narrow_rows(K: int, arithmetic: Arithmetic) -> Callable:
-    """A macro (x, words, scales, offsets, M): M rows of x [M, K] as words [M, arithmetic.words(K)].
+def quantize_rows(K: int, fmt: GemmFormat) -> Callable:
+    """Build a macro (x, packed, scales, corrections, M) that converts x, float32 [M, K], as the head of this file says.
 
-    Scaled: their largest |value| is 127; scales [M, 1], grouped [M, groups], say of how much. A NaN, which no whole
-    number is, goes into its scale. Grouped: offsets [M, groups] int32 are -8 · the sum of a group, as the numbers of
-    the weight count from 8.
+    packed: storage elements [M, fmt.row_elements(K)]. A NaN, which no integer is, is carried by its scale: it turns the
+    whole row, or group, into NaN.
     """
-    UNIT = GROUP if arithmetic.grouped else AT_ONCE
-    FULL, RAGGED = K // UNIT, K % UNIT
-    PARTS, WIDE = UNIT // AT_ONCE, AT_ONCE // arithmetic.values
-    SCALED, GROUPED, narrow = arithmetic.scaled, arithmetic.grouped, arithmetic.narrow
-    find_largest, add_up = fold_lanes(AT_ONCE, T.max), fold_lanes(AT_ONCE, add)
+    UNIT = GROUP_SIZE if fmt.groupwise else VEC_LANES
+    FULL, TAIL = K // UNIT, K % UNIT
+    VECTORS, VECTOR_ELEMENTS = UNIT // VEC_LANES, VEC_LANES // fmt.pack_factor
+    QUANTIZED, GROUPWISE, convert = fmt.quantized, fmt.groupwise, fmt.convert
+    reduce_max, reduce_add = horizontal_reduce(VEC_LANES, T.max), horizontal_reduce(VEC_LANES, add)
+
+    def converted(values, reciprocal):
+        return convert(values * T.broadcast(reciprocal[0], VEC_LANES) if QUANTIZED else values)
 
     @T.macro
-    def fill_up(tail, x, row):
+    def load_tail(tail, x, row):
+        """tail[0] = the last K % UNIT elements of the row, padded with zeros."""
         for k in range(UNIT):
             tail[0, k] = T.float32(0)
-        for k in range(RAGGED):
+        for k in range(TAIL):
             tail[0, k] = x[row, FULL * UNIT + k]
 
-    def narrowed(values, inverse):
-        return narrow(values * T.broadcast(inverse[0], AT_ONCE) if SCALED else values)
-
     @T.macro
-    def by_row(words, scales, x, tail, row):
-        inverse = T.alloc_buffer((1,), "float32")
-        inverse[0] = T.float32(1)
-        if SCALED:
-            largest = T.alloc_buffer((1, AT_ONCE), "int32")
-            fill(largest, SMALLEST)
+    def quantize_row(packed, scales, x, tail, row):
+        reciprocal = T.alloc_buffer((1,), "float32")
+        reciprocal[0] = T.float32(1)
+        if QUANTIZED:
+            absmax = T.alloc_buffer((1, VEC_LANES), "int32")
+            fill(absmax, MIN_ABSMAX_BITS)
             for c in range(FULL):
-                note_largest(largest, x, row, c * AT_ONCE)
-            if RAGGED > 0:
-                note_largest(largest, tail, 0, 0)
-            find_largest(largest, 0)
-            scales[row, 0] = T.reinterpret("float32", largest[0, 0]) * T.float32(1 / 127)
-            inverse[0] = T.float32(127) / T.reinterpret("float32", largest[0, 0])
+                update_absmax(absmax, x, row, c * VEC_LANES)
+            if TAIL > 0:
+                update_absmax(absmax, tail, 0, 0)
+            reduce_max(absmax, 0)
+            scales[row, 0] = T.reinterpret("float32", absmax[0, 0]) * T.float32(1 / 127)
+            reciprocal[0] = T.float32(127) / T.reinterpret("float32", absmax[0, 0])
         for c in range(FULL):
-            words[row, T.ramp(c * WIDE, 1, WIDE)] = narrowed(x[row, T.ramp(c * AT_ONCE, 1, AT_ONCE)], inverse)
-        if RAGGED > 0:
-            words[row, T.ramp(FULL * WIDE, 1, WIDE)] = narrowed(tail[0, T.ramp(0, 1, AT_ONCE)], inverse)
+            packed[row, T.ramp(c * VECTOR_ELEMENTS, 1, VECTOR_ELEMENTS)] = converted(
+                x[row, T.ramp(c * VEC_LANES, 1, VEC_LANES)], reciprocal
+            )
+        if TAIL > 0:
+            packed[row, T.ramp(FULL * VECTOR_ELEMENTS, 1, VECTOR_ELEMENTS)] = converted(
+                tail[0, T.ramp(0, 1, VEC_LANES)], reciprocal
+            )
 
     @T.macro
-    def one_group(words, scales, offsets, row, g, x, x_row, first):
-        largest = T.alloc_buffer((1, AT_ONCE), "int32")
-        total = T.alloc_buffer((1, AT_ONCE), "int32")
-        whole = T.alloc_buffer((PARTS, AT_ONCE), "float32")
-        fill(largest, SMALLEST)
-        fill(total, 0)
-        for part in T.unroll(PARTS):
-            note_largest(largest, x, x_row, first + part * AT_ONCE)
-        find_largest(largest, 0)
-        scales[row, g] = T.reinterpret("float32", largest[0, 0]) * T.float32(1 / 127)
-        for part in T.unroll(PARTS):
-            for lane in T.vectorized(AT_ONCE):
-                whole[part, lane] = T.nearbyint(
-                    x[x_row, first + part * AT_ONCE + lane] * (T.float32(127) / T.reinterpret("float32", largest[0, 0]))
+    def quantize_group(packed, scales, corrections, row, g, x, x_row, first):
+        """Group g of a row, whose elements are x[x_row, first : first + GROUP_SIZE]."""
+        absmax = T.alloc_buffer((1, VEC_LANES), "int32")
+        group_sum = T.alloc_buffer((1, VEC_LANES), "int32")
+        rounded = T.alloc_buffer((VECTORS, VEC_LANES), "float32")
+        fill(absmax, MIN_ABSMAX_BITS)
+        fill(group_sum, 0)
+        for v in T.unroll(VECTORS):
+            update_absmax(absmax, x, x_row, first + v * VEC_LANES)
+        reduce_max(absmax, 0)
+        scales[row, g] = T.reinterpret("float32", absmax[0, 0]) * T.float32(1 / 127)
+        for v in T.unroll(VECTORS):
+            for lane in T.vectorized(VEC_LANES):
+                rounded[v, lane] = T.nearbyint(
+                    x[x_row, first + v * VEC_LANES + lane] * (T.float32(127) / T.reinterpret("float32", absmax[0, 0]))
                 )
-            for lane in T.vectorized(AT_ONCE):
-                total[0, lane] = total[0, lane] + (
-                    T.reinterpret("int32", whole[part, lane] + T.float32(SHIFT)) - T.int32(SHIFT_BITS)
+            for lane in T.vectorized(VEC_LANES):
+                group_sum[0, lane] = group_sum[0, lane] + (
+                    T.reinterpret("int32", rounded[v, lane] + T.float32(ROUND_MAGIC)) - T.int32(ROUND_MAGIC_BITS)
                 )
-            words[row, T.ramp((g * PARTS + part) * WIDE, 1, WIDE)] = narrow(whole[part, T.ramp(0, 1, AT_ONCE)])
-        add_up(total, 0)
-        offsets[row, g] = total[0, 0] * T.int32(-8)
+            packed[row, T.ramp((g * VECTORS + v) * VECTOR_ELEMENTS, 1, VECTOR_ELEMENTS)] = convert(
+                rounded[v, T.ramp(0, 1, VEC_LANES)]
+            )
+        reduce_add(group_sum, 0)
+        corrections[row, g] = group_sum[0, 0] * T.int32(-8)
 
     @T.macro
-    def one_row(x, words, scales, offsets, row):
+    def convert_row(x, packed, scales, corrections, row):
         tail = T.alloc_buffer((1, UNIT), "float32")
-        if RAGGED > 0:
-            fill_up(tail, x, row)
-        if GROUPED:
+        if TAIL > 0:
+            load_tail(tail, x, row)
+        if GROUPWISE:
             for g in range(FULL):
-                one_group(words, scales, offsets, row, g, x, row, g * GROUP)
-            if RAGGED > 0:
-                one_group(words, scales, offsets, row, FULL, tail, 0, 0)
+                quantize_group(packed, scales, corrections, row, g, x, row, g * GROUP_SIZE)
+            if TAIL > 0:
+                quantize_group(packed, scales, corrections, row, FULL, tail, 0, 0)
         else:
-            by_row(words, scales, x, tail, row)
+            quantize_row(packed, scales, x, tail, row)
 
     @T.macro
-    def rows(x, words, scales, offsets, M):
-        if M <= FEW:
+    def convert_rows(x, packed, scales, corrections, M):
+        if M <= SERIAL_ROWS:
             for row in range(M):
-                one_row(x, words, scales, offsets, row)
+                convert_row(x, packed, scales, corrections, row)
         else:
             for row in T.parallel(M):
-                one_row(x, words, scales, offsets, row)
+                convert_row(x, packed, scales, corrections, row)
 
-    return rows
+    return convert_rows

@@ -3,28 +3,19 @@ import pytest
 import tvm
 
 from gpt.cli import UserError
+from tvm_frontend.kernels.cpu import reference
 from tvm_frontend.kernels.cpu.attention import causal_attention
-from tvm_frontend.kernels.cpu.formats import FP32, arithmetic_of_attention
+from tvm_frontend.kernels.cpu.formats import FP32, attention_format
 from tvm_frontend.kernels.cpu.math import LOG2_E
 from tvm_frontend.kernels.cpu.register_tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
 
 
-def to_bf16(x):
-    bits = x.view("uint32")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).view("float32")
-
-
 def attend(qkv, nh, scale):
-    """In float64: qkv [B, T, 3C] to [B, T, C]."""
-    B, T, width = qkv.shape
-    q, k, v = (
-        part.reshape(B, T, nh, width // 3 // nh).swapaxes(1, 2) for part in np.split(qkv.astype("float64"), 3, -1)
-    )  # [B, nh, T, hs]
-    scores = scale * q @ k.swapaxes(2, 3) + np.triu(np.full((T, T), -np.inf), 1)  # [B, nh, T, T]
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    mixed = weights / weights.sum(-1, keepdims=True) @ v  # [B, nh, T, hs]
-    return mixed.swapaxes(1, 2).reshape(B, T, width // 3), np.abs(np.where(np.isfinite(scores), scores, 0)).max()
+    """The reference in float64, [B, T, C], and the largest |score|, by which its rounding grows."""
+    q, k, _ = reference.heads_of(qkv.astype("float64"), nh)
+    scores = np.tril(scale * q @ k.swapaxes(2, 3))  # [B, nh, T, T]
+    return reference.causal_attention(qkv, nh, scale), np.abs(scores).max()
 
 
 def random_qkv(B, T, C, size=1.0):
@@ -107,16 +98,16 @@ def with_bf16():
 
 @pytest.mark.parametrize(("nh", "hs"), [(2, 64), (3, 20), (1, 7)])
 def test_products_in_bf16_are_off_by_the_rounding_of_the_weights(with_bf16, nh, hs):
-    arithmetic = arithmetic_of_attention("int8", with_bf16)
-    assert arithmetic.precision == "bf16"
-    kernel = causal_attention(nh, hs, tile_for(with_bf16), hs**-0.5, arithmetic).with_attr("global_symbol", "run")
+    fmt = attention_format("int8", with_bf16)
+    assert fmt.precision == "bf16"
+    kernel = causal_attention(nh, hs, tile_for(with_bf16), hs**-0.5, fmt).with_attr("global_symbol", "run")
     library = tvm.compile(tvm.IRModule({"run": kernel}), with_bf16.to_tvm())
     C = nh * hs
     for B, T in [(1, 1), (1, 2), (3, 17), (1, 33), (2, 64), (1, 130)]:
         qkv = random_qkv(B, T, C)
         # The kernel scales queries first, so they are rounded to the same numbers.
         factor = np.float32(hs**-0.5 * LOG2_E)
-        rounded = to_bf16(np.concatenate([qkv[..., :C] * factor, qkv[..., C:]], -1))
+        rounded = reference.to_bf16(np.concatenate([qkv[..., :C] * factor, qkv[..., C:]], -1))
         expected, largest_score = attend(rounded, nh, 1 / LOG2_E)
         out = tvm.runtime.tensor(np.full((B, T, C), np.nan, "float32"))
         library["run"](tvm.runtime.tensor(qkv), out)
@@ -127,4 +118,4 @@ def test_products_in_bf16_are_off_by_the_rounding_of_the_weights(with_bf16, nh, 
 
 
 def test_without_instructions_for_bf16_attention_stays_float32(target):
-    assert arithmetic_of_attention("bf16", target) is FP32
+    assert attention_format("bf16", target) is FP32

@@ -8,14 +8,13 @@ import pytest
 import tvm
 
 from gpt.cli import UserError
-from tvm_frontend.kernels.cpu import CpuKernels
+from tvm_frontend.kernels.cpu import CpuKernels, reference
 from tvm_frontend.kernels.cpu.attention import causal_attention
 from tvm_frontend.kernels.cpu.cached_attention import cached_attention
-from tvm_frontend.kernels.cpu.formats import AT_ONCE, arithmetic_of, arithmetic_of_attention
-from tvm_frontend.kernels.cpu.kv_layout import cache_rows
+from tvm_frontend.kernels.cpu.formats import VEC_LANES, attention_format, gemm_format
+from tvm_frontend.kernels.cpu.kv_layout import kv_layout
 from tvm_frontend.kernels.cpu.layer_norm import layer_norm
 from tvm_frontend.kernels.cpu.linear import linear
-from tvm_frontend.kernels.cpu.packing import GROUP
 from tvm_frontend.kernels.cpu.register_tile import tile_for
 from tvm_frontend.target import check_runs_here, resolve_target
 
@@ -36,58 +35,8 @@ def target(request):
 
 @cache
 def compiled(target, precision, K, N):
-    kernel = linear(K, N, tile_for(target), arithmetic_of(precision, target), activation=None, residual=True)
+    kernel = linear(K, N, tile_for(target), gemm_format(precision, target), activation=None, residual=True)
     return tvm.compile(tvm.IRModule({"run": kernel.with_attr("global_symbol", "run")}), target.to_tvm())
-
-
-def to_bf16(x):
-    bits = x.astype("float32").view("uint32").astype("uint64")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype("uint32").view("float32").astype("float64")
-
-
-def to_int8(x, axis):
-    """The whole numbers and their scales, in float64."""
-    largest = np.abs(x).max(axis, keepdims=True)
-    if axis == -1:  # as the kernel does it, in float32
-        numbers = np.rint(x * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
-    else:
-        scales = largest / np.float32(127)
-        numbers = np.rint(x / np.where(scales == 0, np.float32(1), scales))
-    return numbers.astype("float64"), largest.astype("float64") / 127
-
-
-def product(x, w, precision):
-    """In float64, of the rounded values."""
-    if precision == "bf16":
-        return to_bf16(x) @ to_bf16(w)
-    if precision == "int4":
-        return by_groups(x) @ by_groups_of_4_bits(w)
-    (rows, row_scales), (columns, column_scales) = to_int8(x, -1), to_int8(w, 0)
-    return rows @ columns * row_scales * column_scales
-
-
-def groups_of(x, axis):
-    """Its groups of 32 along an axis, which is the last but one then and the group's values the last, with zeros."""
-    x = np.moveaxis(x, axis, -1)
-    x = np.concatenate([x, np.zeros((*x.shape[:-1], -x.shape[-1] % GROUP), "float32")], axis=-1)
-    return x.reshape(*x.shape[:-1], -1, GROUP)
-
-
-def by_groups(x):
-    """What a row of x [B, T, K] counts as in int4: int8 by groups."""
-    groups = groups_of(x, -1)
-    numbers, scales = to_int8(groups, -1)
-    return (numbers * scales).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-
-
-def by_groups_of_4_bits(w):
-    """What a weight [K, N] counts as: the largest of a group is -8 of its scales, which are bfloat16."""
-    groups = groups_of(w, 0)
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)
-    scales = to_bf16(largest / np.float32(-8)).astype("float32")
-    inverse = np.float32(1) / np.where(scales == 0, np.float32(1), scales)
-    numbers = np.clip(np.rint(groups * inverse), -8, 7)
-    return (numbers.astype("float64") * scales).reshape(w.shape[1], -1)[:, : len(w)].T
 
 
 def random(*shape, seed=0):
@@ -97,15 +46,15 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize("precision", INSTRUCTIONS)
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (64, 96), (130, 31)])
 def test_only_the_inputs_are_rounded(target, precision, K, N):
-    arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
+    fmt, tile = gemm_format(precision, target), tile_for(target)
     w, bias = random(K, N), random(N, seed=2)
     run = compiled(target, precision, K, N)["run"]
     for B, T in [(1, 1), (1, 4), (3, 17)]:
         x, addend = random(B, T, K), random(B, T, N, seed=1)
         out = tvm.runtime.tensor(np.full((B, T, N), np.nan, "float32"))
-        run(*map(tvm.runtime.tensor, (x, arithmetic.pack(w, tile), arithmetic.table(w, bias), addend)), out)
+        run(*map(tvm.runtime.tensor, (x, fmt.pack(w, tile), fmt.epilogue_params(w, bias), addend)), out)
         sizes = np.abs(x.astype("float64")) @ np.abs(w) + np.abs(bias) + np.abs(addend)
-        error = np.abs(out.numpy() - (product(x, w, precision) + bias + addend))
+        error = np.abs(out.numpy() - reference.linear(x, w, bias, precision=precision, residual=addend))
         assert (error <= (K + 8) * 2.0**-23 * sizes).all(), (B, T, error.max())
 
 
@@ -118,13 +67,13 @@ def test_the_instruction_is_used_where_it_is(target, precision):
 
 @pytest.mark.parametrize("precision", INSTRUCTIONS)
 def test_zeros_and_nan(target, precision):
-    arithmetic, tile = arithmetic_of(precision, target), tile_for(target)
+    fmt, tile = gemm_format(precision, target), tile_for(target)
     w = random(64, 96)
     w[:, 5] = 0
     x = random(1, 6, 64)
     x[0, 1], x[0, 4, 3] = 0, np.nan
     nothing, out = np.zeros((1, 6, 96), "float32"), tvm.runtime.tensor(np.full((1, 6, 96), np.nan, "float32"))
-    inputs = (x, arithmetic.pack(w, tile), arithmetic.table(w, nothing[0, 0]), nothing)
+    inputs = (x, fmt.pack(w, tile), fmt.epilogue_params(w, nothing[0, 0]), nothing)
     compiled(target, precision, 64, 96)["run"](*map(tvm.runtime.tensor, inputs), out)
     found = out.numpy()[0]
     assert np.isnan(found[4]).all()
@@ -159,7 +108,7 @@ def check_rounded(given, plain, of):
 def kernels(target):
     """In bf16, of a CPU whose register tiles are wide enough for what passes between them to be rounded."""
     kernels = CpuKernels(target, "bf16")
-    if kernels.tile.columns % AT_ONCE:
+    if kernels.tile.nr % VEC_LANES:
         assert set(dtypes(kernels.linear(64, 96, activation="gelu", residual=False, narrow=True))[::3]) == {"float32"}
         pytest.skip("a tile has fewer columns than are rounded at once")
     return kernels
@@ -167,7 +116,7 @@ def kernels(target):
 
 @pytest.mark.parametrize(("K", "N"), [(64, 96), (16, 48), (176, 16)])
 def test_a_linear_layer_takes_and_gives_what_the_next_would_round_to(target, kernels, K, N):
-    plain = linear(K, N, kernels.tile, kernels.arithmetic, activation="relu", residual=False)
+    plain = linear(K, N, kernels.tile, kernels.format, activation="relu", residual=False)
     narrow = kernels.linear(K, N, activation="relu", residual=False, narrow=True)
     assert (dtypes(narrow)[0], dtypes(narrow)[-1]) == ("bfloat16", "bfloat16")
     w, bias = random(K, N), random(N, seed=2)
@@ -184,7 +133,7 @@ def test_gelu_that_is_rounded_is_off_by_no_more_than_it_says(target, kernels, ac
     how = {"activation": activation, "residual": False}
     w, bias, x = random(64, 96) / 4, random(96, seed=2), random(2, 17, 64)
     inputs = kernels.pack_weight(w), kernels.table(w, bias)
-    exact = run(target, linear(64, 96, kernels.tile, kernels.arithmetic, **how), x, *inputs, shape=(2, 17, 96))
+    exact = run(target, linear(64, 96, kernels.tile, kernels.format, **how), x, *inputs, shape=(2, 17, 96))
     narrow = kernels.linear(64, 96, **how, narrow=True)
     found = run(target, narrow, x.astype(ml_dtypes.bfloat16), *inputs, shape=(2, 17, 96)).astype("float32")
     largest = np.abs(x @ w + bias).max()
@@ -211,15 +160,15 @@ def test_layer_norm_gives_what_the_next_would_round_to(target, kernels):
 @pytest.mark.parametrize(("nh", "hs"), [(2, 64), (3, 16)])
 def test_attention_gives_what_the_next_would_round_to(target, kernels, nh, hs):
     C, length = nh * hs, 40
-    arithmetic, rows = arithmetic_of_attention("bf16", target), cache_rows(hs, kernels.arithmetic, kernels.tile)
-    plain = causal_attention(nh, hs, kernels.tile, hs**-0.5, arithmetic)
-    cached = cached_attention(nh, length, kernels.tile, rows, hs**-0.5)
+    fmt, layout = attention_format("bf16", target), kv_layout(hs, kernels.format, kernels.tile)
+    plain = causal_attention(nh, hs, kernels.tile, hs**-0.5, fmt)
+    cached = cached_attention(nh, length, kernels.tile, layout, hs**-0.5)
     for B, T in [(1, 1), (3, 17), (1, 33)]:
         qkv = random(B, T, 3 * C)
         wanted = run(target, plain, qkv, shape=(B, T, C))
         given = run(target, kernels.causal_attention(nh, hs, hs**-0.5), qkv, shape=(B, T, C))
         check_rounded(given, wanted, f"B={B}, T={T}")
-        of_cache = [np.zeros((B, nh, length, rows.words), rows.dtype) for _ in range(2)]
+        of_cache = [np.zeros((B, nh, length, layout.elements), layout.dtype) for _ in range(2)]
         inputs = qkv, np.full(B, 3), *of_cache
         wanted = run(target, cached, *inputs, shape=(B, T, C))
         given = run(target, kernels.cached_attention(nh, hs, length, hs**-0.5), *inputs, shape=(B, T, C))

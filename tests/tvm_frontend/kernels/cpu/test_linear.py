@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from tvm_frontend.kernels.cpu.formats import arithmetic_of
-from tvm_frontend.kernels.cpu.linear import BLOCK_BYTES, ROWS_A_TASK, linear
+from tvm_frontend.kernels.cpu import reference
+from tvm_frontend.kernels.cpu.formats import gemm_format
+from tvm_frontend.kernels.cpu.linear import L2_BLOCK_BYTES, MC, linear
 from tvm_frontend.kernels.cpu.register_tile import Tile
 
 ROUNDING = 2.0**-24  # of a float32, relative
@@ -16,19 +16,9 @@ def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
 
 
-def activate(x, name):
-    """In float64."""
-    if name is None:
-        return x
-    if name == "relu":
-        return np.maximum(x, 0)
-    approximate = {"gelu": "none", "gelu_tanh": "tanh"}[name]
-    return torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
-
-
 @pytest.fixture(scope="session")
 def fp32(target):
-    return arithmetic_of("fp32", target)
+    return gemm_format("fp32", target)
 
 
 def check(build, tile, fp32, shapes, K, N, activation, residual):
@@ -37,9 +27,11 @@ def check(build, tile, fp32, shapes, K, N, activation, residual):
     run = build(linear(K, N, tile, fp32, activation=activation, residual=residual))
     for B, T in shapes:
         x, addend = normal(B, T, K), normal(B, T, N, seed=1)
-        found = run(x, fp32.pack(w, tile), fp32.table(w, bias), *([addend] if residual else []), shape=(B, T, N))
+        found = run(
+            x, fp32.pack(w, tile), fp32.epilogue_params(w, bias), *([addend] if residual else []), shape=(B, T, N)
+        )
         x64, w64 = x.astype("float64"), w.astype("float64")
-        expected = activate(x64 @ w64 + bias, activation) + (addend if residual else 0)
+        expected = reference.linear(x, w, bias, activation=activation, residual=addend if residual else None)
         # Higham, Accuracy and Stability, section 3.1; GELU's slope is at most 1.13, its own error 2e-7 · max(1, |x|).
         sizes = np.abs(x64) @ np.abs(w64) + np.abs(bias)
         bound = 1.13 * (K + 2) * ROUNDING * sizes + 2e-7 * np.maximum(1, sizes) + ROUNDING * np.abs(expected)
@@ -59,20 +51,20 @@ def test_any_width(build, tile, fp32, K, N):
 def test_any_number_of_rows_about_the_edges_of_a_task(build, tile, fp32):
     # A task takes up to 64 rows in tiles of 8 or 6.
     rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 59, 60, 61, 63, 64, 65, 119, 120, 121, 127, 128, 129, 200]
-    check(build, tile, fp32, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.columns + 3, None, False)
+    check(build, tile, fp32, [(1, T) for T in rows] + [(3, 43), (4, 64)], 9, 2 * tile.nr + 3, None, False)
 
 
 def test_rows_that_are_more_than_a_block(build, tile, fp32):
-    K = BLOCK_BYTES // (4 * 2 * ROWS_A_TASK)  # of which a block has two tasks
-    check(build, tile, fp32, [(1, T) for T in (119, 128, 129, 300)], K, 2 * tile.columns + 3, None, True)
+    K = L2_BLOCK_BYTES // (4 * 2 * MC)  # of which a block has two tasks
+    check(build, tile, fp32, [(1, T) for T in (119, 128, 129, 300)], K, 2 * tile.nr + 3, None, True)
 
 
 @pytest.mark.parametrize("T", [1, 17])
 def test_long_sums_are_as_close_as_a_librarys(build, tile, fp32, T):
-    K, N = 4100, 2 * tile.columns
+    K, N = 4100, 2 * tile.nr
     x, w = normal(1, T, K), normal(K, N)
     run = build(linear(K, N, tile, fp32, activation=None, residual=False))
-    found = run(x, fp32.pack(w, tile), fp32.table(w, np.zeros(N, "float32")), shape=(1, T, N))
+    found = run(x, fp32.pack(w, tile), fp32.epilogue_params(w, np.zeros(N, "float32")), shape=(1, T, N))
     exact = x.astype("float64") @ w.astype("float64")
     ours, theirs = (np.sqrt(np.mean((each - exact) ** 2)) for each in (found, x @ w))
     assert ours < 2 * theirs
@@ -80,7 +72,7 @@ def test_long_sums_are_as_close_as_a_librarys(build, tile, fp32, T):
 
 def test_packing_keeps_each_value_and_fills_up_with_zeros(fp32):
     weight = np.arange(1, 16, dtype="float32").reshape(3, 5)  # [K, N]
-    packed = fp32.pack(weight, Tile(rows=6, vectors=2, lanes=2))
+    packed = fp32.pack(weight, Tile(mr=6, nr_vectors=2, lanes=2))
     assert packed.shape == (2, 3, 4)
     assert packed.flags.c_contiguous
     np.testing.assert_array_equal(np.hstack(list(packed)), np.hstack([weight, np.zeros((3, 3))]))
@@ -90,7 +82,7 @@ def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):
     run = build(linear(8, 24, tile, fp32, activation="gelu_tanh", residual=False))
     x, w = normal(1, 20, 8), normal(8, 24)
     x[0, 19, 3] = np.nan
-    found = run(x, fp32.pack(w, tile), fp32.table(w, normal(24)), shape=(1, 20, 24))
+    found = run(x, fp32.pack(w, tile), fp32.epilogue_params(w, normal(24)), shape=(1, 20, 24))
     assert np.isnan(found[0, 19]).all()
     assert np.isfinite(found[0, :19]).all()
 
@@ -105,7 +97,7 @@ def test_the_next_panel_is_fetched_and_sums_stay_in_registers(library_of, target
     """A fetch that the compiler takes for a write to memory would have them stored in each turn of the loop."""
     if tile.lanes == 4:
         pytest.skip("without a fused multiply-add, 16 registers do not hold the tile")
-    kernel = linear(K, 4 * tile.columns, tile, arithmetic_of("fp32", target), activation=None, residual=False)
+    kernel = linear(K, 4 * tile.nr, tile, gemm_format("fp32", target), activation=None, residual=False)
     assembly = library_of(kernel).mod.inspect_source("asm")
     loops = [loop for loop in inner_loops(assembly) if "prefetcht1" in loop]
     assert loops
@@ -117,6 +109,6 @@ def test_the_next_panel_is_fetched_and_sums_stay_in_registers(library_of, target
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_a_task_asks_for_no_memory(library_of, tile, fp32, activation):
     """Each time would take as long as the products of a row of x with some hundred weights of each column."""
-    small = replace(tile, rows=4)  # a tile of 1 KB is more than TVM puts on the stack
-    kernel = linear(768, 4 * tile.columns, small, fp32, activation=activation, residual=True)
+    small = replace(tile, mr=4)  # a tile of 1 KB is more than TVM puts on the stack
+    kernel = linear(768, 4 * tile.nr, small, fp32, activation=activation, residual=True)
     assert "AllocWorkspace" not in library_of(kernel).mod.inspect_source("asm")
