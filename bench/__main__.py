@@ -86,7 +86,7 @@ def run_bench(config: BenchConfig) -> dict:
     for precision, contenders in by_precision.items():
         print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
         race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
-        result = compare(artifacts, model, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows)
+        result = compare(artifacts, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows)
         result["compiled"] = compiled_of(artifacts, contenders, race.works, precision)
         races[precision] = race, result
     results = {
@@ -176,7 +176,7 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
         shapes += [f"1x{T}" for T in cliffs.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
     chosen = {} if config.seed is None else {"seed": config.seed}
-    return Plan(works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
+    return Plan(model, works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
 
 
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:

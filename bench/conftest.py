@@ -181,7 +181,7 @@ def _setup_of(config: pytest.Config) -> Setup:
             artifacts, words = choose_artifacts(config.getoption("artifacts"), config.getoption("seeded"))
             model = config_of(artifacts)
             works = works_of(model, (), config.getoption("shape"), config.getoption("context"))
-            plan = Plan(works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
+            plan = Plan(model, works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
         except UserError as error:
             raise pytest.UsageError(str(error)) from error
         config.stash[SETUP] = Setup(artifacts, words, model, contenders, plan)

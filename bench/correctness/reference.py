@@ -1,5 +1,7 @@
 """What every engine is held to: the eager model in float64."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bench.backends import eager
@@ -40,10 +42,11 @@ class Truth:
     def __exit__(self, *_: object) -> None:
         self._worker.close()
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
         if self._last is None or not np.array_equal(self._last[0], ids):
             self._last = ids, self._worker.call("prefill", ids, deadline_s=CALL_DEADLINE_S)
-        return self._last[1]
+        logits = self._last[1]  # [B, T, V]
+        return logits if positions is None else logits[:, list(positions)]
 
     def loss(self, windows: np.ndarray) -> float:
         """In nats a token, of windows of a text int64 [N, T + 1]."""

@@ -93,7 +93,7 @@ def run_gpu(config: GpuConfig) -> bool:
         prompts = [(work.B, work.T) for work in works if isinstance(work, FirstToken)]
         able = those_that_can(contenders, artifacts, prompts)
         refuse_absent(config.engine, able)
-        plan = Plan(works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
+        plan = Plan(shape, works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
         about = {
             "model": model,
             "parameters": matmul_parameters(shape),
@@ -105,7 +105,7 @@ def run_gpu(config: GpuConfig) -> bool:
         }
         keep = partial(_keep, config.output, f"{model}.json", about)
         print(f"{model}, {len(able)} engines on {config.device}", file=sys.stderr, flush=True)
-        found = run_race(artifacts, shape, able, plan, row_s=config.seconds, until=share, keep=keep)
+        found = run_race(artifacts, able, plan, row_s=config.seconds, until=share, keep=keep)
         right = right and not any(each["agrees"] is False for each in (*found["rows"], *found["checks"]))
     print(f"wrote {write_table(config.output)}")
     return right

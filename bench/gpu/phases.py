@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.correctness.agreement import Agreement, compare_steps, compare_tokens
+from bench.correctness.agreement import Agreement, compare_steps
 from bench.harness.work import Ask, Decode, Generate, Reference, Request, Work
 from bench.report.format import shape_name
 from bench.roofline.bounds import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
@@ -54,7 +54,7 @@ class FirstToken(Work):
 
 
 class Step(Decode):
-    """One token of each sequence over a cache. The reference gives the logits that are compared, and no others."""
+    """One token of each sequence over a cache."""
 
     columns = ()
 
@@ -71,16 +71,9 @@ class Step(Decode):
         contexts = dict.fromkeys((1, min(CHECKED_PROMPT, longest), longest))
         return tuple(cls(B, 1, context) for B in CHECKED_BATCHES for context in contexts)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """The prompt's last logits, those of some steps behind it, and the first step's over again."""
-        at = [*range(self.context, ids.shape[1]), self.context]
-        steps = [ask("fill", ids[:, : self.context])]
-        steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
-        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
-
 
 class Tokens(Generate):
-    """The likeliest tokens after a prompt, each chosen on the device. The reference gives what is compared alone."""
+    """The likeliest tokens after a prompt, each chosen on the device."""
 
     columns = ()
 
@@ -93,13 +86,6 @@ class Tokens(Generate):
     @property
     def name(self) -> str:
         return super().name + (f", {self.B} sequences" if self.B > 1 else "")
-
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """Each token is the reference's likeliest after those before it, which the engine itself chose."""
-        prompt = ids[:, : self.context]
-        tokens = ask("generate", prompt, self.T)  # [B, T]
-        seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # what each token was chosen after
-        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
 
 
 PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step, Tokens)}

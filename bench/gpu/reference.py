@@ -46,9 +46,10 @@ class TruthAt(Truth):
         self._asked: tuple[bytes, tuple[int, ...]] | None = None
         self._known: np.ndarray | None = None
 
-    def __call__(self, ids: np.ndarray, at: Sequence[int]) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+        at = range(ids.shape[1]) if positions is None else positions
         asked = ids.tobytes(), tuple(at)
-        if self._asked != asked:
+        if self._known is None or self._asked != asked:
             try:
                 self._known = self._worker.call("logits_at", ids, list(at), deadline_s=CALL_DEADLINE_S)
             except WorkerError as error:

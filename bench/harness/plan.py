@@ -4,6 +4,8 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from bench.harness.machine import checked_threads
 from bench.harness.work import PHASES, Decode, Prefill, Work, phases_of
 from gpt.cli import UserError
@@ -21,6 +23,7 @@ class Plan:
     the engine that speed-ups are taken to. Raises UserError for a value that makes no sense.
     """
 
+    config: GPTConfig
     works: tuple[Work, ...]
     threads: int
     minutes: float = 0.75
@@ -46,11 +49,20 @@ class Plan:
         """The shapes [B, T] of prefill, for which static engines need files."""
         return tuple((work.B, work.T) for work in self.works if work.phase == Prefill.phase)
 
-    def to_check(self, config: GPTConfig) -> list[Work]:
-        """What is checked of the phases whatever is timed, then what is timed."""
-        return list(
-            dict.fromkeys([*(work for name in self.phases for work in PHASES[name].checked(config)), *self.works])
-        )
+    @property
+    def always_checked(self) -> list[Work]:
+        """The works of the phases that are checked whatever is timed, each once."""
+        kinds = dict.fromkeys(type(work) for work in self.works)
+        return list(dict.fromkeys(work for kind in kinds for work in kind.checked(self.config)))
+
+    @property
+    def to_check(self) -> list[Work]:
+        """The works that are checked whatever is timed, then those that are timed, each once."""
+        return list(dict.fromkeys([*self.always_checked, *self.works]))
+
+    def ids_of(self, work: Work) -> np.ndarray:
+        """Draw the random ids of a work, int64 [B, ≥ context + T], always the same for one seed."""
+        return work.ids(self.config, self.seed)
 
 
 def works_of(

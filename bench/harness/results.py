@@ -10,14 +10,12 @@ from bench.harness.plan import Plan
 from bench.harness.runner import Runner
 from bench.harness.work import Work
 from bench.roofline.bounds import Limits
-from gpt.config import GPTConfig
 
 
 def rows_of(
     work: Work,
     contenders: list[Contender],
     runners: list[Runner],
-    config: GPTConfig,
     limits: dict[str, Limits],
     plan: Plan,
 ) -> Iterator[dict]:
@@ -30,7 +28,7 @@ def rows_of(
         runner = by_contender.get(contender)
         status, reason = _status_of(contender, runner, work)
         agreement = runner.checks.get(work) if runner else None
-        bound = work.bound(limits[contender.precision], config)
+        bound = work.bound(limits[contender.precision], plan.config)
         yield {
             "group": plan.precision,
             "engine": contender.engine,
@@ -47,15 +45,15 @@ def rows_of(
             **_times_of(runner.measurement_at(work) if runner else None, base, bound.seconds),
             "limit_ms": bound.seconds * 1e3,
             "limit_binds": bound.binds,
-            "moved_bytes": work.moved_bytes(config, contender.precision),
+            "moved_bytes": work.moved_bytes(plan.config, contender.precision),
             **_errors_of(runner, work),
-            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.precision, config),
+            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.precision, plan.config),
         }
 
 
-def checks_of(runner: Runner, works: list[Work], plan: Plan) -> Iterator[dict]:
+def checks_of(runner: Runner, plan: Plan) -> Iterator[dict]:
     """Every check of an engine, of what is timed and of what is not."""
-    for work in works:
+    for work in plan.to_check:
         if not runner.can(work):
             continue
         agreement = runner.checks.get(work)

@@ -5,9 +5,9 @@ each weight is read for one row, so reading limits it. Generate is both, as a us
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -30,7 +30,13 @@ PROMPT, TOKENS = 8, 64  # of generate, where they fit
 
 Request = tuple[str, tuple]  # a method of an engine and its arguments
 Ask = Callable[..., np.ndarray]  # has an engine do a request
-Reference = Callable[[np.ndarray], np.ndarray]  # ids int64 [B, T] to the right logits, float64 [B, T, V]
+
+
+class Reference(Protocol):
+    """A model that gives the right logits, float64."""
+
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+        """Return the logits [B, S, V] of ids int64 [B, T] at S positions; by default at all, [B, T, V]."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class Decode(Work):
         at = [*range(self.context, ids.shape[1]), self.context]
         steps = [ask("fill", ids[:, : self.context])]
         steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
-        return compare_steps(reference(ids)[:, [self.context - 1, *at]], steps, tolerance)
+        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
 
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
@@ -221,7 +227,7 @@ class Generate(Work):
         prompt = ids[:, : self.context]
         tokens = ask("generate", prompt, self.T)  # [B, T]
         seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # what each token was chosen after
-        return compare_tokens(reference(seen)[:, self.context - 1 :], tokens, tolerance)
+        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
 
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)

@@ -9,8 +9,9 @@ import pytest
 from bench.backends import Contender, find_contenders
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.phases import PHASES, FirstToken, Step, Tokens
-from bench.gpu.race import NOT_REACHED, run_race
+from bench.gpu.race import run_race
 from bench.harness.plan import ROUNDS, Plan
+from bench.harness.race import NOT_REACHED
 from bench.models.build import SEEDED
 from bench.roofline.bounds import Limits, decode_bytes, prefill_flops
 
@@ -47,10 +48,10 @@ def race(artifacts: DeviceArtifacts, contenders: list[Contender]):
 
     def run(left_s: float, engines: tuple[str, ...] = (*FAKES, "gone")) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
-        plan = Plan(WORKS, threads=1, seed=3, precision="bf16")
+        plan = Plan(CONFIG, WORKS, threads=1, seed=3, precision="bf16")
         until = time.monotonic() + left_s
         asked = [each for each in contenders if each.engine in engines]
-        found = run_race(artifacts, CONFIG, asked, plan, row_s=0.01, until=until, keep=kept.append)
+        found = run_race(artifacts, asked, plan, row_s=0.01, until=until, keep=kept.append)
         assert found == kept[-1]
         return kept
 

@@ -52,7 +52,7 @@ def compare_fakes(folder: Path, contenders: list[Contender], plan: Plan) -> dict
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(Contender, "factory", property(lambda self: f"fakes_of_compare:{self.engine}"))
         patch.setattr(probe, "FACTORY", "fakes_of_compare:Probe")
-        return compare(artifacts, SEEDED["tiny"], contenders, plan)
+        return compare(artifacts, contenders, plan)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """One engine that is right, and four that are not there in the end, by engine and phase."""
     contenders = [contender("eager_fake"), *map(contender, ("wrong", "forgets", "dies"))]
     contenders.append(contender("gone", "not installed: pip install gone-package"))
-    plan = Plan((Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
+    plan = Plan(SEEDED["tiny"], (Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
     found = compare_fakes(tmp_path_factory.mktemp("compared"), contenders, plan)
     by_engine = {row["engine"]: row for row in reversed(found["rows"])}
     return found | {
@@ -128,7 +128,7 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
 
 def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
     """Of five rounds of two works, the one has the limits of the first, third, … ninth moment, the other the rest."""
-    plan = Plan((Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
+    plan = Plan(SEEDED["tiny"], (Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
     rows = compare_fakes(tmp_path, [contender("eager_fake")], plan)["rows"]
     assert [(row["work"], row["limit_binds"], len(row["samples_by_round"])) for row in rows] == [
         ("1×1", "reading", 5),
@@ -150,7 +150,7 @@ def test_odd_sizes_are_checked_too(compared: dict) -> None:
 @pytest.mark.parametrize("field", [{"threads": 0}, {"threads": 100_000}, {"minutes": 0}, {"seed": -1}])
 def test_a_plan_that_makes_no_sense_is_an_error(field: dict) -> None:
     with pytest.raises(UserError, match=next(iter(field))):
-        Plan(**{"works": (Prefill(1, 1),), "threads": 1} | field)
+        Plan(**{"config": SEEDED["tiny"], "works": (Prefill(1, 1),), "threads": 1} | field)
 
 
 @pytest.mark.parametrize("text", ["64", "0x4", "1x0", "1x17", "1x-1", "axb", "1x2x3", ""])

@@ -1,6 +1,6 @@
 """One contender's way through checks and rounds, on a worker that answers from a list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,15 @@ class FakeWorker:
         return self.seconds
 
 
+def ones(ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+    """A reference whose logits are all 1."""
+    return np.ones((len(ids), ids.shape[1] if positions is None else len(positions), CONFIG.vocab_size))
+
+
 def check(runner: Runner, work: Work, *, timed: bool) -> None:
     """As the comparison does, against logits of ones."""
     ids = work.ids(CONFIG, seed=0)
-    runner.check(work, ids, lambda ids: np.ones((*ids.shape, CONFIG.vocab_size)), CONFIG, timed=timed)
+    runner.check(work, ids, ones, CONFIG, timed=timed)
 
 
 @pytest.fixture
