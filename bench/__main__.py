@@ -71,7 +71,7 @@ def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
-    model, truth = config_of(artifacts), external.Reference if config.onnx else reference.Reference
+    model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
         precision: those_that_can(contenders, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
@@ -86,7 +86,9 @@ def run_bench(config: BenchConfig) -> dict:
     for precision, contenders in by_precision.items():
         print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
         race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
-        result = compare(artifacts, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows)
+        result = compare(
+            artifacts, contenders, race, f"{reference_class.__module__}:{reference_class.__name__}", held_out.windows
+        )
         result["compiled"] = compiled_of(artifacts, contenders, race.works, precision)
         races[precision] = race, result
     results = {
@@ -97,7 +99,7 @@ def run_bench(config: BenchConfig) -> dict:
             "source": "ONNX file" if config.onnx else "Checkpoint",
             "sha256": sha256_file(config.onnx or artifacts.checkpoint),
         },
-        "truth": truth.summary,
+        "truth": reference_class.summary,
         "text": held_out.words,
         "phases": list(plan.phases),
         "rounds": ROUNDS,

@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.backends import Contender, find_contenders
 from bench.correctness.agreement import PRECISIONS
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.harness.machine import checked_threads, describe_machine
 from bench.harness.plan import Plan, works_of
 from bench.harness.runner import Runner
@@ -117,22 +117,24 @@ def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner])
 
 
 @pytest.fixture(scope="session")
-def truth(setup: Setup) -> Iterator[Truth]:
+def reference(setup: Setup) -> Iterator[ReferenceModel]:
     """The reference."""
     prepare(setup.artifacts, [])
-    with Truth(setup.artifacts, setup.config, setup.plan.threads) as found:
+    with ReferenceModel(setup.artifacts, setup.config, setup.plan.threads) as found:
         yield found
 
 
 @pytest.fixture
-def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, truth: Truth) -> Callable[[], None]:
+def race(
+    benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, reference: ReferenceModel
+) -> Callable[[], None]:
     """Check that an engine is right at its work and at what is always checked of the phase; then time its calls."""
 
     def run() -> None:
         for each in (*PHASES[work.phase].checked(setup.config), work):
             if each not in runner.checks and runner.may_run(each):
                 ids = each.ids(setup.config, setup.plan.seed)
-                runner.check(each, ids, truth, setup.config, timed=each == work)
+                runner.check(each, ids, reference, setup.config, timed=each == work)
         benchmark.group = f"{work.phase} {work.name}, time of a {work.unit}"
         benchmark.extra_info.update(_description(runner, work, setup))
         assert not runner.failed, runner.failed

@@ -20,7 +20,7 @@ class Reference(eager.Engine):
     arithmetic = "float64"
 
 
-class Truth:
+class ReferenceModel:
     """The reference in a worker of its own: called with ids int64 [B, T] it gives their logits, float64 [B, T, V].
 
     What was asked last is kept, as engine after engine asks the same. Use it as a context manager.
@@ -31,7 +31,7 @@ class Truth:
         self._arguments = (artifacts, config, threads, "")
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __enter__(self) -> "Truth":
+    def __enter__(self) -> "ReferenceModel":
         try:
             self._worker.call("load", *self._arguments, deadline_s=LOAD_DEADLINE_S)
         except BaseException:

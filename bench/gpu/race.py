@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bench.backends import Contender
 from bench.gpu.device import FACTORY, DeviceArtifacts, measure_limits
 from bench.gpu.engines import takes_any_shape
-from bench.gpu.reference import TruthAt
+from bench.gpu.reference import DeviceReferenceModel
 from bench.harness.plan import Plan
 from bench.harness.race import Race, precisions_of
 from bench.harness.runner import Runner
@@ -133,13 +133,13 @@ def run_race(
         race.note_limits(limits, plan.works)
         progress.reset(total=1 + race.steps + len(runners) * (1 + len(plan.works)))
         race.load()
-        truth = stack.enter_context(TruthAt(artifacts, plan.config, plan.threads))
+        reference = stack.enter_context(DeviceReferenceModel(artifacts, plan.config, plan.threads))
         any_shape = [runner for runner in runners if takes_any_shape(runner.contender)]
-        race.check(plan.always_checked, truth, any_shape)
+        race.check(plan.always_checked, reference, any_shape)
         race.leave_out(plan.works)  # also those that were just checked: they are not timed yet
         keep(race.results())
         for work in plan.works:
-            race.check([work], truth)
+            race.check([work], reference)
             race.run_rounds([work], {work: row_s})
             keep(race.results())
         if not race.is_over:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.gpu.device import DeviceArtifacts
 from bench.harness.runner import CALL_DEADLINE_S
 from bench.harness.worker import WorkerError
@@ -35,8 +35,8 @@ class Reference:
         return torch.stack(rows).numpy()
 
 
-class TruthAt(Truth):
-    """`Truth` on a device: called with ids int64 [B, T] and S positions it gives float64 [B, S, V].
+class DeviceReferenceModel(ReferenceModel):
+    """`ReferenceModel` on a device: called with ids int64 [B, T] and S positions it gives float64 [B, S, V].
 
     Raises WorkerError, in words that say that it is the reference's.
     """

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.backends import Contender
-from bench.correctness import reference
-from bench.correctness.reference import Truth
+from bench.correctness import reference as references
+from bench.correctness.reference import ReferenceModel
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.results import checks_of, losses_of, rows_of
@@ -152,7 +152,7 @@ def compare(
     artifacts: Artifacts,
     contenders: list[Contender],
     plan: Plan,
-    reference_factory: str = reference.FACTORY,
+    reference_factory: str = references.FACTORY,
     windows: np.ndarray | None = None,
 ) -> dict:
     """Check and time every contender that is present, on the CPU.
@@ -172,9 +172,9 @@ def compare(
         losses = 0 if windows is None else len(runners) + 1
         progress.reset(total=race.steps + losses + ROUNDS * len(plan.works))
         race.load()
-        with Truth(artifacts, plan.config, plan.threads, reference_factory) as truth:
-            race.check(plan.to_check, truth)
-            right = None if windows is None else _measure_losses(race, truth, windows)
+        with ReferenceModel(artifacts, plan.config, plan.threads, reference_factory) as reference:
+            race.check(plan.to_check, reference)
+            right = None if windows is None else _measure_losses(race, reference, windows)
         with Worker(probes.FACTORY, plan.threads) as probe:
             probe.call("load", plan.threads)
             _time_all(race, probe)
@@ -188,13 +188,13 @@ def compare(
     }
 
 
-def _measure_losses(race: Race, truth: Truth, windows: np.ndarray) -> float:
+def _measure_losses(race: Race, reference: ReferenceModel, windows: np.ndarray) -> float:
     """Measure each engine's loss on windows int64 [N, T + 1], noted in its runner, and return the reference's."""
     for runner in race.runners:
         race.show(f"loss of {runner.contender.label}")
         runner.measure_loss(windows)
     race.show("loss of the reference")
-    return truth.loss(windows)
+    return reference.loss(windows)
 
 
 def _time_all(race: Race, probe: Worker) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bench.backends import Contender, find_contenders
 from bench.correctness.agreement import PRECISIONS, tolerance_of
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.harness.runner import Runner
 from bench.harness.work import PHASES
 from bench.harness.worker import Worker
@@ -42,7 +42,7 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
         if file in MAKINGS:
             source = artifacts.folder / MAKINGS[file].source
             assert MAKINGS[file].origin(artifacts.folder / file) == sha256_file(source)
-    with Worker(contender.factory, threads=1) as worker, Truth(artifacts, config, 1) as truth:
+    with Worker(contender.factory, threads=1) as worker, ReferenceModel(artifacts, config, 1) as reference:
         runner = Runner(contender, worker)
         runner.load(artifacts, config, 1)
         if runner.failed and "compute type" in runner.failed:
@@ -50,7 +50,7 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
         assert runner.failed is None
         for phase in phases:
             for work in PHASES[phase].timed(config):
-                runner.check(work, work.ids(config, 0), truth, config, timed=True)
+                runner.check(work, work.ids(config, 0), reference, config, timed=True)
                 assert runner.errors == {}
                 assert runner.checks[work].agrees, runner.checks[work]
         errors = [check.max_rel_err for check in runner.checks.values()]
