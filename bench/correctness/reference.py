@@ -1,4 +1,4 @@
-"""What every engine is held to: the eager model in float64."""
+"""The reference that every engine is compared with: the eager model in float64."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,10 @@ class Reference(eager.Engine):
 
 
 class ReferenceModel:
-    """The reference in a worker of its own: called with ids int64 [B, T] it gives their logits, float64 [B, T, V].
+    """The reference in a worker of its own; see `bench.harness.work.Reference`. Use it as a context manager.
 
-    What was asked last is kept, as engine after engine asks the same. Use it as a context manager.
+    The logits of the last ids are kept, as engine after engine asks for the same. factory: `module:Class` of the
+    model. Raises WorkerError if the model does.
     """
 
     def __init__(self, artifacts: Artifacts, config: GPTConfig, threads: int, factory: str = FACTORY) -> None:
@@ -49,5 +50,5 @@ class ReferenceModel:
         return logits if positions is None else logits[:, list(positions)]
 
     def loss(self, windows: np.ndarray) -> float:
-        """In nats a token, of windows of a text int64 [N, T + 1]."""
+        """Compute the loss, in nats per token, on windows of a text, int64 [N, T + 1]."""
         return self._worker.call("loss", windows, deadline_s=CALL_DEADLINE_S)

@@ -16,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.backends import Contender
-from bench.correctness import reference as references
-from bench.correctness.reference import ReferenceModel
+from bench.correctness.reference import FACTORY, ReferenceModel
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.results import checks_of, losses_of, rows_of
@@ -56,7 +55,7 @@ class Race:
 
     @property
     def is_over(self) -> bool:
-        """True once the deadline has passed."""
+        """Return True once the deadline has passed."""
         return time.monotonic() >= self.until
 
     @property
@@ -128,18 +127,18 @@ class Race:
             known |= {name: best_of(known.get(name, limits), limits) for name, limits in measured.items()}
 
     def rows(self) -> list[dict]:
-        """A row for each work and contender; see `bench.harness.results`."""
+        """Make a row for each work and contender; see `bench.harness.results`."""
         rows = (
             rows_of(work, self.contenders, self.runners, self.limits_at[work], self.plan) for work in self.plan.works
         )
         return list(chain.from_iterable(rows))
 
     def checks(self) -> list[dict]:
-        """A row for each check of each engine that is present."""
+        """Make a row for each check of each engine that is present."""
         return list(chain.from_iterable(checks_of(runner, self.plan) for runner in self.runners))
 
     def versions(self) -> dict[str, str]:
-        """The version of each package that decides the speed of an engine."""
+        """Return the version of each package that decides the speed of an engine."""
         return {name: version for runner in self.runners for name, version in sorted(runner.versions.items())}
 
 
@@ -152,7 +151,7 @@ def compare(
     artifacts: Artifacts,
     contenders: list[Contender],
     plan: Plan,
-    reference_factory: str = references.FACTORY,
+    reference_factory: str = FACTORY,
     windows: np.ndarray | None = None,
 ) -> dict:
     """Check and time every contender that is present, on the CPU.
@@ -174,7 +173,7 @@ def compare(
         race.load()
         with ReferenceModel(artifacts, plan.config, plan.threads, reference_factory) as reference:
             race.check(plan.to_check, reference)
-            right = None if windows is None else _measure_losses(race, reference, windows)
+            reference_loss = None if windows is None else _measure_losses(race, reference, windows)
         with Worker(probes.FACTORY, plan.threads) as probe:
             probe.call("load", plan.threads)
             _time_all(race, probe)
@@ -182,7 +181,7 @@ def compare(
         "limits": {name: asdict(limits) for name, limits in race.limits.items()},
         "checks": race.checks(),
         "rows": race.rows(),
-        "losses": [] if right is None else losses_of(right, runners, plan),
+        "losses": [] if reference_loss is None else losses_of(reference_loss, runners, plan),
         "versions": race.versions(),
         "seconds": time.perf_counter() - started,
     }

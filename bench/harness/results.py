@@ -1,4 +1,4 @@
-"""What the runners found, as plain rows of JSON; `bench.report.page` says what is in a row."""
+"""Turns what the runners found into plain rows of JSON; `bench.report.page` describes a row's fields."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +19,7 @@ def rows_of(
     limits: dict[str, Limits],
     plan: Plan,
 ) -> Iterator[dict]:
-    """One row for each contender that has the phase, for absent ones and failed ones too. limits: by precision."""
+    """Make a row for each contender that has the work's phase, absent and failed ones too. limits: by precision."""
     by_contender = {runner.contender: runner for runner in runners}
     base = next((runner.measurement_at(work) for runner in runners if runner.contender.label == plan.baseline), None)
     for contender in contenders:
@@ -52,7 +52,7 @@ def rows_of(
 
 
 def checks_of(runner: Runner, plan: Plan) -> Iterator[dict]:
-    """Every check of an engine, of what is timed and of what is not."""
+    """Make a row for each check of an engine, of the works that are timed and of those that are not."""
     for work in plan.to_check:
         if not runner.can(work):
             continue
@@ -65,16 +65,19 @@ def checks_of(runner: Runner, plan: Plan) -> Iterator[dict]:
         yield {"group": plan.precision, "label": runner.contender.label, **_names_of(work)} | found
 
 
-def losses_of(right: float, runners: list[Runner], plan: Plan) -> list[dict]:
-    """Each engine's loss on the text, in nats a token, and by how much it is above the reference's, or why not."""
+def losses_of(reference_loss: float, runners: list[Runner], plan: Plan) -> list[dict]:
+    """Make a row for each engine: its loss on the text in nats per token against the reference's, or why it has none.
+
+    reference_loss: in nats per token.
+    """
     return [
         {
             "group": plan.precision,
             "label": runner.contender.label,
             "precision": runner.contender.precision,
             "loss": runner.loss,
-            "percent_above": None if runner.loss is None else 100 * (runner.loss / right - 1),
-            "reference": right,
+            "percent_above": None if runner.loss is None else 100 * (runner.loss / reference_loss - 1),
+            "reference": reference_loss,
             "reason": runner.no_loss,
         }
         for runner in runners
@@ -87,7 +90,11 @@ def _names_of(work: Work) -> dict:
 
 
 def _status_of(contender: Contender, runner: Runner | None, work: Work) -> tuple[str, str | None]:
-    """`timed`, or why not: `absent`, `failed` (it raised, died or hung), `disagrees`, `left out` (it is too slow)."""
+    """Return the status of a row and its reason.
+
+    The status is `timed`, `absent`, `failed` (it raised, died or hung), `disagrees` or `left out` (it is too slow, or
+    the time was up); only `timed` has no reason.
+    """
     if runner is None:
         return "absent", contender.absent
     if runner.disagreed:
@@ -119,5 +126,5 @@ def _errors_of(runner: Runner | None, work: Work) -> dict:
     agreement = runner.checks.get(work) if runner else None
     names = ("max_abs_err", "max_rel_err", "top1_match", "agrees")
     errors = {name: getattr(agreement, name) if agreement else None for name in names}
-    # An engine that is wrong at one place is not to be trusted at the others.
+    # An engine that is wrong at one work is not to be trusted at the others.
     return errors | ({"agrees": False} if runner and runner.disagreed else {})
