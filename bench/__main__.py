@@ -40,8 +40,8 @@ from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
-BASELINES = {"fp32": "eager"}  # what speed-ups are taken to
-OURS = "tvm", "O3"  # in float32: what they are taken to in fewer bits
+BASELINES = {"fp32": "eager"}  # the label that speed-ups are relative to
+OURS = "tvm", "O3"  # engine and variant in float32 that they are relative to in fewer bits
 SWEEP_B, SWEEP_T = (1, 4), (64, 128, 256, 512, 1024)
 SWEEP_CONTEXTS = (128, 900)
 MANY_SHAPES = "a sweep has many shapes, and it needs a module for each; --engine {engine} asks for it all the same"
@@ -55,16 +55,16 @@ class BenchConfig:
     seeded: str | None = None  # compare on a model with random weights: demo, char, gpt2 or bigram
     onnx: Path | None = None  # compare on somebody else's ONNX file (python -m export.inspect says if it can be used)
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
-    precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # of products; a race for each
-    phases: tuple[str, ...] = ()  # of prefill, decode, generate; by default all that the model has
-    shapes: tuple[str, ...] = ()  # of prefill: BxT each, as 1x64 8x64; by default three that suit the model
-    contexts: tuple[int, ...] = ()  # of decode: tokens in the cache; by default 32, 128 and the longest, as they fit
+    precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # format of products; a race each
+    phases: tuple[str, ...] = ()  # prefill, decode, generate; by default all that the model has
+    shapes: tuple[str, ...] = ()  # BxT of each prefill, as 1x64 8x64; by default three that suit the model
+    contexts: tuple[int, ...] = ()  # tokens in the cache for decode; by default 32, 128 and the longest, as they fit
     sweep: tyro.conf.FlagCreatePairsOff[bool] = False  # B of 1, 4 by T of 64 … 1024, contexts of 128, 900, as they fit
     odd: tyro.conf.FlagCreatePairsOff[bool] = False  # prefill at T of 1, 17, 63, … and neighbours: is there a cliff
     text: Path | None = None  # a text or a folder of gpt.corpus, for the loss; by default Python's sources, if known
-    threads: int | None = None  # of every engine; by default the physical cores that this process may use
-    minutes: float = 0.75  # for the timing at each precision; loading, compiling and checking come on top
-    seed: int | None = None  # of the random ids; by default a fresh one, which the results record
+    threads: int | None = None  # threads of every engine; by default the physical cores that this process may use
+    minutes: float = 0.75  # minutes of timing at each precision; loading, compiling and checking come on top
+    seed: int | None = None  # seed of the random ids; by default a fresh one, which the results record
 
 
 def run_bench(config: BenchConfig) -> dict:
@@ -126,10 +126,10 @@ def those_that_can(
     *,
     onnx_alone: bool = False,
 ) -> list[Contender]:
-    """The contenders with a phase of those, all they need made; what cannot be made of this model makes one absent.
+    """Make the files of the contenders that have one of the phases, and return those contenders.
 
-    prompts: the shapes of prefill. onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that
-    is not of this model.
+    A contender whose files cannot be made of this model is returned as absent. prompts: the shapes (B, T) of prefill.
+    onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
     """
     found = []
     for each in contenders:
@@ -146,8 +146,8 @@ def those_that_can(
 
 
 def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
-    """The contenders of each precision asked for; in fewer bits than float32 ours in float32 beside them."""
-    every = (name for name in PRECISIONS if find_contenders((), [name]))  # that an engine computes in on a CPU
+    """List the contenders of each precision asked for; races in fewer bits include our engine in float32."""
+    every = (name for name in PRECISIONS if find_contenders((), [name]))  # those that an engine computes in on a CPU
     precisions = tuple(every if "all" in config.precision else dict.fromkeys(config.precision))
     found = [unless_many_shapes(each, config) for each in find_contenders(config.engine, precisions)]
     ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
@@ -160,14 +160,14 @@ def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
 
 
 def unless_many_shapes(contender: Contender, config: BenchConfig) -> Contender:
-    """The contender, absent if it is static, the shapes are many, and nobody asked for it."""
+    """Return the contender, as absent if it is static, the shapes are many, and it was not asked for."""
     if not contender.static or config.engine or not (config.sweep or config.odd):
         return contender
     return replace(contender, absent=contender.absent or MANY_SHAPES.format(engine=contender.engine))
 
 
 def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
-    """What to do, but for the precision. Raises UserError for what makes no sense."""
+    """Make the plan of all races, but for their precision. Raises UserError for values that make no sense."""
     phases = external.checked_phases(config.phases) if config.onnx else config.phases
     shapes, contexts = list(config.shapes), list(config.contexts)
     if config.sweep:
@@ -182,7 +182,7 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
 
 
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
-    """The results of one race after the other as one."""
+    """Merge the results of the races of all precisions."""
     found = [result for _, result in races.values()]
     limits: dict[str, Limits] = {}
     for precision, measured in chain.from_iterable(result["limits"].items() for result in found):

@@ -1,4 +1,4 @@
-"""`pytest bench/ --benchmark-only`: which model, which engines, what work, and one worker for each engine.
+"""Options and fixtures of `pytest bench/ --benchmark-only`: the model, the engines, the works, a worker per engine.
 
 A benchmark of a phase is a test with the fixtures `benchmark`, `work` and `race`, in a module with `PHASE`, the phase's
 name: it is run for each engine that has the phase and each piece of work of it.
@@ -28,12 +28,12 @@ from gpt.config import GPTConfig
 
 SETUP = pytest.StashKey["Setup"]()
 SEED = 0  # of the random ids; python -m bench draws a fresh one
-SECONDS = 1.0  # of an engine at its work, or about
+SECONDS = 1.0  # of timing, about, for each engine at each work
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a session of pytest compares. words: whose model it is."""
+    """The comparison of one session of pytest. words: a description of the model."""
 
     artifacts: Artifacts
     words: str
@@ -43,7 +43,7 @@ class Setup:
 
 
 class WorkerClock:
-    """A timer for pytest-benchmark that shows what a worker's own clock found."""
+    """A timer for pytest-benchmark that shows the samples of a worker's own clock."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -60,22 +60,25 @@ CLOCK = WorkerClock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose the model, the engines and the works."""
     group = parser.getgroup("engines")
     group.addoption("--engine", action="append", default=[], metavar="NAME", help="only this engine; repeatable")
     group.addoption("--artifacts", type=Path, default=Path("artifacts"), help="the folder of the model")
     group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo, gpt2 or bigram")
-    group.addoption("--precision", default="fp32", choices=[*PRECISIONS], help="of the engines' products")
+    group.addoption("--precision", default="fp32", choices=[*PRECISIONS], help="number format of the engines' products")
     group.addoption("--shape", action="append", default=[], metavar="BxT", help="prefill this shape; repeatable")
     group.addoption("--context", action="append", default=[], type=int, help="decode behind so many tokens; repeatable")
-    group.addoption("--threads", type=int, help="of every engine; by default the physical cores")
+    group.addoption("--threads", type=int, help="threads of every engine; by default the physical cores")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    """Name the model and the threads at the head of the report."""
     setup = _setup_of(config)
     return f"engines run on {setup.words}, {setup.plan.threads} threads each"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a benchmark for each work of its phase and each engine that has it."""
     if "race" not in metafunc.fixturenames:
         return
     setup, phase = _setup_of(metafunc.config), metafunc.module.PHASE
@@ -88,13 +91,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def setup(pytestconfig: pytest.Config) -> Setup:
-    """What this session compares."""
+    """Return the comparison of this session."""
     return _setup_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
-    """The loaded runner of a contender with all its files there, started once; all are ended with the session."""
+    """Start a contender's runner, loaded and with all of its files, once; all end with the session."""
     with ExitStack() as stack:
 
         @cache
@@ -110,7 +113,7 @@ def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
 
 @pytest.fixture(scope="session")
 def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner]) -> Runner:
-    """One engine, loaded; skips if a package of it is absent."""
+    """Return one engine, loaded; skip it if it is absent."""
     if reason := request.param.absent:
         pytest.skip(f"{request.param.engine}: {reason}")
     return start(request.param)
@@ -118,7 +121,7 @@ def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner])
 
 @pytest.fixture(scope="session")
 def reference(setup: Setup) -> Iterator[ReferenceModel]:
-    """The reference."""
+    """Start the reference model."""
     prepare(setup.artifacts, [])
     with ReferenceModel(setup.artifacts, setup.config, setup.plan.threads) as found:
         yield found
@@ -128,7 +131,7 @@ def reference(setup: Setup) -> Iterator[ReferenceModel]:
 def race(
     benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, reference: ReferenceModel
 ) -> Callable[[], None]:
-    """Check that an engine is right at its work and at what is always checked of the phase; then time its calls."""
+    """Check an engine at its work and at those that are always checked of the phase; then time its calls."""
 
     def run() -> None:
         for each in (*PHASES[work.phase].checked(setup.config), work):
@@ -142,7 +145,7 @@ def race(
         assert not runner.disagreed, runner.disagreed
         runner.take_turn(work, work.ids(setup.config, setup.plan.seed), SECONDS, SECONDS)
         assert not runner.errors, runner.errors
-        if work in runner.left_out:  # a call takes too long, as any does of threads that others keep off the cores
+        if work in runner.left_out:  # a call takes too long, as on a machine whose cores are all busy
             pytest.skip(runner.left_out[work])
         samples_s = runner.measurement_at(work).samples_s[-1]
         benchmark.pedantic(CLOCK.advance, (iter(samples_s),), rounds=len(samples_s))
@@ -151,6 +154,7 @@ def race(
 
 
 def _description(runner: Runner, work: Work, setup: Setup) -> dict:
+    """Describe the engine, the work and the machine for the results of pytest-benchmark."""
     each, agreement = runner.contender, runner.checks.get(work)
     return {
         "engine": each.engine,
@@ -175,7 +179,7 @@ def _description(runner: Runner, work: Work, setup: Setup) -> dict:
 
 
 def _setup_of(config: pytest.Config) -> Setup:
-    """From the command line, once. Raises UsageError for what the user can mend."""
+    """Read the comparison from the command line, once. Raises UsageError for a user's mistake."""
     if SETUP not in config.stash:
         precision = config.getoption("precision")
         try:

@@ -1,6 +1,6 @@
 """pytest bench/test_decode.py --benchmark-only
 
-One token behind a KV cache, by each engine that has one, at each context.
+Benchmark one token over a KV cache, for each engine that has one and each context.
 """
 
 from collections.abc import Callable
@@ -14,5 +14,5 @@ PHASE = "decode"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_decode(race: Callable[[], None]) -> None:
-    """Steps behind a prompt give the plain forward's logits at their positions; then one of them is timed."""
+    """Compare the logits of steps after a prompt with the reference's at their positions; then time one of them."""
     race()

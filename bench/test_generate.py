@@ -1,8 +1,8 @@
 """pytest bench/test_generate.py --benchmark-only
 
-Tokens after a short prompt by each engine that has a KV cache. And what a cache is for: 256 tokens from one, greedily,
-by a 6-layer, 384 wide model, with a cache and without. With one, each token reads the weights once: bound by bandwidth.
-Without, it computes all tokens before it again: bound by arithmetic.
+Benchmark the tokens after a short prompt, for each engine that has a KV cache. Then show what a cache is for: a model
+of 6 layers and 384 channels generates 256 tokens greedily, with a cache and without. With one, each token reads the
+weights once, so bandwidth is the bound; without, it computes all tokens before it again, so arithmetic is.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ TOKENS, START = 256, [0]
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_generate(race: Callable[[], None]) -> None:
-    """Each token is the reference's likeliest after those before it; then whole texts are timed."""
+    """Compare each token with the reference's likeliest after those before it; then time whole texts."""
     race()
 
 
 @pytest.fixture(scope="module")
 def model(setup: Setup) -> GPT:
-    """Random weights on the CPU, with as many threads as every engine has."""
+    """Make a model of random weights on the CPU, with as many threads as every engine has."""
     torch.set_num_threads(setup.plan.threads)
     return seeded_checkpoint(CONFIG).build("sdpa")
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["with-cache", "without-cache"])
 def test_cache(benchmark: BenchmarkFixture, model: GPT, setup: Setup, cache: bool) -> None:
-    """Both ways give the same tokens; then a whole text is timed. ms_per_token in the results is its median by 256."""
+    """Check that both ways give the same tokens, then time a whole text; ms_per_token is its median per token."""
 
     def draw(cache: bool) -> list[int]:
         return list(generate(model, START, TOKENS, temperature=0, cache=cache))

@@ -1,7 +1,7 @@
 """pytest bench/test_prefill.py --benchmark-only
 
-Prefill of each engine at each shape. The check stands before the timing in the same test: --benchmark-only skips
-tests that time nothing.
+Benchmark the prefill of each engine at each shape. The check is in the same test as the timing, as --benchmark-only
+skips tests that time nothing.
 """
 
 from collections.abc import Callable
@@ -15,5 +15,5 @@ PHASE = "prefill"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_prefill(race: Callable[[], None]) -> None:
-    """An engine gives the reference's logits at this shape and at odd ones; then its calls are timed."""
+    """Compare an engine's logits with the reference's at this shape and at odd ones; then time its calls."""
     race()

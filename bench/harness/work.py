@@ -117,7 +117,7 @@ class Prefill(Work):
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """List a short prompt, a longer one and a batch; no batch of a large model, which takes untuned code minutes."""
+        """List a short prompt, a longer one and a batch; no batch of a large model: it takes untuned code minutes."""
         if config.block_size >= 512:
             return cls(1, 16), cls(1, 64), cls(1, 128)
         return cls(1, max(1, config.block_size // 4)), cls(1, config.block_size), cls(8, config.block_size)

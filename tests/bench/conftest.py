@@ -1,4 +1,4 @@
-"""What the tests of `bench` share."""
+"""Fixtures of the tests of `bench`."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 @pytest.fixture(scope="session")
 def copy_tiny(tiny: Artifacts) -> Callable[[Path], Artifacts]:
-    """The same files below a folder, where a test may spoil them or make more."""
+    """Copy the same files below a folder, where a test may spoil them or make more."""
 
     def copy(folder: Path) -> Artifacts:
         for path in tiny.folder.rglob("*"):

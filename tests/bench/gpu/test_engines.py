@@ -8,7 +8,6 @@ from bench.backends import engine_names
 from bench.correctness.agreement import compare_steps, compare_tokens, random_ids, tolerance_of
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
-from bench.gpu.engines import PHASES as ALL_PHASES
 from bench.gpu.engines import find_contenders, takes_any_shape
 from bench.gpu.engines.eager import Engine as Eager
 from bench.gpu.engines.inductor import ROWS
@@ -17,7 +16,7 @@ from bench.gpu.engines.onnxruntime import CUDA, refuse_fallback
 from bench.gpu.engines.onnxruntime import Engine as OnnxRuntime
 from bench.gpu.engines.sdpa import Engine as Sdpa
 from bench.gpu.engines.tvm import Engine as Tvm
-from bench.gpu.phases import PHASES
+from bench.gpu.phases import DEVICE_PHASES
 from bench.gpu.reference import Reference
 from bench.models.build import MAKINGS, SEEDED, prepare
 from gpt.cli import UserError
@@ -36,7 +35,7 @@ def loaded(artifacts: DeviceArtifacts):
     def load(engine: type[DeviceEngine], variant: str = "") -> DeviceEngine:
         name = engine.__module__.rsplit(".", 1)[1]
         needed = [each for each in find_contenders([name], "llvm") if each.variant == variant]
-        prepare(artifacts, needed, ALL_PHASES)
+        prepare(artifacts, needed, DEVICE_PHASES)
         found = engine()
         found.load(artifacts, CONFIG, 1, variant)
         return found
@@ -120,7 +119,7 @@ def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts, loaded) 
 def test_each_engine_with_a_cache_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> None:
     for target in ("llvm", "sm_80", "sm_86", "sm_90"):
         for contender in find_contenders([], target):
-            assert set(contender.phases) == ({"first-token"} if contender.engine == "relay" else set(PHASES))
+            assert set(contender.phases) == ({"first-token"} if contender.engine == "relay" else set(DEVICE_PHASES))
             assert {file for _, file in contender.files} <= {"ckpt.pt", *MAKINGS}
     labels = {each.label for each in find_contenders([], "sm_90")}
     assert {"tvm O0", "tvm O3", "inductor", "inductor max-autotune", "onnxruntime TensorRT fp16"} <= labels
@@ -147,7 +146,7 @@ def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(a
         find_compiler("nvcc")
     except UserError as error:
         pytest.skip(str(error))
-    prepare(artifacts, find_contenders(["relay"], "sm_86"), ALL_PHASES, [(1, 3)])
+    prepare(artifacts, find_contenders(["relay"], "sm_86"), DEVICE_PHASES, [(1, 3)])
     model = load_compiled(artifacts.folder / "tvm-sm_86-O3-unproven-relay" / "1x3")
     assert cubin_archs(model.library("sm_86").read_bytes()) == {"sm_86"}
     if gpu_arch() is None:

@@ -8,7 +8,7 @@ import pytest
 
 from bench.backends import Contender, find_contenders
 from bench.gpu.device import DeviceArtifacts
-from bench.gpu.phases import PHASES, FirstToken, Step, Tokens
+from bench.gpu.phases import DEVICE_PHASES, FirstToken, Step, Tokens
 from bench.gpu.race import run_race
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.race import NOT_REACHED
@@ -29,7 +29,7 @@ WORKS = (FirstToken(1, 16), Step(1, 1, 15))
 
 @pytest.fixture
 def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
-    """Eager, and what becomes of it: one is wrong, one ran something else, one has too little memory, one is absent."""
+    """Make variants of eager: one is wrong, one ran something else, one has too little memory, one is absent."""
     package = tmp_path / "fakes"
     package.mkdir()
     head = "import torch\nfrom bench.gpu.engines import eager\n\n\nclass Engine(eager.Engine):\n    pass\n"
@@ -44,7 +44,7 @@ def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contende
 
 @pytest.fixture
 def race(artifacts: DeviceArtifacts, contenders: list[Contender]):
-    """Run one, and give what it kept on the way."""
+    """Run a race, and return the results that it kept on the way."""
 
     def run(left_s: float, engines: tuple[str, ...] = (*FAKES, "gone")) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
@@ -118,6 +118,6 @@ def test_what_is_asked_suits_the_model() -> None:
     assert {(work.B, work.T) for work in FirstToken.checked(large)} == {
         (B, T) for B in (1, 3) for T in (1, 17, large.block_size)
     }
-    for kind in PHASES.values():
+    for kind in DEVICE_PHASES.values():
         for work in (*kind.timed(tiny), *kind.checked(tiny)):
             assert 1 <= work.context + work.T <= tiny.block_size

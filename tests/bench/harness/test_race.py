@@ -127,7 +127,7 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
 
 
 def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
-    """Of five rounds of two works, the one has the limits of the first, third, … ninth moment, the other the rest."""
+    """In five rounds of two works, one has the limits of the first, third, … ninth moment, the other the rest."""
     plan = Plan(SEEDED["tiny"], (Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
     rows = compare_fakes(tmp_path, [contender("eager_fake")], plan)["rows"]
     assert [(row["work"], row["limit_binds"], len(row["samples_by_round"])) for row in rows] == [

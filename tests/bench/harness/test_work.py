@@ -1,4 +1,4 @@
-"""What engines are asked, and that real ones give the plain forward's logits behind a cache."""
+"""The works fit the model, and real engines give the plain forward's logits over a cache."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,14 +23,14 @@ CACHING = [contender for contender in find_contenders() if "decode" in contender
 
 @pytest.fixture(scope="module")
 def reference(tiny: Artifacts) -> Iterator[ReferenceModel]:
-    """The reference."""
+    """Start the reference model."""
     with ReferenceModel(tiny, CONFIG, threads=1) as found:
         yield found
 
 
 @pytest.fixture(scope="module", params=CACHING, ids=lambda contender: contender.label)
 def ask(request: pytest.FixtureRequest, tiny: Artifacts) -> Iterator[Callable]:
-    """An engine that has a cache."""
+    """Start an engine that has a cache."""
     contender: Contender = request.param
     if contender.absent:
         pytest.skip(contender.absent)

@@ -171,7 +171,7 @@ def test_a_warm_up_is_not_a_sample() -> None:
 
 
 def test_samples_are_few_but_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which every call takes one second."""
+    """The clock is one on which every call takes a second."""
     monkeypatch.setattr("bench.harness.worker.time", SimpleNamespace(perf_counter=count().__next__))
     assert sample(lambda: None, budget_s=100) == [1] * MOST_SAMPLES
     assert sample(lambda: None, budget_s=10) == [1] * 10
