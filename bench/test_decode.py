@@ -1,6 +1,6 @@
 """pytest bench/test_decode.py --benchmark-only
 
-Benchmark one token over a KV cache, for each engine that has one and each context.
+Times one decode step over a KV cache for each engine that has one, at each context.
 """
 
 from collections.abc import Callable
@@ -14,5 +14,5 @@ PHASE = "decode"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_decode(race: Callable[[], None]) -> None:
-    """Compare the logits of steps after a prompt with the reference's at their positions; then time one of them."""
+    """Decode steps must match the logits of the full forward pass at their positions; then one of them is timed."""
     race()

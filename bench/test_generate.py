@@ -1,8 +1,8 @@
 """pytest bench/test_generate.py --benchmark-only
 
-Benchmark the tokens after a short prompt, for each engine that has a KV cache. Then show what a cache is for: a model
-of 6 layers and 384 channels generates 256 tokens greedily, with a cache and without. With one, each token reads the
-weights once, so bandwidth is the bound; without, it computes all tokens before it again, so arithmetic is.
+Times generation after a short prompt for each engine that has a KV cache. A second test shows the benefit of a cache:
+256 greedy tokens after one, by a model of 6 layers and width 384, with a cache and without. With a cache each token
+reads the weights once and is memory-bound; without, it recomputes all tokens before it and is compute-bound.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ TOKENS, START = 256, [0]
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_generate(race: Callable[[], None]) -> None:
-    """Compare each token with the reference's likeliest after those before it; then time whole texts."""
+    """Each token must be the reference's argmax after the tokens before it; then whole generations are timed."""
     race()
 
 
 @pytest.fixture(scope="module")
 def model(setup: Setup) -> GPT:
-    """Make a model of random weights on the CPU, with as many threads as every engine has."""
+    """Build a model of random weights on the CPU, with the engines' number of threads."""
     torch.set_num_threads(setup.plan.threads)
     return seeded_checkpoint(CONFIG).build("sdpa")
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["with-cache", "without-cache"])
 def test_cache(benchmark: BenchmarkFixture, model: GPT, setup: Setup, cache: bool) -> None:
-    """Check that both ways give the same tokens, then time a whole text; ms_per_token is its median per token."""
+    """Both ways must give the same tokens; then one generation is timed. ms_per_token is its median over 256."""
 
     def draw(cache: bool) -> list[int]:
         return list(generate(model, START, TOKENS, temperature=0, cache=cache))

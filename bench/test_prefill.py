@@ -1,6 +1,6 @@
 """pytest bench/test_prefill.py --benchmark-only
 
-Benchmark the prefill of each engine at each shape. The check is in the same test as the timing, as --benchmark-only
+Times the prefill of each engine at each shape. Each test checks the logits before it times, because --benchmark-only
 skips tests that time nothing.
 """
 
@@ -15,5 +15,5 @@ PHASE = "prefill"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_prefill(race: Callable[[], None]) -> None:
-    """Compare an engine's logits with the reference's at this shape and at odd ones; then time its calls."""
+    """An engine must match the reference's logits at this shape and at odd shapes; then its calls are timed."""
     race()

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `bench`."""
+"""Fixtures that the tests of `bench` share."""
 
 import os
 import subprocess

@@ -26,7 +26,7 @@ LOW = [
 
 @pytest.fixture(scope="module")
 def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    """Copy the files in float32; those of the engines are made beside them, each once."""
+    """Provide a folder in which the engines' files are built once, beside those in float32."""
     return copy_tiny(tmp_path_factory.mktemp("quantised"))
 
 

@@ -7,6 +7,8 @@ from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engines import eager
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from gpt.model import GPT
@@ -68,7 +70,7 @@ class Engine(eager.Engine):
                 new[:, :, : old.shape[2]] = old
         return self._run(self._compiled_step, ids, self._pos(1, context))
 
-    def _run(self, compiled, *inputs: "Tensor") -> "Tensor":
+    def _run(self, compiled: "Callable[..., Tensor]", *inputs: "Tensor") -> "Tensor":
         import torch
 
         if self._graphs:

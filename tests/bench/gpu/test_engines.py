@@ -1,5 +1,7 @@
 """The engines for a GPU, on a CPU as far as it goes: right numbers, one after the other and in a loop."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -26,10 +28,11 @@ from tvm_frontend.relay.environment import why_absent
 
 needs_relay = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
 CONFIG = SEEDED["tiny"]
+Load = Callable[..., DeviceEngine]  # of a class, and the name of a variant
 
 
 @pytest.fixture
-def loaded(artifacts: DeviceArtifacts):
+def loaded(artifacts: DeviceArtifacts) -> Load:
     """Load a variant of an engine, with the files that it needs."""
 
     def load(engine: type[DeviceEngine], variant: str = "") -> DeviceEngine:
@@ -47,7 +50,9 @@ def loaded(artifacts: DeviceArtifacts):
     ("engine", "variant", "precision"),
     [(Eager, "", "bf16"), (Sdpa, "", "bf16"), (Inductor, "", "bf16"), (OnnxRuntime, "CUDA fp16", "fp16")],
 )
-def test_it_computes_what_the_reference_does(loaded, artifacts, engine, variant, precision) -> None:
+def test_it_computes_what_the_reference_does(
+    loaded: Load, artifacts: DeviceArtifacts, engine: type[DeviceEngine], variant: str, precision: str
+) -> None:
     """A prompt, steps behind it, a step again, a shorter prompt of another batch, and tokens of its own choice."""
     ids = random_ids(CONFIG, 3, 16, seed=5)
     reference, tolerance = Reference(), tolerance_of(precision, CONFIG)
@@ -67,7 +72,9 @@ def test_it_computes_what_the_reference_does(loaded, artifacts, engine, variant,
     assert agreement.agrees, agreement
 
 
-def test_the_cache_of_a_compiled_step_grows_and_keeps_what_it_holds(loaded, monkeypatch) -> None:
+def test_the_cache_of_a_compiled_step_grows_and_keeps_what_it_holds(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bench.gpu.engines.inductor.ROWS", (4, *ROWS))
     tested = loaded(Inductor)
     monkeypatch.setattr(tested, "_run", lambda compiled, *inputs: inputs[0][:, -1:].float())
@@ -79,11 +86,11 @@ def test_the_cache_of_a_compiled_step_grows_and_keeps_what_it_holds(loaded, monk
     assert (tested._keys[0][:, :, :4] == before).all()
 
 
-def test_flash_is_seen_to_run(loaded) -> None:
+def test_flash_is_seen_to_run(loaded: Load) -> None:
     assert "_scaled_dot_product_flash_attention" in loaded(Sdpa).notes()["attention"]
 
 
-def test_another_attention_than_flash_is_an_error(loaded, monkeypatch) -> None:
+def test_another_attention_than_flash_is_an_error(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = loaded(Sdpa)
     for block in tested._model.transformer.h:
         block.attn.attend = lambda q, k, v, _dropout: q
@@ -91,7 +98,7 @@ def test_another_attention_than_flash_is_an_error(loaded, monkeypatch) -> None:
         tested.notes()
 
 
-def test_logits_from_another_device_are_an_error(loaded) -> None:
+def test_logits_from_another_device_are_an_error(loaded: Load) -> None:
     tested = loaded(Eager)
     logits = tested._first(tested._put(random_ids(CONFIG, 1, 3, seed=2)))
     tested.device = "cuda"
@@ -99,7 +106,7 @@ def test_logits_from_another_device_are_an_error(loaded) -> None:
         tested._to_numpy(logits)
 
 
-def test_a_session_that_silently_fell_back_to_the_cpu_is_an_error(loaded) -> None:
+def test_a_session_that_silently_fell_back_to_the_cpu_is_an_error(loaded: Load) -> None:
     """As ONNX Runtime does where there is no CUDA."""
     path = loaded(OnnxRuntime, "CUDA fp16")._path
     got = onnxruntime.InferenceSession(str(path), providers=[CUDA]).get_providers()
@@ -109,7 +116,7 @@ def test_a_session_that_silently_fell_back_to_the_cpu_is_an_error(loaded) -> Non
         refuse_fallback([CUDA], got)
 
 
-def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts, loaded) -> None:
+def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts: DeviceArtifacts, loaded: Load) -> None:
     loaded(Tvm, "O0")
     on_gpu = DeviceArtifacts(artifacts.folder, "cuda", "llvm")
     with pytest.raises(RuntimeError, match="was compiled for llvm, and is to run on cuda"):
@@ -141,7 +148,7 @@ def test_relay_is_taken_only_if_asked() -> None:
 
 
 @needs_relay
-def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(artifacts) -> None:
+def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(artifacts: DeviceArtifacts) -> None:
     try:
         find_compiler("nvcc")
     except UserError as error:

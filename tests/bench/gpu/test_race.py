@@ -1,6 +1,7 @@
 """A race of engines that do as they are told, in processes of their own."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FAKES = {
     "            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')\n"
     "        return super()._next(ids, context)\n",
 }
+Run = Callable[..., list[dict[str, Any]]]  # of the seconds that are left, and the engines
 WORKS = (FirstToken(1, 16), Step(1, 1, 15))
 
 
@@ -43,7 +45,7 @@ def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contende
 
 
 @pytest.fixture
-def race(artifacts: DeviceArtifacts, contenders: list[Contender]):
+def race(artifacts: DeviceArtifacts, contenders: list[Contender]) -> Run:
     """Run a race, and return the results that it kept on the way."""
 
     def run(left_s: float, engines: tuple[str, ...] = (*FAKES, "gone")) -> list[dict[str, Any]]:
@@ -58,7 +60,7 @@ def race(artifacts: DeviceArtifacts, contenders: list[Contender]):
     return run
 
 
-def test_each_row_is_timed_or_says_why_not(race) -> None:
+def test_each_row_is_timed_or_says_why_not(race: Run) -> None:
     kept = race(left_s=300)
     status = {(row["engine"], row["phase"]): (row["status"], row["reason"]) for row in kept[-1]["rows"]}
     both = ("first-token", "decode")
@@ -104,7 +106,7 @@ def _check_what_was_kept_on_the_way(kept: list[dict[str, Any]]) -> None:
     assert [(row["status"], row["reason"]) for row in waiting] == [("left out", NOT_REACHED)] * 2
 
 
-def test_what_there_is_no_time_for_is_left_out_and_named(race) -> None:
+def test_what_there_is_no_time_for_is_left_out_and_named(race: Run) -> None:
     rows = race(left_s=0, engines=("eager", "gone"))[-1]["rows"]
     assert {(row["status"], row["reason"]) for row in rows if row["engine"] != "gone"} == {("left out", NOT_REACHED)}
     assert {row["limit_ms"] > 0 for row in rows} == {True}

@@ -18,6 +18,7 @@ from bench.roofline.probe import FACTORY, KEPT, Kernel, Probe
 from tvm_frontend.target import resolve_target
 
 ONES = {"fp32": 0, "bf16": 0x3F803F80, "int8": 0x01010101, "int4": 0x01010101}  # packed int32 whose elements are all 1
+Make = Callable[..., Probe]  # of a precision
 
 
 @dataclass
@@ -63,7 +64,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 
 @pytest.fixture
-def probe_of_ones(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Probe]:
+def probe_of_ones(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Make a probe of one thread whose kernels multiply, add and read ones: their outputs count what was done."""
 
     def make(precision: str = "fp32") -> Probe:
@@ -83,7 +84,7 @@ def test_the_probes_measure_something_in_their_worker() -> None:
 
 
 @pytest.mark.parametrize("precision", [*ONES])
-def test_each_multiply_add_that_counts_is_done(ledger: Ledger, probe_of_ones, precision: str) -> None:
+def test_each_multiply_add_that_counts_is_done(ledger: Ledger, probe_of_ones: Make, precision: str) -> None:
     """A product of ones adds 1 to a lane's sum, and counts as two operations."""
     probe_of_ones(precision).peak_flops_per_s(precision)
     assert ledger.rates == [2 * total for total in ledger.sums]
@@ -91,14 +92,14 @@ def test_each_multiply_add_that_counts_is_done(ledger: Ledger, probe_of_ones, pr
 
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
-def test_each_byte_that_counts_is_read(ledger: Ledger, probe_of_ones, size: int) -> None:
+def test_each_byte_that_counts_is_read(ledger: Ledger, probe_of_ones: Make, size: int) -> None:
     """A float32 of 1 adds 1 to a lane's sum in each pass, so a pass that the compiler left out would be missing."""
     probe_of_ones().read_bytes_per_s(size)
     assert ledger.rates == [4 * total for total in ledger.sums]
     assert ledger.rates[0] == pytest.approx(probes.BYTES_A_CALL, rel=0.01)
 
 
-def test_the_peak_is_that_of_a_vector_unit(ledger: Ledger, probe_of_ones) -> None:
+def test_the_peak_is_that_of_a_vector_unit(ledger: Ledger, probe_of_ones: Make) -> None:
     """Scalar multiply-adds would be a fraction of what the machine can do."""
     if resolve_target().vector_bits < 256:
         pytest.skip("a CPU without AVX2 has no fused multiply-add of 256 bits or more")
@@ -108,14 +109,14 @@ def test_the_peak_is_that_of_a_vector_unit(ledger: Ledger, probe_of_ones) -> Non
     assert sum(wide) == sum(width >= 8 for width in probes.WIDTHS) * len(probes.ACCUMULATORS)
 
 
-def test_narrow_products_are_no_slower(ledger: Ledger, probe_of_ones) -> None:
+def test_narrow_products_are_no_slower(ledger: Ledger, probe_of_ones: Make) -> None:
     """They may be done as float32, so all of its kernels are tried too; a word of four products is four times one."""
     wide = probe_of_ones().peak_flops_per_s("fp32")
     for precision, words in (("bf16", 2), ("int8", 4), ("int4", 4)):
         assert wide <= probe_of_ones(precision).peak_flops_per_s(precision) <= words * wide
 
 
-def test_asked_again_it_measures_the_fastest_kernels_and_compiles_none(ledger: Ledger, probe_of_ones) -> None:
+def test_asked_again_it_measures_the_fastest_kernels_and_compiles_none(ledger: Ledger, probe_of_ones: Make) -> None:
     probe = probe_of_ones("int8")
     first = probe.peak_flops_per_s("int8")
     kernels, tried, best = len(ledger.compiled), [*ledger.sampled], sorted(ledger.rates)[-KEPT:]
@@ -126,7 +127,7 @@ def test_asked_again_it_measures_the_fastest_kernels_and_compiles_none(ledger: L
     assert all(call in tried for call in ledger.sampled)
 
 
-def test_asked_again_it_reads_the_same_memory_whatever_else_was_read(ledger: Ledger, probe_of_ones) -> None:
+def test_asked_again_it_reads_the_same_memory_whatever_else_was_read(ledger: Ledger, probe_of_ones: Make) -> None:
     probe = probe_of_ones()
     first = probe.read_bytes_per_s(100_000)
     probe.read_bytes_per_s(1_000_000)
