@@ -22,7 +22,7 @@ from typing import Literal
 
 import tyro
 
-from bench.backends import Contender, contenders_of, find_contenders, refuse_absent
+from bench.backends import Candidate, candidates_of, find_candidates, refuse_absent
 from bench.correctness import loss, reference
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.machine import checked_threads, describe_machine
@@ -74,8 +74,8 @@ def run_bench(config: BenchConfig) -> dict:
     model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
-        precision: those_that_can(contenders, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
-        for precision, contenders in by_precision.items()
+        precision: those_that_can(candidates, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
+        for precision, candidates in by_precision.items()
     }
     refuse_absent(config.engine, list(chain.from_iterable(by_precision.values())))
     if not any(by_precision.values()):
@@ -83,13 +83,13 @@ def run_bench(config: BenchConfig) -> dict:
     prepare(artifacts, [])
     held_out = loss.find_held_out(artifacts, config.text)
     races = {}
-    for precision, contenders in by_precision.items():
-        print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
+    for precision, candidates in by_precision.items():
+        print(f"comparing {len(candidates)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
         race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
         result = compare(
-            artifacts, contenders, race, f"{reference_class.__module__}:{reference_class.__name__}", held_out.windows
+            artifacts, candidates, race, f"{reference_class.__module__}:{reference_class.__name__}", held_out.windows
         )
-        result["compiled"] = compiled_of(artifacts, contenders, race.works, precision)
+        result["compiled"] = compiled_of(artifacts, candidates, race.works, precision)
         races[precision] = race, result
     results = {
         "machine": describe_machine(),
@@ -119,20 +119,20 @@ def run_bench(config: BenchConfig) -> dict:
 
 
 def those_that_can(
-    contenders: Iterable[Contender],
+    candidates: Iterable[Candidate],
     artifacts: Artifacts,
     phases: tuple[str, ...],
     prompts: tuple[tuple[int, int], ...] = (),
     *,
     onnx_alone: bool = False,
-) -> list[Contender]:
-    """Make the files of the contenders that have one of the phases, and return those contenders.
+) -> list[Candidate]:
+    """Make the files of the candidates that have one of the phases, and return those candidates.
 
-    A contender whose files cannot be made of this model is returned as absent. prompts: the shapes (B, T) of prefill.
+    A candidate whose files cannot be made of this model is returned as absent. prompts: the shapes (B, T) of prefill.
     onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
     """
     found = []
-    for each in contenders:
+    for each in candidates:
         if not set(each.phases) & set(phases):
             continue
         able = external.without_checkpoint(each) if onnx_alone else each
@@ -145,12 +145,12 @@ def those_that_can(
     return found
 
 
-def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
-    """List the contenders of each precision asked for; races in fewer bits include our engine in float32."""
-    every = (name for name in PRECISIONS if find_contenders((), [name]))  # those that an engine computes in on a CPU
+def _races_of(config: BenchConfig) -> dict[str, list[Candidate]]:
+    """List the candidates of each precision asked for; races in fewer bits include our engine in float32."""
+    every = (name for name in PRECISIONS if find_candidates((), [name]))  # those that an engine computes in on a CPU
     precisions = tuple(every if "all" in config.precision else dict.fromkeys(config.precision))
-    found = [unless_many_shapes(each, config) for each in find_contenders(config.engine, precisions)]
-    ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
+    found = [unless_many_shapes(each, config) for each in find_candidates(config.engine, precisions)]
+    ours = [each for each in candidates_of(OURS[0]) if (each.engine, each.variant) == OURS]
     if config.engine and OURS[0] not in config.engine:
         ours = []
     return {
@@ -159,11 +159,11 @@ def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
     }
 
 
-def unless_many_shapes(contender: Contender, config: BenchConfig) -> Contender:
-    """Return the contender, as absent if it is static, the shapes are many, and it was not asked for."""
-    if not contender.static or config.engine or not (config.sweep or config.odd):
-        return contender
-    return replace(contender, absent=contender.absent or MANY_SHAPES.format(engine=contender.engine))
+def unless_many_shapes(candidate: Candidate, config: BenchConfig) -> Candidate:
+    """Return the candidate, as absent if it is static, the shapes are many, and it was not asked for."""
+    if not candidate.static or config.engine or not (config.sweep or config.odd):
+        return candidate
+    return replace(candidate, absent=candidate.absent or MANY_SHAPES.format(engine=candidate.engine))
 
 
 def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:

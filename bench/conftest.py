@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import PRECISIONS
 from bench.correctness.reference import ReferenceModel
 from bench.harness.machine import checked_threads, describe_machine
@@ -38,7 +38,7 @@ class Setup:
     artifacts: Artifacts
     words: str
     config: GPTConfig
-    contenders: list[Contender]
+    candidates: list[Candidate]
     plan: Plan
 
 
@@ -84,8 +84,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     setup, phase = _setup_of(metafunc.config), metafunc.module.PHASE
     works = [work for work in setup.plan.works if work.phase == phase]
     metafunc.parametrize("work", works, ids=[work.name.replace(" ", "-") for work in works], scope="session")
-    able = [contender for contender in setup.contenders if phase in contender.phases]
-    labels = [contender.label.replace(" ", "-") for contender in able]
+    able = [candidate for candidate in setup.candidates if phase in candidate.phases]
+    labels = [candidate.label.replace(" ", "-") for candidate in able]
     metafunc.parametrize("runner", able, ids=labels, indirect=True, scope="session")
 
 
@@ -96,15 +96,15 @@ def setup(pytestconfig: pytest.Config) -> Setup:
 
 
 @pytest.fixture(scope="session")
-def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
-    """Start a contender's runner, loaded and with all of its files, once; all end with the session."""
+def start(setup: Setup) -> Iterator[Callable[[Candidate], Runner]]:
+    """Start a candidate's runner, loaded and with all of its files, once; all end with the session."""
     with ExitStack() as stack:
 
         @cache
-        def started(contender: Contender) -> Runner:
-            prepare(setup.artifacts, [contender], setup.plan.phases, setup.plan.prompts)
-            worker = Worker(contender.factory, setup.plan.threads, contender.interpreter)
-            runner = Runner(contender, stack.enter_context(worker), setup.plan.works)
+        def started(candidate: Candidate) -> Runner:
+            prepare(setup.artifacts, [candidate], setup.plan.phases, setup.plan.prompts)
+            worker = Worker(candidate.factory, setup.plan.threads, candidate.interpreter)
+            runner = Runner(candidate, stack.enter_context(worker), setup.plan.works)
             runner.load(setup.artifacts, setup.config, setup.plan.threads)
             return runner
 
@@ -112,7 +112,7 @@ def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
 
 
 @pytest.fixture(scope="session")
-def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner]) -> Runner:
+def runner(request: pytest.FixtureRequest, start: Callable[[Candidate], Runner]) -> Runner:
     """Return one engine, loaded; skip it if it is absent."""
     if reason := request.param.absent:
         pytest.skip(f"{request.param.engine}: {reason}")
@@ -155,7 +155,7 @@ def race(
 
 def _description(runner: Runner, work: Work, setup: Setup) -> dict:
     """Describe the engine, the work and the machine for the results of pytest-benchmark."""
-    each, agreement = runner.contender, runner.checks.get(work)
+    each, agreement = runner.candidate, runner.checks.get(work)
     return {
         "engine": each.engine,
         "variant": each.variant,
@@ -183,12 +183,12 @@ def _setup_of(config: pytest.Config) -> Setup:
     if SETUP not in config.stash:
         precision = config.getoption("precision")
         try:
-            contenders = find_contenders(config.getoption("engine"), [precision])
+            candidates = find_candidates(config.getoption("engine"), [precision])
             artifacts, words = choose_artifacts(config.getoption("artifacts"), config.getoption("seeded"))
             model = config_of(artifacts)
             works = works_of(model, (), config.getoption("shape"), config.getoption("context"))
             plan = Plan(model, works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
         except UserError as error:
             raise pytest.UsageError(str(error)) from error
-        config.stash[SETUP] = Setup(artifacts, words, model, contenders, plan)
+        config.stash[SETUP] = Setup(artifacts, words, model, candidates, plan)
     return config.stash[SETUP]

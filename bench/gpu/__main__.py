@@ -24,9 +24,9 @@ from typing import Any
 
 import tyro
 
-from bench.backends import Contender, refuse_absent
+from bench.backends import Candidate, refuse_absent
 from bench.gpu.device import DeviceArtifacts, target_of
-from bench.gpu.engines import BASELINE, find_contenders
+from bench.gpu.engines import BASELINE, find_candidates
 from bench.gpu.kernels import check_kernels
 from bench.gpu.phases import DEVICE_PHASES, FirstToken
 from bench.gpu.race import run_race
@@ -81,7 +81,7 @@ def run_gpu(config: GpuConfig) -> bool:
     config.check()
     until = time.monotonic() + 60 * config.minutes
     target, threads = target_of(config.device), checked_threads(config.threads)
-    contenders = find_contenders(config.engine, target)
+    candidates = find_candidates(config.engine, target)
     right = _check_kernels(config, until) if config.kernels else True
     for number, model in enumerate(config.models):
         now = time.monotonic()
@@ -91,7 +91,7 @@ def run_gpu(config: GpuConfig) -> bool:
         in_turn = zip_longest(*(DEVICE_PHASES[phase].timed(shape) for phase in config.phases))
         works = tuple(work for each in in_turn for work in each if work)  # each phase has some if time runs out
         prompts = [(work.B, work.T) for work in works if isinstance(work, FirstToken)]
-        able = those_that_can(contenders, artifacts, prompts)
+        able = those_that_can(candidates, artifacts, prompts)
         refuse_absent(config.engine, able)
         plan = Plan(shape, works, threads, seed=config.seed, precision="bf16", baseline=BASELINE)
         about = {
@@ -112,15 +112,15 @@ def run_gpu(config: GpuConfig) -> bool:
 
 
 def those_that_can(
-    contenders: Iterable[Contender], artifacts: DeviceArtifacts, prompts: Collection[tuple[int, int]]
-) -> list[Contender]:
-    """Make the files that the contenders need, and return the contenders, absent with a reason if that failed.
+    candidates: Iterable[Candidate], artifacts: DeviceArtifacts, prompts: Collection[tuple[int, int]]
+) -> list[Candidate]:
+    """Make the files that the candidates need, and return the candidates, absent with a reason if that failed.
 
     prompts: the shapes (B, T) that static engines need files for.
     """
     found, made = [], {CHECKPOINT}  # not verified twice, as reading the checkpoint of a large model takes seconds
     prepare(artifacts, [])
-    for each in contenders:
+    for each in candidates:
         files = {file for _, file in each.files}
         if not each.absent and not files <= made:
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.gpu.device import FACTORY, DeviceArtifacts, measure_limits
 from bench.gpu.engines import takes_any_shape
 from bench.gpu.reference import DeviceReferenceModel
@@ -32,8 +32,8 @@ class DeviceWorker(Worker):
     until: that deadline, by time.monotonic.
     """
 
-    def __init__(self, contender: Contender, threads: int, until: float) -> None:
-        super().__init__(contender.factory, threads, contender.interpreter)
+    def __init__(self, candidate: Candidate, threads: int, until: float) -> None:
+        super().__init__(candidate.factory, threads, candidate.interpreter)
         self._until = until
 
     def call(self, method: str, *arguments: Any, deadline_s: float = 600) -> Any:
@@ -84,14 +84,14 @@ class DeviceRace(Race):
         """Load some engines at once, as long as there is time."""
         with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
             for runner, _ in zip(self.runners, pool.map(self.load_one, self.runners), strict=True):
-                self.show(f"loaded {runner.contender.label}")
+                self.show(f"loaded {runner.candidate.label}")
 
     def ask_what_ran(self) -> None:
         """Ask each engine what ran, and note what it says."""
         for runner in self.runners:
-            self.show(f"asking {runner.contender.label} what ran")
+            self.show(f"asking {runner.candidate.label} what ran")
             if said := runner.note():
-                self.notes[runner.contender.label] = said
+                self.notes[runner.candidate.label] = said
 
     def results(self) -> dict[str, Any]:
         """Return plain JSON: `rows` as in `bench.report.page`, `checks`, `limits`, `device`, `versions`, `notes`."""
@@ -107,21 +107,21 @@ class DeviceRace(Race):
 
 def run_race(
     artifacts: DeviceArtifacts,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     plan: Plan,
     *,
     row_s: float,
     until: float,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Check and time every contender that is present, each in a process of its own, in ROUNDS turns a row.
+    """Check and time every candidate that is present, each in a process of its own, in ROUNDS turns a row.
 
     row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is left out, and said to be.
     keep: is given the results whenever there are more of them; the last are returned, plain JSON. Raises UserError if
     the device's limits cannot be measured.
     """
-    present = [each for each in contenders if not each.absent]
-    precisions = precisions_of(contenders)
+    present = [each for each in candidates if not each.absent]
+    precisions = precisions_of(candidates)
     with ExitStack() as stack, tqdm(bar_format="{desc:<48.48} {bar} {elapsed}", leave=False) as progress:
         progress.set_description("measuring the device's limits")
         device, limits = _measure(artifacts.device, precisions, plan)
@@ -129,12 +129,12 @@ def run_race(
             DeviceRunner(each, stack.enter_context(DeviceWorker(each, plan.threads, until)), plan.works)
             for each in present
         ]
-        race = DeviceRace(artifacts, plan, contenders, runners, progress, until, device=device)
+        race = DeviceRace(artifacts, plan, candidates, runners, progress, until, device=device)
         race.note_limits(limits, plan.works)
         progress.reset(total=1 + race.steps + len(runners) * (1 + len(plan.works)))
         race.load()
         reference = stack.enter_context(DeviceReferenceModel(artifacts, plan.config, plan.threads))
-        any_shape = [runner for runner in runners if takes_any_shape(runner.contender)]
+        any_shape = [runner for runner in runners if takes_any_shape(runner.candidate)]
         race.check(plan.always_checked, reference, any_shape)
         race.leave_out(plan.works)  # also those that were just checked: they are not timed yet
         keep(race.results())

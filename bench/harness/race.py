@@ -15,7 +15,7 @@ from itertools import chain, product
 import numpy as np
 from tqdm import tqdm
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.correctness.reference import FACTORY, ReferenceModel
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS, Plan
@@ -36,14 +36,14 @@ class Race:
 
     Every work is left out of the results, as NOT_REACHED, until `check` reaches it.
 
-    contenders: all of them, as an absent one has rows too. runners: of those that are present. until: the deadline by
+    candidates: all of them, as an absent one has rows too. runners: of those that are present. until: the deadline by
     time.monotonic; no check or load begins after it. limits: the highest rates seen, by precision. limits_at: the same
     of the rounds of each work, to which its times are compared.
     """
 
     artifacts: Artifacts
     plan: Plan
-    contenders: list[Contender]
+    candidates: list[Candidate]
     runners: list[Runner]
     progress: tqdm
     until: float = math.inf
@@ -78,7 +78,7 @@ class Race:
     def load(self) -> None:
         """Load the engines, one after the other."""
         for runner in self.runners:
-            self.show(f"loading {runner.contender.label}")
+            self.show(f"loading {runner.candidate.label}")
             self.load_one(runner)
 
     def load_one(self, runner: Runner) -> None:
@@ -96,7 +96,7 @@ class Race:
             for runner in self.runners if runners is None else runners:
                 if not runner.can(work):
                     continue
-                self.show(f"checking {runner.contender.label}: {work.phase} {work.name}")
+                self.show(f"checking {runner.candidate.label}: {work.phase} {work.name}")
                 if not self.is_over:
                     runner.left_out.pop(work, None)
                 if runner.may_run(work):
@@ -118,7 +118,7 @@ class Race:
                 before_round(work)
             ids, share_s = self.plan.ids_of(work), shares_s[work]
             for runner in rotated([runner for runner in self.runners if runner.can(work)], number):
-                self.show(f"timing {runner.contender.label}: {work.phase} {work.name}")
+                self.show(f"timing {runner.candidate.label}: {work.phase} {work.name}")
                 runner.take_turn(work, ids, share_s / ROUNDS, share_s)
 
     def note_limits(self, measured: dict[str, Limits], works: Collection[Work]) -> None:
@@ -127,9 +127,9 @@ class Race:
             known |= {name: best_of(known.get(name, limits), limits) for name, limits in measured.items()}
 
     def rows(self) -> list[dict]:
-        """Make a row for each work and contender; see `bench.harness.results`."""
+        """Make a row for each work and candidate; see `bench.harness.results`."""
         rows = (
-            rows_of(work, self.contenders, self.runners, self.limits_at[work], self.plan) for work in self.plan.works
+            rows_of(work, self.candidates, self.runners, self.limits_at[work], self.plan) for work in self.plan.works
         )
         return list(chain.from_iterable(rows))
 
@@ -142,19 +142,19 @@ class Race:
         return {name: version for runner in self.runners for name, version in sorted(runner.versions.items())}
 
 
-def precisions_of(contenders: Iterable[Contender]) -> list[str]:
-    """List the precisions of the contenders, each once."""
-    return list(dict.fromkeys(contender.precision for contender in contenders))
+def precisions_of(candidates: Iterable[Candidate]) -> list[str]:
+    """List the precisions of the candidates, each once."""
+    return list(dict.fromkeys(candidate.precision for candidate in candidates))
 
 
 def compare(
     artifacts: Artifacts,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     plan: Plan,
     reference_factory: str = FACTORY,
     windows: np.ndarray | None = None,
 ) -> dict:
-    """Check and time every contender that is present, on the CPU.
+    """Check and time every candidate that is present, on the CPU.
 
     reference_factory: `module:Class` of the reference, as `bench.correctness.reference.Reference`. windows: of a text,
     int64 [N, T + 1], for the loss. Returns `limits` by precision, `checks`, `rows`, `losses`, `versions` and `seconds`,
@@ -164,10 +164,10 @@ def compare(
     with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
         runners = [
             Runner(each, stack.enter_context(Worker(each.factory, plan.threads, each.interpreter)), plan.works)
-            for each in contenders
+            for each in candidates
             if not each.absent
         ]
-        race = Race(artifacts, plan, contenders, runners, progress)
+        race = Race(artifacts, plan, candidates, runners, progress)
         losses = 0 if windows is None else len(runners) + 1
         progress.reset(total=race.steps + losses + ROUNDS * len(plan.works))
         race.load()
@@ -190,7 +190,7 @@ def compare(
 def _measure_losses(race: Race, reference: ReferenceModel, windows: np.ndarray) -> float:
     """Measure each engine's loss on windows int64 [N, T + 1], noted in its runner, and return the reference's."""
     for runner in race.runners:
-        race.show(f"loss of {runner.contender.label}")
+        race.show(f"loss of {runner.candidate.label}")
         runner.measure_loss(windows)
     race.show("loss of the reference")
     return reference.loss(windows)
@@ -198,7 +198,7 @@ def _measure_losses(race: Race, reference: ReferenceModel, windows: np.ndarray) 
 
 def _time_all(race: Race, probe: Worker) -> None:
     """Time all works in plan.minutes, and the machine's limits before each round of one, as it is then."""
-    plan, precisions = race.plan, precisions_of(race.contenders)
+    plan, precisions = race.plan, precisions_of(race.candidates)
 
     def measure_limits(work: Work) -> None:
         race.show(f"the machine's limits: {work.phase} {work.name}")

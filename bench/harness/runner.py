@@ -1,11 +1,11 @@
-"""Runs one contender: it is loaded, checked and timed in its own process, and its failures are noted."""
+"""Runs one candidate: it is loaded, checked and timed in its own process, and its failures are noted."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.correctness.agreement import Agreement, tolerance_of
 from bench.harness.measure import Measurement
 from bench.harness.work import Reference, Work
@@ -25,7 +25,7 @@ LONGEST_LOSS_S = 60.0  # of a text
 
 
 class Runner:
-    """A contender with its worker. A failure of the worker is noted here and never raised.
+    """A candidate with its worker. A failure of the worker is noted here and never raised.
 
     works: those that are timed, which are all that a static engine can do. versions: of its packages. checks: its
     Agreement at each work. errors: the message of each work that failed. left_out: the reason of each work that was
@@ -33,8 +33,8 @@ class Runner:
     per token; None without one, and then no_loss says why.
     """
 
-    def __init__(self, contender: Contender, worker: Worker, works: Collection[Work] = ()) -> None:
-        self.contender = contender
+    def __init__(self, candidate: Candidate, worker: Worker, works: Collection[Work] = ()) -> None:
+        self.candidate = candidate
         self._works = works
         self.versions: dict[str, str] = {}
         self.checks: dict[Work, Agreement] = {}
@@ -51,7 +51,7 @@ class Runner:
 
     def can(self, work: Work) -> bool:
         """Return True if the engine has the work's phase, and, if it is static, a module for its shape."""
-        return work.phase in self.contender.phases and (not self.contender.static or work in self._works)
+        return work.phase in self.candidate.phases and (not self.candidate.static or work in self._works)
 
     def may_run(self, work: Work) -> bool:
         """Return True if the engine can do the work, agrees so far, and neither failed nor was left out at it."""
@@ -65,7 +65,7 @@ class Runner:
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int) -> None:
         """Load the engine in the worker, on `threads` threads."""
         try:
-            arguments = (artifacts, config, threads, self.contender.variant)
+            arguments = (artifacts, config, threads, self.candidate.variant)
             self._worker.call("load", *arguments, deadline_s=LOAD_DEADLINE_S)
             self.versions = self._worker.call("versions")
         except WorkerError as error:
@@ -82,7 +82,7 @@ class Runner:
             return
         with self._noting_errors(work):
             self._begun = None
-            agreement = work.check(self._ask, reference, ids, tolerance_of(self.contender.precision, config))
+            agreement = work.check(self._ask, reference, ids, tolerance_of(self.candidate.precision, config))
             self.checks[work] = agreement
             if not agreement.agrees:
                 self.disagreed = f"disagrees in {work.phase} at {work.name}: {agreement.reason}"
@@ -133,7 +133,7 @@ class Runner:
         """Return all rounds of a work in seconds per unit; None if the engine failed at it or was not timed."""
         if not self.may_run(work) or not any(self._samples_s.get(work, ())):
             return None
-        each = self.contender
+        each = self.candidate
         rounds = [tuple(sample / work.units_a_call for sample in samples) for samples in self._samples_s[work]]
         names = (each.engine, each.variant, work.phase, each.precision)
         return Measurement(*names, work.B, work.T, work.context, tuple(rounds))

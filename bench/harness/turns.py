@@ -18,7 +18,7 @@ ROUND_S = 0.3  # budget of a build's turn in each round
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Build:
     """One way to compile the same work. ready_s: seconds until its code was there. call: runs it once."""
 
     name: str
@@ -26,7 +26,7 @@ class Contestant:
     call: Callable[[], object]
 
 
-def times_of(found: Sequence[Contestant]) -> list[float]:
+def times_of(found: Sequence[Build]) -> list[float]:
     """Time all builds in turns: the median seconds of a call of each."""
     samples: list[list[float]] = [[] for _ in found]
     for each in found:

@@ -10,7 +10,7 @@ from bench.backends import engine_names
 from bench.correctness.agreement import compare_steps, compare_tokens, random_ids, tolerance_of
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
-from bench.gpu.engines import find_contenders, takes_any_shape
+from bench.gpu.engines import find_candidates, takes_any_shape
 from bench.gpu.engines.eager import Engine as Eager
 from bench.gpu.engines.inductor import ROWS
 from bench.gpu.engines.inductor import Engine as Inductor
@@ -37,7 +37,7 @@ def loaded(artifacts: DeviceArtifacts) -> Load:
 
     def load(engine: type[DeviceEngine], variant: str = "") -> DeviceEngine:
         name = engine.__module__.rsplit(".", 1)[1]
-        needed = [each for each in find_contenders([name], "llvm") if each.variant == variant]
+        needed = [each for each in find_candidates([name], "llvm") if each.variant == variant]
         prepare(artifacts, needed, DEVICE_PHASES)
         found = engine()
         found.load(artifacts, CONFIG, 1, variant)
@@ -125,25 +125,25 @@ def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts: DeviceAr
 
 def test_each_engine_with_a_cache_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> None:
     for target in ("llvm", "sm_80", "sm_86", "sm_90"):
-        for contender in find_contenders([], target):
-            assert set(contender.phases) == ({"first-token"} if contender.engine == "relay" else set(DEVICE_PHASES))
-            assert {file for _, file in contender.files} <= {"ckpt.pt", *MAKINGS}
-    labels = {each.label for each in find_contenders([], "sm_90")}
+        for candidate in find_candidates([], target):
+            assert set(candidate.phases) == ({"first-token"} if candidate.engine == "relay" else set(DEVICE_PHASES))
+            assert {file for _, file in candidate.files} <= {"ckpt.pt", *MAKINGS}
+    labels = {each.label for each in find_candidates([], "sm_90")}
     assert {"tvm O0", "tvm O3", "inductor", "inductor max-autotune", "onnxruntime TensorRT fp16"} <= labels
-    assert {each.engine for each in find_contenders([], "llvm")} == set(engine_names("bench.gpu.engines"))
+    assert {each.engine for each in find_candidates([], "llvm")} == set(engine_names("bench.gpu.engines"))
 
 
 def test_engines_that_compile_for_a_shape_are_known() -> None:
-    any_shape = {each.engine: takes_any_shape(each) for each in find_contenders([], "llvm")}
+    any_shape = {each.engine: takes_any_shape(each) for each in find_candidates([], "llvm")}
     of_each_shape = dict.fromkeys(("inductor", "onnxruntime", "relay"), False)
     assert any_shape == dict.fromkeys(("eager", "sdpa", "tvm"), True) | of_each_shape
 
 
 @needs_relay
 def test_relay_is_taken_only_if_asked() -> None:
-    (unasked,) = (each for each in find_contenders([], "sm_86") if each.engine == "relay")
+    (unasked,) = (each for each in find_candidates([], "sm_86") if each.engine == "relay")
     assert "--engine relay asks for it" in unasked.absent
-    (asked,) = find_contenders(["relay"], "sm_86")
+    (asked,) = find_candidates(["relay"], "sm_86")
     assert (asked.absent, asked.files) == (None, (("first-token", "tvm-sm_86-O3-unproven-relay"),))
 
 
@@ -153,7 +153,7 @@ def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(a
         find_compiler("nvcc")
     except UserError as error:
         pytest.skip(str(error))
-    prepare(artifacts, find_contenders(["relay"], "sm_86"), DEVICE_PHASES, [(1, 3)])
+    prepare(artifacts, find_candidates(["relay"], "sm_86"), DEVICE_PHASES, [(1, 3)])
     model = load_compiled(artifacts.folder / "tvm-sm_86-O3-unproven-relay" / "1x3")
     assert cubin_archs(model.library("sm_86").read_bytes()) == {"sm_86"}
     if gpu_arch() is None:
@@ -163,4 +163,4 @@ def test_relays_file_is_compiled_for_the_gpu_and_a_machine_without_one_says_so(a
 
 def test_an_unknown_engine_names_the_known() -> None:
     with pytest.raises(UserError, match="engine 'openvino': not known; known are eager, inductor"):
-        find_contenders(["openvino"], "sm_90")
+        find_candidates(["openvino"], "sm_90")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.phases import DEVICE_PHASES, FirstToken, Step, Tokens
 from bench.gpu.race import run_race
@@ -30,7 +30,7 @@ WORKS = (FirstToken(1, 16), Step(1, 1, 15))
 
 
 @pytest.fixture
-def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
+def candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
     """Make variants of eager: one is wrong, one ran something else, one has too little memory, one is absent."""
     package = tmp_path / "fakes"
     package.mkdir()
@@ -41,18 +41,18 @@ def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contende
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return find_contenders([], ["bf16"], "fakes")
+    return find_candidates([], ["bf16"], "fakes")
 
 
 @pytest.fixture
-def race(artifacts: DeviceArtifacts, contenders: list[Contender]) -> Run:
+def race(artifacts: DeviceArtifacts, candidates: list[Candidate]) -> Run:
     """Run a race, and return the results that it kept on the way."""
 
     def run(left_s: float, engines: tuple[str, ...] = (*FAKES, "gone")) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
         plan = Plan(CONFIG, WORKS, threads=1, seed=3, precision="bf16")
         until = time.monotonic() + left_s
-        asked = [each for each in contenders if each.engine in engines]
+        asked = [each for each in candidates if each.engine in engines]
         found = run_race(artifacts, asked, plan, row_s=0.01, until=until, keep=kept.append)
         assert found == kept[-1]
         return kept

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import Agreement, tolerance_of
 from bench.correctness.reference import ReferenceModel
 from bench.harness.work import PHASES, Decode, Generate, Prefill, Work, phases_of
@@ -18,7 +18,7 @@ from gpt.config import GPTConfig
 CONFIG = SEEDED["tiny"]
 TOLERANCE = tolerance_of("fp32", CONFIG)
 LIMITS = Limits(2, 500e9, 200e9, 1, 40e9)
-CACHING = [contender for contender in find_contenders() if "decode" in contender.phases]
+CACHING = [candidate for candidate in find_candidates() if "decode" in candidate.phases]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def reference(tiny: Artifacts) -> Iterator[ReferenceModel]:
         yield found
 
 
-@pytest.fixture(scope="module", params=CACHING, ids=lambda contender: contender.label)
+@pytest.fixture(scope="module", params=CACHING, ids=lambda candidate: candidate.label)
 def ask(request: pytest.FixtureRequest, tiny: Artifacts) -> Iterator[Callable]:
     """Start an engine that has a cache."""
-    contender: Contender = request.param
-    if contender.absent:
-        pytest.skip(contender.absent)
-    with Worker(contender.factory, threads=1) as worker:
-        worker.call("load", tiny, CONFIG, 1, contender.variant)
+    candidate: Candidate = request.param
+    if candidate.absent:
+        pytest.skip(candidate.absent)
+    with Worker(candidate.factory, threads=1) as worker:
+        worker.call("load", tiny, CONFIG, 1, candidate.variant)
         yield worker.call
 
 
