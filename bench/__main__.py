@@ -22,7 +22,7 @@ from typing import Literal
 
 import tyro
 
-from bench.backends import Contender, contenders_of, find_contenders, refuse_absent
+from bench.backends import Candidate, candidates_of, find_candidates, refuse_absent
 from bench.correctness import loss, reference
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.machine import checked_threads, describe_machine
@@ -41,8 +41,8 @@ from gpt.config import GPTConfig
 from gpt.files import sha256_file
 from gpt.version import PROJECT, project_version
 
-BASELINES = {"fp32": "eager"}  # what speed-ups are taken to
-OURS = "tvm", "O3"  # in float32: what they are taken to in fewer bits
+BASELINES = {"fp32": "eager"}  # the label that speed-ups are relative to
+OURS = "tvm", "O3"  # engine and variant in float32 that they are relative to in fewer bits
 SWEEP_B, SWEEP_T = (1, 4), (64, 128, 256, 512, 1024)
 SWEEP_CONTEXTS = (128, 900)
 MANY_SHAPES = "a sweep has many shapes, and it needs a module for each; --engine {engine} asks for it all the same"
@@ -56,27 +56,27 @@ class BenchConfig:
     seeded: str | None = None  # compare on a model with random weights: demo, char, gpt2 or bigram
     onnx: Path | None = None  # compare on somebody else's ONNX file (python -m export.inspect says if it can be used)
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
-    precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # of products; a race for each
-    phases: tuple[str, ...] = ()  # of prefill, decode, generate; by default all that the model has
-    shapes: tuple[str, ...] = ()  # of prefill: BxT each, as 1x64 8x64; by default three that suit the model
-    contexts: tuple[int, ...] = ()  # of decode: tokens in the cache; by default 32, 128 and the longest, as they fit
+    precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # format of products; a race each
+    phases: tuple[str, ...] = ()  # prefill, decode, generate; by default all that the model has
+    shapes: tuple[str, ...] = ()  # BxT of each prefill, as 1x64 8x64; by default three that suit the model
+    contexts: tuple[int, ...] = ()  # tokens in the cache for decode; by default 32, 128 and the longest, as they fit
     sweep: tyro.conf.FlagCreatePairsOff[bool] = False  # B of 1, 4 by T of 64 … 1024, contexts of 128, 900, as they fit
     odd: tyro.conf.FlagCreatePairsOff[bool] = False  # prefill at T of 1, 17, 63, … and neighbours: is there a cliff
     text: Path | None = None  # a text or a folder of gpt.corpus, for the loss; by default Python's sources, if known
-    threads: int | None = None  # of every engine; by default the physical cores that this process may use
-    minutes: float = 0.75  # for the timing at each precision; loading, compiling and checking come on top
-    seed: int | None = None  # of the random ids; by default a fresh one, which the results record
+    threads: int | None = None  # threads of every engine; by default the physical cores that this process may use
+    minutes: float = 0.75  # minutes of timing at each precision; loading, compiling and checking come on top
+    seed: int | None = None  # seed of the random ids; by default a fresh one, which the results record
 
 
 def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
-    model, truth = config_of(artifacts), external.Reference if config.onnx else reference.Reference
+    model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
-        precision: those_that_can(contenders, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
-        for precision, contenders in by_precision.items()
+        precision: those_that_can(candidates, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
+        for precision, candidates in by_precision.items()
     }
     refuse_absent(config.engine, list(chain.from_iterable(by_precision.values())))
     if not any(by_precision.values()):
@@ -84,11 +84,13 @@ def run_bench(config: BenchConfig) -> dict:
     prepare(artifacts, [])
     held_out = loss.find_held_out(artifacts, config.text)
     races = {}
-    for precision, contenders in by_precision.items():
-        print(f"comparing {len(contenders)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
+    for precision, candidates in by_precision.items():
+        print(f"comparing {len(candidates)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
         race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
-        result = compare(artifacts, model, contenders, race, f"{truth.__module__}:{truth.__name__}", held_out.windows)
-        result["compiled"] = compiled_of(artifacts, contenders, race.works, precision)
+        result = compare(
+            artifacts, candidates, race, f"{reference_class.__module__}:{reference_class.__name__}", held_out.windows
+        )
+        result["compiled"] = compiled_of(artifacts, candidates, race.works, precision)
         races[precision] = race, result
     results = {
         "machine": describe_machine(),
@@ -98,7 +100,7 @@ def run_bench(config: BenchConfig) -> dict:
             "source": "ONNX file" if config.onnx else "Checkpoint",
             "sha256": sha256_file(config.onnx or artifacts.checkpoint),
         },
-        "truth": truth.summary,
+        "truth": reference_class.summary,
         "text": held_out.words,
         "phases": list(plan.phases),
         "rounds": ROUNDS,
@@ -118,20 +120,20 @@ def run_bench(config: BenchConfig) -> dict:
 
 
 def those_that_can(
-    contenders: Iterable[Contender],
+    candidates: Iterable[Candidate],
     artifacts: Artifacts,
     phases: tuple[str, ...],
     prompts: tuple[tuple[int, int], ...] = (),
     *,
     onnx_alone: bool = False,
-) -> list[Contender]:
-    """The contenders with a phase of those, all they need made; what cannot be made of this model makes one absent.
+) -> list[Candidate]:
+    """Make the files of the candidates that have one of the phases, and return those candidates.
 
-    prompts: the shapes of prefill. onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that
-    is not of this model.
+    A candidate whose files cannot be made of this model is returned as absent. prompts: the shapes (B, T) of prefill.
+    onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
     """
     found = []
-    for each in contenders:
+    for each in candidates:
         if not set(each.phases) & set(phases):
             continue
         able = external.without_checkpoint(each) if onnx_alone else each
@@ -144,12 +146,12 @@ def those_that_can(
     return found
 
 
-def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
-    """The contenders of each precision asked for; in fewer bits than float32 ours in float32 beside them."""
-    every = (name for name in PRECISIONS if find_contenders((), [name]))  # that an engine computes in on a CPU
+def _races_of(config: BenchConfig) -> dict[str, list[Candidate]]:
+    """List the candidates of each precision asked for; races in fewer bits include our engine in float32."""
+    every = (name for name in PRECISIONS if find_candidates((), [name]))  # those that an engine computes in on a CPU
     precisions = tuple(every if "all" in config.precision else dict.fromkeys(config.precision))
-    found = [unless_many_shapes(each, config) for each in find_contenders(config.engine, precisions)]
-    ours = [each for each in contenders_of(OURS[0]) if (each.engine, each.variant) == OURS]
+    found = [unless_many_shapes(each, config) for each in find_candidates(config.engine, precisions)]
+    ours = [each for each in candidates_of(OURS[0]) if (each.engine, each.variant) == OURS]
     if config.engine and OURS[0] not in config.engine:
         ours = []
     return {
@@ -158,15 +160,15 @@ def _races_of(config: BenchConfig) -> dict[str, list[Contender]]:
     }
 
 
-def unless_many_shapes(contender: Contender, config: BenchConfig) -> Contender:
-    """The contender, absent if it is static, the shapes are many, and nobody asked for it."""
-    if not contender.static or config.engine or not (config.sweep or config.odd):
-        return contender
-    return replace(contender, absent=contender.absent or MANY_SHAPES.format(engine=contender.engine))
+def unless_many_shapes(candidate: Candidate, config: BenchConfig) -> Candidate:
+    """Return the candidate, as absent if it is static, the shapes are many, and it was not asked for."""
+    if not candidate.static or config.engine or not (config.sweep or config.odd):
+        return candidate
+    return replace(candidate, absent=candidate.absent or MANY_SHAPES.format(engine=candidate.engine))
 
 
 def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
-    """What to do, but for the precision. Raises UserError for what makes no sense."""
+    """Make the plan of all races, but for their precision. Raises UserError for values that make no sense."""
     phases = external.checked_phases(config.phases) if config.onnx else config.phases
     shapes, contexts = list(config.shapes), list(config.contexts)
     if config.sweep:
@@ -177,11 +179,11 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
         shapes += [f"1x{T}" for T in cliffs.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
     chosen = {} if config.seed is None else {"seed": config.seed}
-    return Plan(works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
+    return Plan(model, works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
 
 
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
-    """The results of one race after the other as one."""
+    """Merge the results of the races of all precisions."""
     found = [result for _, result in races.values()]
     limits: dict[str, Limits] = {}
     for precision, measured in chain.from_iterable(result["limits"].items() for result in found):

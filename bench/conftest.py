@@ -1,4 +1,4 @@
-"""`pytest bench/ --benchmark-only`: which model, which engines, what work, and one worker for each engine.
+"""Options and fixtures of `pytest bench/ --benchmark-only`: the model, the engines, the works, a worker per engine.
 
 A benchmark of a phase is a test with the fixtures `benchmark`, `work` and `race`, in a module with `PHASE`, the phase's
 name: it is run for each engine that has the phase and each piece of work of it.
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import PRECISIONS
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.harness.machine import checked_threads, describe_machine
 from bench.harness.plan import Plan, works_of
 from bench.harness.runner import Runner
@@ -29,22 +29,22 @@ from gpt.version import PROJECT, project_version
 
 SETUP = pytest.StashKey["Setup"]()
 SEED = 0  # of the random ids; python -m bench draws a fresh one
-SECONDS = 1.0  # of an engine at its work, or about
+SECONDS = 1.0  # of timing, about, for each engine at each work
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a session of pytest compares. words: whose model it is."""
+    """The comparison of one session of pytest. words: a description of the model."""
 
     artifacts: Artifacts
     words: str
     config: GPTConfig
-    contenders: list[Contender]
+    candidates: list[Candidate]
     plan: Plan
 
 
 class WorkerClock:
-    """A timer for pytest-benchmark that shows what a worker's own clock found."""
+    """A timer for pytest-benchmark that shows the samples of a worker's own clock."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -61,48 +61,51 @@ CLOCK = WorkerClock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose the model, the engines and the works."""
     group = parser.getgroup("engines")
     group.addoption("--engine", action="append", default=[], metavar="NAME", help="only this engine; repeatable")
     group.addoption("--artifacts", type=Path, default=Path("artifacts"), help="the folder of the model")
     group.addoption("--seeded", metavar="NAME", help="a model with random weights instead: demo, gpt2 or bigram")
-    group.addoption("--precision", default="fp32", choices=[*PRECISIONS], help="of the engines' products")
+    group.addoption("--precision", default="fp32", choices=[*PRECISIONS], help="number format of the engines' products")
     group.addoption("--shape", action="append", default=[], metavar="BxT", help="prefill this shape; repeatable")
     group.addoption("--context", action="append", default=[], type=int, help="decode behind so many tokens; repeatable")
-    group.addoption("--threads", type=int, help="of every engine; by default the physical cores")
+    group.addoption("--threads", type=int, help="threads of every engine; by default the physical cores")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    """Name the model and the threads at the head of the report."""
     setup = _setup_of(config)
     return f"engines run on {setup.words}, {setup.plan.threads} threads each"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a benchmark for each work of its phase and each engine that has it."""
     if "race" not in metafunc.fixturenames:
         return
     setup, phase = _setup_of(metafunc.config), metafunc.module.PHASE
     works = [work for work in setup.plan.works if work.phase == phase]
     metafunc.parametrize("work", works, ids=[work.name.replace(" ", "-") for work in works], scope="session")
-    able = [contender for contender in setup.contenders if phase in contender.phases]
-    labels = [contender.label.replace(" ", "-") for contender in able]
+    able = [candidate for candidate in setup.candidates if phase in candidate.phases]
+    labels = [candidate.label.replace(" ", "-") for candidate in able]
     metafunc.parametrize("runner", able, ids=labels, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def setup(pytestconfig: pytest.Config) -> Setup:
-    """What this session compares."""
+    """Return the comparison of this session."""
     return _setup_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
-    """The loaded runner of a contender with all its files there, started once; all are ended with the session."""
+def start(setup: Setup) -> Iterator[Callable[[Candidate], Runner]]:
+    """Start a candidate's runner, loaded and with all of its files, once; all end with the session."""
     with ExitStack() as stack:
 
         @cache
-        def started(contender: Contender) -> Runner:
-            prepare(setup.artifacts, [contender], setup.plan.phases, setup.plan.prompts)
-            worker = Worker(contender.factory, setup.plan.threads, contender.interpreter)
-            runner = Runner(contender, stack.enter_context(worker), setup.plan.works)
+        def started(candidate: Candidate) -> Runner:
+            prepare(setup.artifacts, [candidate], setup.plan.phases, setup.plan.prompts)
+            worker = Worker(candidate.factory, setup.plan.threads, candidate.interpreter)
+            runner = Runner(candidate, stack.enter_context(worker), setup.plan.works)
             runner.load(setup.artifacts, setup.config, setup.plan.threads)
             return runner
 
@@ -110,30 +113,32 @@ def start(setup: Setup) -> Iterator[Callable[[Contender], Runner]]:
 
 
 @pytest.fixture(scope="session")
-def runner(request: pytest.FixtureRequest, start: Callable[[Contender], Runner]) -> Runner:
-    """One engine, loaded; skips if a package of it is absent."""
+def runner(request: pytest.FixtureRequest, start: Callable[[Candidate], Runner]) -> Runner:
+    """Return one engine, loaded; skip it if it is absent."""
     if reason := request.param.absent:
         pytest.skip(f"{request.param.engine}: {reason}")
     return start(request.param)
 
 
 @pytest.fixture(scope="session")
-def truth(setup: Setup) -> Iterator[Truth]:
-    """The reference."""
+def reference(setup: Setup) -> Iterator[ReferenceModel]:
+    """Start the reference model."""
     prepare(setup.artifacts, [])
-    with Truth(setup.artifacts, setup.config, setup.plan.threads) as found:
+    with ReferenceModel(setup.artifacts, setup.config, setup.plan.threads) as found:
         yield found
 
 
 @pytest.fixture
-def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, truth: Truth) -> Callable[[], None]:
-    """Check that an engine is right at its work and at what is always checked of the phase; then time its calls."""
+def race(
+    benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, reference: ReferenceModel
+) -> Callable[[], None]:
+    """Check an engine at its work and at those that are always checked of the phase; then time its calls."""
 
     def run() -> None:
         for each in (*PHASES[work.phase].checked(setup.config), work):
             if each not in runner.checks and runner.may_run(each):
                 ids = each.ids(setup.config, setup.plan.seed)
-                runner.check(each, ids, truth, setup.config, timed=each == work)
+                runner.check(each, ids, reference, setup.config, timed=each == work)
         benchmark.group = f"{work.phase} {work.name}, time of a {work.unit}"
         benchmark.extra_info.update(_description(runner, work, setup))
         assert not runner.failed, runner.failed
@@ -141,7 +146,7 @@ def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, 
         assert not runner.disagreed, runner.disagreed
         runner.take_turn(work, work.ids(setup.config, setup.plan.seed), SECONDS, SECONDS)
         assert not runner.errors, runner.errors
-        if work in runner.left_out:  # a call takes too long, as any does of threads that others keep off the cores
+        if work in runner.left_out:  # a call takes too long, as on a machine whose cores are all busy
             pytest.skip(runner.left_out[work])
         samples_s = runner.measurement_at(work).samples_s[-1]
         benchmark.pedantic(CLOCK.advance, (iter(samples_s),), rounds=len(samples_s))
@@ -150,7 +155,8 @@ def race(benchmark: BenchmarkFixture, runner: Runner, work: Work, setup: Setup, 
 
 
 def _description(runner: Runner, work: Work, setup: Setup) -> dict:
-    each, agreement = runner.contender, runner.checks.get(work)
+    """Describe the engine, the work and the machine for the results of pytest-benchmark."""
+    each, agreement = runner.candidate, runner.checks.get(work)
     return {
         "engine": each.engine,
         "variant": each.variant,
@@ -174,16 +180,16 @@ def _description(runner: Runner, work: Work, setup: Setup) -> dict:
 
 
 def _setup_of(config: pytest.Config) -> Setup:
-    """From the command line, once. Raises UsageError for what the user can mend."""
+    """Read the comparison from the command line, once. Raises UsageError for a user's mistake."""
     if SETUP not in config.stash:
         precision = config.getoption("precision")
         try:
-            contenders = find_contenders(config.getoption("engine"), [precision])
+            candidates = find_candidates(config.getoption("engine"), [precision])
             artifacts, words = choose_artifacts(config.getoption("artifacts"), config.getoption("seeded"))
             model = config_of(artifacts)
             works = works_of(model, (), config.getoption("shape"), config.getoption("context"))
-            plan = Plan(works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
+            plan = Plan(model, works, checked_threads(config.getoption("threads")), seed=SEED, precision=precision)
         except UserError as error:
             raise pytest.UsageError(str(error)) from error
-        config.stash[SETUP] = Setup(artifacts, words, model, contenders, plan)
+        config.stash[SETUP] = Setup(artifacts, words, model, candidates, plan)
     return config.stash[SETUP]

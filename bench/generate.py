@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bench.backends import Backend, Contender, find_contenders
+from bench.backends import Backend, Candidate, find_candidates
 from bench.harness.machine import checked_threads
 from bench.harness.work import Generate, phases_of
 from bench.models.artifacts import Artifacts
@@ -46,30 +46,30 @@ def run(
         precision: of its products
     """
     threads = checked_threads(threads)
-    contender = _contender_of(engine, precision)
+    candidate = _candidate_of(engine, precision)
     found, words = choose_artifacts(artifacts, None)
     config = config_of(found)
     if Generate.phase not in phases_of(config):
         raise UserError(f"{words} has no KV cache to generate with; use python -m gpt.generate {found.checkpoint}")
-    prepare(found, [contender], [Generate.phase])
+    prepare(found, [candidate], [Generate.phase])
     tokenizer = tokenizer_from_json(load_checkpoint(found.checkpoint).tokenizer)
     ids = tokenizer.encode(prompt)
     check_ids(ids, config)
     wanted = _room_for(ids, tokens, config)
-    loaded = _load(contender, found, config, threads)
+    loaded = _load(candidate, found, config, threads)
     print(prompt, end="", flush=True)
     seconds = _print_stream(loaded, tokenizer, ids, wanted)
     first_ms, rest_ms = seconds[0] * 1e3, sum(seconds[1:]) * 1e3
     each = f", {rest_ms / len(seconds[1:]):.3g} ms for each of {len(seconds) - 1} more" if seconds[1:] else ""
-    print(f"{contender.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
+    print(f"{candidate.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
 
 
-def _contender_of(engine: str, precision: str) -> Contender:
+def _candidate_of(engine: str, precision: str) -> Candidate:
     """The engine's first variant that can generate. Raises UserError if there is none."""
-    able = [each for each in find_contenders([engine], [precision]) if Generate.phase in each.phases]
+    able = [each for each in find_candidates([engine], [precision]) if Generate.phase in each.phases]
     if not able:
         others = dict.fromkeys(
-            each.engine for each in find_contenders((), [precision]) if Generate.phase in each.phases
+            each.engine for each in find_candidates((), [precision]) if Generate.phase in each.phases
         )
         raise UserError(f"engine {engine!r} has no KV cache to generate with; those that have: {', '.join(others)}")
     return able[0]
@@ -88,10 +88,10 @@ def _room_for(ids: list[int], tokens: int | None, config: GPTConfig) -> int:
     return wanted
 
 
-def _load(contender: Contender, artifacts: Artifacts, config: GPTConfig, threads: int) -> Backend:
-    module, name = contender.factory.split(":")
+def _load(candidate: Candidate, artifacts: Artifacts, config: GPTConfig, threads: int) -> Backend:
+    module, name = candidate.factory.split(":")
     engine: Backend = getattr(importlib.import_module(module), name)()
-    engine.load(artifacts, config, threads, contender.variant)
+    engine.load(artifacts, config, threads, candidate.variant)
     return engine
 
 

@@ -179,7 +179,7 @@ class Backend(ABC):
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One engine in one variant: what a row of the results is about.
 
     precision: of its products, a name in `bench.correctness.agreement.PRECISIONS`. files: each phase that it can do,
@@ -218,9 +218,9 @@ def engine_names(package: str = __name__) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
-def find_contenders(
+def find_candidates(
     asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",), package: str = __name__
-) -> list[Contender]:
+) -> list[Candidate]:
     """Every variant of some precisions of every engine of a registry, or of the engines asked for.
 
     Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
@@ -232,25 +232,25 @@ def find_contenders(
             raise UserError(f"engine {name!r}: not known; known are {', '.join(known)}")
     found = []
     for name in asked or known:
-        contenders = contenders_of(name, package)
-        able = [contender for contender in contenders if contender.precision in precisions]
+        candidates = candidates_of(name, package)
+        able = [candidate for candidate in candidates if candidate.precision in precisions]
         if asked and not able:
-            has = dict.fromkeys(contender.precision for contender in contenders)
+            has = dict.fromkeys(candidate.precision for candidate in candidates)
             raise UserError(f"engine {name!r} has no {' or '.join(precisions)}, only {', '.join(has)}")
         found += able
     refuse_absent(asked, found)
     return found
 
 
-def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> None:
+def refuse_absent(asked: Iterable[str], candidates: Collection[Candidate]) -> None:
     """Raise UserError for the first engine asked for of which no variant can run here."""
     for name in asked:
-        reasons = [contender.absent for contender in contenders if contender.engine == name]
+        reasons = [candidate.absent for candidate in candidates if candidate.engine == name]
         if reasons and all(reasons):
             raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
-def contenders_of(name: str, package: str = __name__) -> list[Contender]:
+def candidates_of(name: str, package: str = __name__) -> list[Candidate]:
     """All variants of one engine."""
     engine: type[Backend] = importlib.import_module(f"{package}.{name}").Engine
     found = []
@@ -262,6 +262,6 @@ def contenders_of(name: str, package: str = __name__) -> list[Contender]:
         files = tuple(variant.files.items())
         interpreter = OURS if absent else engine.interpreter()
         found.append(
-            Contender(name, label, variant.precision, files, summary, absent, engine.static, interpreter, package)
+            Candidate(name, label, variant.precision, files, summary, absent, engine.static, interpreter, package)
         )
     return found

@@ -1,4 +1,4 @@
-"""Are an engine's numbers the same as the reference's, and by what right do we say so."""
+"""Compares an engine's numbers with the reference's, by a tolerance for each precision that follows from rounding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from gpt.config import GPTConfig
 
 @dataclass(frozen=True)
 class Precision:
-    """What the products of an engine are computed in, and what that allows.
+    """The number format of an engine's products, with the error that it allows.
 
-    dtype: its name in results. unit_roundoff: half the gap between 1 and the next number. reason: of the tolerance.
-    tolerance: of the logits, from M, the matmuls that follow one another, and K, the terms of the longest.
+    dtype: its name in results. unit_roundoff: half the gap between 1 and the next number, u. tolerance: of the logits,
+    from u, M matmuls that follow one another, and K terms of the longest. reason: why that is the tolerance.
     """
 
     dtype: str
@@ -23,7 +23,7 @@ class Precision:
     tolerance: Callable[[float, int, int], float]
 
 
-# The one table of tolerances, by precision; `tolerance_of` turns a row into a number.
+# Tolerances by precision; `tolerance_of` computes the number for a model.
 PRECISIONS = {
     "fp32": Precision(
         "float32",
@@ -70,12 +70,12 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an engine's logits compare with the reference's in float64.
+    """A comparison of an engine's logits with the reference's in float64.
 
     max_abs_err: the largest |difference|. max_rel_err: the same over the reference's largest |logit|. top1_match: the
     share of positions whose largest logit is the same, ties and near ties included. tolerance: of max_rel_err.
-    reason: why not, or None if it agrees. The first three are None where shape, dtype or finiteness already failed.
-    Of tokens, which have no logits, `compare_tokens` says what the errors are.
+    reason: why it does not agree, or None. The first three are None if shape, dtype or finiteness already failed.
+    `compare_tokens` defines the errors of tokens, which have no logits.
     """
 
     max_abs_err: float | None
@@ -87,7 +87,7 @@ class Agreement:
 
 
 def tolerance_of(precision: str, config: GPTConfig) -> float:
-    """The largest max_rel_err that rounding in a precision explains, by what PRECISIONS says.
+    """Compute the largest max_rel_err that rounding in a precision explains, by the formula in PRECISIONS.
 
     M = 4·n_layer + 1 matmuls follow one another, the longest of K = 4·n_embd terms. u·sqrt(K) for one dot product:
     Higham & Mary, https://doi.org/10.1137/18M1226312, their λ being 1. A bigram copies its logits, which rounds them
@@ -107,7 +107,7 @@ def compare_logits(reference: np.ndarray, logits: np.ndarray, tolerance: float) 
     """
     if reason := _reason_not_comparable(reference, logits):
         return Agreement(None, None, None, False, tolerance, reason)
-    # A row at a time: GPT-2's logits of 4 × 1024 tokens are 1.6 GB, and each step of this would copy them.
+    # One position at a time, as GPT-2's logits of 4 × 1024 tokens are 1.6 GB, which each step would copy.
     pairs = [(reference[at], logits[at]) for at in np.ndindex(reference.shape[:2])]
     largest = max(float(np.abs(right).max()) for right, _ in pairs)
     error = max(float(np.abs(right - found).max()) for right, found in pairs)
@@ -154,7 +154,7 @@ def compare_tokens(reference: np.ndarray, tokens: np.ndarray, tolerance: float) 
 
 
 def margin_of(reference: np.ndarray) -> np.ndarray:
-    """By how much the largest logit beats the second: [B, T, V] to [B, T]; infinite where V is 1."""
+    """Subtract the second largest logit from the largest: [B, T, V] to [B, T]; infinite if V is 1."""
     if reference.shape[-1] < 2:
         return np.full(reference.shape[:-1], np.inf)
     top = np.partition(reference, -2, axis=-1)[..., -2:]  # [B, T, 2]
@@ -162,12 +162,12 @@ def margin_of(reference: np.ndarray) -> np.ndarray:
 
 
 def odd_shapes(config: GPTConfig) -> list[tuple[int, int]]:
-    """The (B, T) at which every engine is checked whatever is timed: one token, no round number, the longest."""
+    """List the (B, T) at which every engine is checked whatever is timed: one token, no round number, the longest."""
     return list(dict.fromkeys([(1, 1), (3, min(17, config.block_size)), (1, config.block_size)]))
 
 
 def random_ids(config: GPTConfig, B: int, T: int, seed: int) -> np.ndarray:
-    """Random ids int64 [B, T] that depend on the seed and the shape alone."""
+    """Draw random ids, int64 [B, T], which depend on the seed and the shape alone."""
     return np.random.default_rng([seed, B, T]).integers(0, config.vocab_size, (B, T))
 
 

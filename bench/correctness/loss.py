@@ -1,4 +1,4 @@
-"""Loss on a held-out text: what fewer bits cost in the measure that a model was trained by."""
+"""Measures the loss on a held-out text, to show the cost of fewer bits in the measure that the model was trained by."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,16 @@ import numpy as np
 from bench.models.artifacts import Artifacts
 from gpt.cli import UserError
 
-TOKENS = 8192  # of the text, or about
+TOKENS = 8192  # about so many of the text are read
 ROWS = 128  # of logits in float64 at a time: all of GPT-2's would be 400 MB
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model was not trained on. windows: int64 [N, T + 1], None if there is nothing. words: what it is, or why.
+    """A text that the model was not trained on.
 
-    A window's first T tokens are read, and each but the first is to be foretold.
+    windows: int64 [N, T + 1], of which the first T tokens are the input and the last T the targets; None if there is no
+    text. words: its description, or why there is none.
     """
 
     windows: np.ndarray | None
@@ -24,7 +25,7 @@ class HeldOut:
 
 
 def find_held_out(artifacts: Artifacts, text: Path | None) -> HeldOut:
-    """Windows of block_size tokens, spread over what training keeps back: the last tenth of a text, `val` of a corpus.
+    """Read windows of block_size tokens from what training keeps back: the last tenth of a text, `val` of a corpus.
 
     text: a file or a folder of `gpt.corpus`; by default Python's own sources, if the model's tokenizer is theirs.
     Raises UserError for a text that cannot be read, is too short, or has characters that the model does not know.
@@ -62,7 +63,7 @@ def find_held_out(artifacts: Artifacts, text: Path | None) -> HeldOut:
 
 
 def windows_of(tokens: np.ndarray, T: int) -> np.ndarray:
-    """About TOKENS tokens as windows int64 [N, T + 1] that do not overlap, spread evenly."""
+    """Cut about TOKENS tokens into windows, int64 [N, T + 1], which are spread evenly and do not overlap."""
     fitting = (len(tokens) - 1) // T
     count = min(fitting, max(1, TOKENS // T))
     starts = np.arange(count) * fitting // count * T
@@ -70,7 +71,7 @@ def windows_of(tokens: np.ndarray, T: int) -> np.ndarray:
 
 
 def nats_of(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean cross-entropy, in nats a token, of logits [T, V] against the tokens that came, int64 [T]; in float64."""
+    """Compute the mean cross-entropy in float64, in nats per token, of logits [T, V] against targets int64 [T]."""
     total = 0.0
     for start in range(0, len(targets), ROWS):
         rows = logits[start : start + ROWS].astype(np.float64)  # [rows, V]

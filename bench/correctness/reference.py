@@ -1,4 +1,6 @@
-"""What every engine is held to: the eager model in float64."""
+"""The reference that every engine is compared with: the eager model in float64."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,10 +20,11 @@ class Reference(eager.Engine):
     arithmetic = "float64"
 
 
-class Truth:
-    """The reference in a worker of its own: called with ids int64 [B, T] it gives their logits, float64 [B, T, V].
+class ReferenceModel:
+    """The reference in a worker of its own; see `bench.harness.work.Reference`. Use it as a context manager.
 
-    What was asked last is kept, as engine after engine asks the same. Use it as a context manager.
+    The logits of the last ids are kept, as engine after engine asks for the same. factory: `module:Class` of the
+    model. Raises WorkerError if the model does.
     """
 
     def __init__(self, artifacts: Artifacts, config: GPTConfig, threads: int, factory: str = FACTORY) -> None:
@@ -29,7 +32,7 @@ class Truth:
         self._arguments = (artifacts, config, threads, "")
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __enter__(self) -> "Truth":
+    def __enter__(self) -> "ReferenceModel":
         try:
             self._worker.call("load", *self._arguments, deadline_s=LOAD_DEADLINE_S)
         except BaseException:
@@ -40,11 +43,12 @@ class Truth:
     def __exit__(self, *_: object) -> None:
         self._worker.close()
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
         if self._last is None or not np.array_equal(self._last[0], ids):
             self._last = ids, self._worker.call("prefill", ids, deadline_s=CALL_DEADLINE_S)
-        return self._last[1]
+        logits = self._last[1]  # [B, T, V]
+        return logits if positions is None else logits[:, list(positions)]
 
     def loss(self, windows: np.ndarray) -> float:
-        """In nats a token, of windows of a text int64 [N, T + 1]."""
+        """Compute the loss, in nats per token, on windows of a text, int64 [N, T + 1]."""
         return self._worker.call("loss", windows, deadline_s=CALL_DEADLINE_S)

@@ -1,1 +1,1 @@
-"""Every engine on one GPU: what goes in and comes out stays there, and its own clock times it."""
+"""Compares every engine on one GPU: inputs and outputs stay on the device, whose own clock times the calls."""

@@ -1,4 +1,4 @@
-"""Seconds of work on a device by the device's own clock. It also runs on a CPU, by the CPU's."""
+"""Times work on a device by the device's own clock, and on a CPU by the CPU's."""
 
 import time
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from itertools import pairwise
 
 from bench.harness.worker import FEWEST_SAMPLES, WARM_UP, sample
 
-MOST_SAMPLES = 200  # a turn
-LATE_S = 1e-3  # what the host may notice the end of the work later
+MOST_SAMPLES = 200  # per turn
+LATE_S = 1e-3  # delay with which the host may notice the end of the work
 
 
 def sample_on(device: str, call: Callable[[], object], budget_s: float) -> list[float]:
-    """Seconds of each of some calls, more while the budget lasts, after a warm-up that is not counted.
+    """Time some calls, more while the budget lasts, after a warm-up that is not counted: the seconds of each.
 
     device: `cuda`, where the calls are queued one behind the other on torch's current stream, an event between each
     two, and are waited for together; or `cpu`. Raises RuntimeError if the work ran on another stream than the events.
@@ -23,7 +23,7 @@ def sample_on(device: str, call: Callable[[], object], budget_s: float) -> list[
 
 
 def sample_queues(seconds_of: Callable[[int], list[float]], budget_s: float) -> list[float]:
-    """As `sample_on`, of calls that are made a number at once: `seconds_of` gives the seconds of each of so many."""
+    """Time as `sample_on` does calls that are queued together: `seconds_of(n)` gives the seconds of each of n."""
     warm, once = 0.0, max(seconds_of(1))
     while warm < WARM_UP * budget_s:
         samples = seconds_of(_count(WARM_UP * budget_s, once))
@@ -45,7 +45,7 @@ def _queue(call: Callable[[], object], count: int) -> list[float]:
     for event in events[1:]:
         call()
         event.record()
-    torch.cuda.synchronize()  # of all streams
+    torch.cuda.synchronize()  # waits for all streams
     host_s = time.perf_counter() - start
     seconds = [first.elapsed_time(second) / 1e3 for first, second in pairwise(events)]
     check_all_was_seen(sum(seconds), host_s)

@@ -1,4 +1,4 @@
-"""The device that is measured: which it is, and what it can do at best."""
+"""Describes the device that is measured, and probes its peak rates."""
 
 from dataclasses import dataclass
 
@@ -11,30 +11,30 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.cuda_toolchain import gpu_arch
 
-DEVICES = ("cuda", "cpu")  # a CPU stands in for a GPU to try the command
-COPIED_BYTES = {"cuda": 4 << 30, "cpu": 64 << 20}  # more than caches hold
-LARGEST_SHARE = 4  # of the free memory, one part of so many at most is copied
-WIDTH = {"cuda": 8192, "cpu": 512}  # of the square matrices whose product is the peak
-PROBE_S = {"cuda": 1.0, "cpu": 0.02}  # of calls
+DEVICES = ("cuda", "cpu")  # on a CPU the command can be tried without a GPU
+COPIED_BYTES = {"cuda": 4 << 30, "cpu": 64 << 20}  # copied by the bandwidth probe, more than caches hold
+LARGEST_SHARE = 4  # at most one part in so many of the free memory is copied
+WIDTH = {"cuda": 8192, "cpu": 512}  # of the square matrices whose product shows the peak
+PROBE_S = {"cuda": 1.0, "cpu": 0.02}  # seconds of calls per probe
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # torch's names
 FACTORY = f"{__name__}:Probe"
 
 
 @dataclass(frozen=True)
 class DeviceArtifacts(Artifacts):
-    """The files of a model, for engines on one device. target: what it is compiled for, as `sm_90`, or `llvm`."""
+    """The files of a model, for engines on one device. target: the GPU arch to compile for, as `sm_90`, or `llvm`."""
 
     device: str = "cuda"
     target: str = "sm_86"
 
     @property
     def name(self) -> str:
-        """Of the model: `gpt2` of the folder `seeded-gpt2`."""
+        """Return the model's name: `gpt2` of the folder `seeded-gpt2`."""
         return self.folder.name.removeprefix("seeded-")
 
 
 def target_of(device: str) -> str:
-    """The name of what is compiled for a device that is here: the GPU's arch, or `llvm` for the CPU.
+    """Name the target to compile for on this machine: the GPU's arch, or `llvm` for the CPU.
 
     Raises UserError for a name that is not in DEVICES, and without a GPU that both NVIDIA's driver and torch see.
     """
@@ -55,14 +55,14 @@ def target_of(device: str) -> str:
 
 
 class Probe:
-    """Measures a device by torch, in a worker. The best call counts: a limit is not an average."""
+    """Measures a device by torch, in a worker. The best call counts, as a peak rate is not an average."""
 
     def load(self, device: str) -> None:
-        """Make ready for a device in DEVICES."""
+        """Prepare for a device in DEVICES."""
         self._device = device
 
     def describe(self) -> dict[str, str | int]:
-        """What it is, for readers; of a CPU what `bench.harness.machine` says."""
+        """Describe the device for readers; a CPU as `bench.harness.machine` does."""
         import torch
 
         here = describe_machine()
@@ -80,7 +80,7 @@ class Probe:
         }
 
     def copied_bytes_per_s(self) -> float:
-        """Of a large copy within the device's memory: bytes read and bytes written, over its time."""
+        """Measure the bandwidth of a large copy within the device's memory: bytes read and written per second."""
         import torch
 
         size = COPIED_BYTES[self._device]
@@ -92,7 +92,7 @@ class Probe:
         return 2 * size / seconds
 
     def peak_flops_per_s(self, precision: str) -> float:
-        """Of a large product of random matrices, a multiply-add being two; float32 without tf32."""
+        """Measure the rate of a large random product, two operations per multiply-add; float32 without tf32."""
         import torch
 
         torch.set_float32_matmul_precision("highest")
@@ -104,7 +104,7 @@ class Probe:
 
 
 def measure_limits(probe: Worker, precisions: list[str], config: GPTConfig, threads: int) -> dict[str, Limits]:
-    """The limits of each precision for one model. probe: a worker of a loaded `Probe`. Raises WorkerError."""
+    """Measure the limits of each precision for one model. probe: a worker of a loaded `Probe`. Raises WorkerError."""
     bandwidth = probe.call("copied_bytes_per_s")
     return {
         precision: Limits(

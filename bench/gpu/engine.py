@@ -1,4 +1,4 @@
-"""What an engine on a device has in common with the others: what it reads and gives stays on the device."""
+"""The base class of engines on a device, whose inputs and outputs stay on the device."""
 
 import gc
 from abc import abstractmethod
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Inputs:
-    """What a prepared call reads, always from the same memory: ids int64 [B, T] and pos int64 [B].
+    """The inputs of a prepared call, always in the same memory: ids int64 [B, T] and pos int64 [B].
 
-    given: what both hold.
+    given: the tensor and the position that were last copied there.
     """
 
     ids: "Tensor"
@@ -28,7 +28,7 @@ class Inputs:
     given: "tuple[Tensor, int] | None" = None
 
     def hold(self, ids: "Tensor", pos: int) -> None:
-        """Copy them there, unless it is the same call again: then what is timed has no copies."""
+        """Copy the inputs there, unless it is the same call again, so that the timed calls have no copies."""
         if self.given is None or self.given[0] is not ids or self.given[1] != pos:
             self.ids.copy_(ids)
             self.pos.fill_(pos)
@@ -36,43 +36,43 @@ class Inputs:
 
 
 class DeviceEngine(Backend):
-    """One engine on a device. For checks it takes and gives arrays as any `Backend`; what is timed never leaves.
+    """One engine on a device. Its checks take and return arrays, as any `Backend`'s; timed calls stay on the device.
 
-    An engine writes `_load`, `_first` and `_next`, whose tensors are torch's, on the device, and which need not wait
-    for their results. any_shape: whether a new shape costs it nothing; if it compiles or loads something for each, it
-    is checked only where it is timed. device: `cuda` or `cpu`. variant_name: the one that was loaded.
+    An engine writes `_load`, `_first` and `_next`, which take and return torch's tensors on the device, and need not
+    wait for their results. any_shape: False if the engine compiles or loads something for each shape; then it is
+    checked only at the works that are timed. device: `cuda` or `cpu`. variant_name: the one that was loaded.
     """
 
     any_shape: ClassVar[bool] = True
 
     def load(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, variant: str) -> None:
-        """As `Backend.load`."""
+        """Load as `Backend.load` does."""
         self.device, self.variant_name = artifacts.device, variant
         self._positions: dict[tuple[int, int], Tensor] = {}
         super().load(artifacts, config, threads, variant)
-        gc.freeze()  # what is loaded stays; to look through it after each call of a check takes longer than the call
+        gc.freeze()  # else each call of a check would scan what was loaded, which takes longer than the call
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
-        """Seconds of each of some calls of `fill`, `decode` or `generate`, by the device's clock, with all on it."""
+        """Time some calls of `fill`, `decode` or `generate` on the device by its clock: the seconds of each."""
         getattr(self, method)(*arguments)  # refuses what does not fit
         ids, *rest = arguments
         call, on_device = {"fill": self._first, "decode": self._next, "generate": self._tokens}[method], self._put(ids)
         return sample_on(self.device, lambda: call(on_device, *rest), budget_s)
 
     def notes(self) -> dict[str, str]:
-        """What ran, as it was seen to, in words for the results."""
+        """Describe for the results what was seen to run, each note with its name."""
         return {}
 
     @abstractmethod
     def _first(self, ids: "Tensor") -> "Tensor":
-        """Put a prompt, ids int64 [B, T], into the emptied cache: the logits [B, V] of its last position."""
+        """Put a prompt, ids int64 [B, T], into the emptied cache, and return the logits [B, V] of its last position."""
 
     @abstractmethod
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
-        """Logits [B, V] of one more token each, ids int64 [B, 1], behind the first `context` in the cache."""
+        """Return the logits [B, V] of one more token each, ids int64 [B, 1], after the first `context` in the cache."""
 
     def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
-        """The likeliest `tokens` tokens after ids int64 [B, T], each chosen on the device: int64 [B, tokens]."""
+        """Generate the likeliest tokens after ids int64 [B, T], each chosen on the device: int64 [B, tokens]."""
         import torch
 
         T, logits, chosen = ids.shape[1], self._first(ids), []
@@ -100,7 +100,7 @@ class DeviceEngine(Backend):
         return torch.from_numpy(np.ascontiguousarray(ids)).to(self.device)
 
     def _pos(self, B: int, context: int) -> "Tensor":
-        """Int64 [B] on the device, made once."""
+        """Return the position of every sequence, int64 [B], on the device; it is made once."""
         import torch
 
         if (B, context) not in self._positions:
@@ -108,7 +108,7 @@ class DeviceEngine(Backend):
         return self._positions[B, context]
 
     def _to_numpy(self, logits: "Tensor") -> np.ndarray:
-        """In float32. Raises RuntimeError if they are not on the device: then something else computed them."""
+        """Copy logits to the host in float32. Raises RuntimeError if they are not on the engine's device."""
         if logits.device.type != self.device:
             raise RuntimeError(f"the logits are on {logits.device.type}, and were to be computed on {self.device}")
-        return logits.float().cpu().numpy().copy()  # of memory that the next call may write to
+        return logits.float().cpu().numpy().copy()  # the next call may write to the same memory

@@ -1,20 +1,20 @@
-"""What engines on a GPU are asked to do: the first token behind a prompt, the next one over a cache, many."""
+"""Defines the work of engines on a GPU: the first token after a prompt, the next one over a cache, and many."""
 
 import numpy as np
 
-from bench.correctness.agreement import Agreement, compare_steps, compare_tokens
+from bench.correctness.agreement import Agreement, compare_steps
 from bench.harness.work import Ask, Decode, Generate, Reference, Request, Work
 from bench.report.format import shape_name
 from bench.roofline.bounds import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
 from gpt.config import GPTConfig
 
-BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # that are timed, as they fit the model
-PROMPT, TOKENS = 128, 64  # of generate, as they fit
+BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # those timed; a short model has shorter ones
+PROMPT, TOKENS = 128, 64  # of generate; a short model has fewer
 CHECKED_BATCHES, CHECKED_PROMPT = (1, 3), 17
 
 
 class FirstToken(Work):
-    """A prompt into the emptied cache, and the logits of its last position alone, as the first token needs them."""
+    """Prefill of a prompt into the emptied cache, with the logits of its last position, which the first token needs."""
 
     phase = "first-token"
     unit = "prompt"
@@ -24,13 +24,13 @@ class FirstToken(Work):
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """Prompts of a few sizes, one and several at a time; a model too short for them has its own longest."""
+        """List prompts of two lengths, alone and in a batch; a model too short for one has its own longest instead."""
         prompts = dict.fromkeys(min(T, config.block_size) for T in PROMPTS)
         return tuple(cls(B, T) for B in BATCHES for T in prompts)
 
     @classmethod
     def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """One token, no round number, the longest; alone and three at a time."""
+        """List prompts of one token, no round number, the longest; alone and three at a time."""
         prompts = dict.fromkeys((1, min(CHECKED_PROMPT, config.block_size), config.block_size))
         return tuple(cls(B, T) for B in CHECKED_BATCHES for T in prompts)
 
@@ -48,45 +48,38 @@ class FirstToken(Work):
         return first_token_bound(limits, config, self.B, self.T)
 
     def moved_bytes(self, config: GPTConfig, precision: str) -> int:
-        """Weights read, keys and values written."""
-        of_number, _ = CACHE_BYTES[precision]
-        return weight_bytes(config, precision) + 2 * config.n_layer * self.B * self.T * config.n_embd * of_number
+        """Count the bytes of weights read, and of keys and values written."""
+        element_bytes, _ = CACHE_BYTES[precision]
+        return weight_bytes(config, precision) + 2 * config.n_layer * self.B * self.T * config.n_embd * element_bytes
 
 
 class Step(Decode):
-    """One token of each sequence over a cache. The reference gives the logits that are compared, and no others."""
+    """Decode of one token of each sequence over a cache."""
 
     columns = ()
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """Behind few tokens and many, one sequence and several; a model too short for them has its own longest."""
+        """List decodes after few tokens and many, alone and in a batch; a short model has its own longest instead."""
         contexts = dict.fromkeys(min(context, config.block_size - 1) for context in CONTEXTS)
         return tuple(cls(B, 1, context) for B in BATCHES for context in contexts)
 
     @classmethod
     def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """Behind one token, no round number, all that fit; alone and three at a time."""
+        """List decodes after one token, no round number, all that fit; alone and three at a time."""
         longest = config.block_size - 1
         contexts = dict.fromkeys((1, min(CHECKED_PROMPT, longest), longest))
         return tuple(cls(B, 1, context) for B in CHECKED_BATCHES for context in contexts)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """The prompt's last logits, those of some steps behind it, and the first step's over again."""
-        at = [*range(self.context, ids.shape[1]), self.context]
-        steps = [ask("fill", ids[:, : self.context])]
-        steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
-        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
-
 
 class Tokens(Generate):
-    """The likeliest tokens after a prompt, each chosen on the device. The reference gives what is compared alone."""
+    """Greedy generation after a prompt, each token chosen on the device."""
 
     columns = ()
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """Of one sequence and of several, behind a prompt; of a short model half of it."""
+        """List the generation of one sequence and of a batch; a short model has a prompt of half its block_size."""
         prompt = min(PROMPT, config.block_size // 2)
         return tuple(cls(B, min(TOKENS, config.block_size - prompt), prompt) for B in BATCHES if prompt)
 
@@ -94,12 +87,5 @@ class Tokens(Generate):
     def name(self) -> str:
         return super().name + (f", {self.B} sequences" if self.B > 1 else "")
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """Each token is the reference's likeliest after those before it, which the engine itself chose."""
-        prompt = ids[:, : self.context]
-        tokens = ask("generate", prompt, self.T)  # [B, T]
-        seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # what each token was chosen after
-        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
 
-
-PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step, Tokens)}
+DEVICE_PHASES: dict[str, type[Work]] = {each.phase: each for each in (FirstToken, Step, Tokens)}

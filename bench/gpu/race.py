@@ -1,67 +1,67 @@
-"""One race: the engines on one model, each checked and timed alone, in turns, until the time is up."""
+"""The race of the engines on a GPU: the loop of `bench.harness.race`, by the device's clock and up to a deadline."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.gpu.device import FACTORY, DeviceArtifacts, measure_limits
 from bench.gpu.engines import takes_any_shape
-from bench.gpu.reference import TruthAt
-from bench.harness.measure import rotated
-from bench.harness.plan import ROUNDS, Plan
-from bench.harness.results import checks_of, rows_of
+from bench.gpu.reference import DeviceReferenceModel
+from bench.harness.plan import Plan
+from bench.harness.race import Race, precisions_of
 from bench.harness.runner import Runner
-from bench.harness.work import Work
 from bench.harness.worker import Worker, WorkerError
-from bench.roofline.bounds import Limits, best_of
+from bench.roofline.bounds import Limits
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 from gpt.version import PROJECT, project_version
 
-NOT_REACHED = "the time was up, or the run ended, before it"
-LEAST_S = 1.0  # that a call may take, however little time is left
+LEAST_S = 1.0  # deadline of a call, however little time is left
 NOTES_DEADLINE_S = 60.0
 LOADED_AT_ONCE = 4  # engines; none is timed meanwhile
 
 
 class DeviceWorker(Worker):
-    """A worker whose engine is timed by its device's clock, and whose calls end when the time is up.
+    """A worker whose engine is timed by the device's clock, and whose calls end at the deadline of the race.
 
-    until: by time.monotonic.
+    until: that deadline, by time.monotonic.
     """
 
-    def __init__(self, contender: Contender, threads: int, until: float) -> None:
-        super().__init__(contender.factory, threads, contender.interpreter)
+    def __init__(self, candidate: Candidate, threads: int, until: float) -> None:
+        super().__init__(candidate.factory, threads, candidate.interpreter)
         self._until = until
 
     def call(self, method: str, *arguments: Any, deadline_s: float = 600) -> Any:
-        """As `Worker.call`, with a deadline that is no later than the end."""
+        """Call as `Worker.call` does, with a deadline that is no later than the race's."""
         left_s = max(LEAST_S, self._until - time.monotonic())
         return super().call(method, *arguments, deadline_s=min(deadline_s, left_s))
 
     def notes(self) -> dict[str, str]:
-        """What the engine says of what it did, also when the time is up."""
+        """Ask the engine what ran, also when the time is up."""
         return super().call("notes", deadline_s=NOTES_DEADLINE_S)
 
     def time(self, method: str, *arguments: Any, budget_s: float, deadline_s: float = 600) -> list[float]:
+        """Time several calls by the device's clock: the seconds of each."""
         return self.call("samples", method, arguments, budget_s, deadline_s=deadline_s)
 
     def time_once(self, method: str, *arguments: Any, deadline_s: float = 600) -> float:
+        """Time a few calls by the device's clock: the median of their seconds."""
         return median(self.time(method, *arguments, budget_s=0.0, deadline_s=deadline_s))
 
 
 class DeviceRunner(Runner):
-    """A runner of an engine that can say what ran."""
+    """A runner of an engine on a device, which can say what ran there."""
+
+    _worker: DeviceWorker
 
     def note(self) -> dict[str, str]:
-        """What the engine says; if that is that something else ran, or it cannot say, all that it did has failed."""
+        """Ask the engine what ran, if it was timed. If something else ran, or it cannot say, the engine has failed."""
         if self.failed or not any(any(rounds) for rounds in self._samples_s.values()):
             return {}
         try:
@@ -72,137 +72,91 @@ class DeviceRunner(Runner):
 
 
 @dataclass
-class _Race:
-    """What is known so far. limits: by precision. notes: what an engine said of itself, by label."""
+class DeviceRace(Race):
+    """A race on a device, whose results can be written down at any moment.
 
-    contenders: list[Contender]
-    runners: list[Runner]
-    config: GPTConfig
-    plan: Plan
-    checked: list[Work]
-    device: dict[str, Any]
-    limits: dict[str, Limits]
-    notes: dict[str, dict[str, str]]
+    device: its description by `bench.gpu.device.Probe`. notes: what each engine said that ran, by label.
+    """
+
+    device: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Load some engines at once, as long as there is time."""
+        with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
+            for runner, _ in zip(self.runners, pool.map(self.load_one, self.runners), strict=True):
+                self.show(f"loaded {runner.candidate.label}")
+
+    def ask_what_ran(self) -> None:
+        """Ask each engine what ran, and note what it says."""
+        for runner in self.runners:
+            self.show(f"asking {runner.candidate.label} what ran")
+            if said := runner.note():
+                self.notes[runner.candidate.label] = said
 
     def results(self) -> dict[str, Any]:
-        """As plain JSON: `rows` as in `bench.report.page`, `checks`, `limits`, `device`, `versions`, `notes`."""
-        rows = [
-            row
-            for work in self.plan.works
-            for row in rows_of(work, self.contenders, self.runners, self.config, self.limits, self.plan)
-        ]
-        works = list(dict.fromkeys([*self.checked, *self.plan.works]))
+        """Return plain JSON: `rows` as in `bench.report.page`, `checks`, `limits`, `device`, `versions`, `notes`."""
         return {
             "device": self.device,
-            "limits": {precision: asdict(each) for precision, each in self.limits.items()},
-            "rows": rows,
-            "checks": [check for runner in self.runners for check in checks_of(runner, works, self.plan)],
-            "versions": {
-                PROJECT: project_version(),
-                **{name: version for each in self.runners for name, version in sorted(each.versions.items())},
-            },
+            "limits": {precision: asdict(limits) for precision, limits in self.limits.items()},
+            "rows": self.rows(),
+            "checks": self.checks(),
+            "versions": {PROJECT: project_version(), **self.versions()},
             "notes": self.notes,
         }
 
 
 def run_race(
     artifacts: DeviceArtifacts,
-    config: GPTConfig,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     plan: Plan,
     *,
     row_s: float,
     until: float,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Check and time every contender that is present, each in a process of its own, in ROUNDS turns a row.
+    """Check and time every candidate that is present, each in a process of its own, in ROUNDS turns a row.
 
     row_s: seconds of timing a row. until: by time.monotonic; what is not begun by then is left out, and said to be.
     keep: is given the results whenever there are more of them; the last are returned, plain JSON. Raises UserError if
     the device's limits cannot be measured.
     """
-    kinds = dict.fromkeys(type(work) for work in plan.works)
-    checked = [work for kind in kinds for work in kind.checked(config)]
-    present = [each for each in contenders if not each.absent]
-    precisions = list(dict.fromkeys(each.precision for each in contenders))
+    present = [each for each in candidates if not each.absent]
+    precisions = precisions_of(candidates)
     with ExitStack() as stack, tqdm(bar_format="{desc:<48.48} {bar} {elapsed}", leave=False) as progress:
-        turns = len(present) * len(plan.works) * (ROUNDS + 1)
-        progress.reset(total=2 + 2 * len(present) + len(present) * len(checked) + turns)
-        _show(progress, "measuring the device's limits")
-        device, limits = _measure(artifacts.device, precisions, config, plan)
+        progress.set_description("measuring the device's limits")
+        device, limits = _measure(artifacts.device, precisions, plan)
         runners = [
             DeviceRunner(each, stack.enter_context(DeviceWorker(each, plan.threads, until)), plan.works)
             for each in present
         ]
-        found = _Race(contenders, runners, config, plan, checked, device, limits, {})
-        for runner in runners:
-            runner.left_out = dict.fromkeys((*checked, *plan.works), NOT_REACHED)
-        for label in _load(runners, artifacts, config, plan, until):
-            _show(progress, f"loaded {label}")
-        truth = stack.enter_context(TruthAt(artifacts, config, plan.threads))
-        any_shape = [runner for runner in runners if takes_any_shape(runner.contender)]
-        for work in checked:
-            _check(any_shape, work, truth, found, progress, until)
-        for runner in runners:
-            runner.left_out |= dict.fromkeys(plan.works, NOT_REACHED)  # also what was checked: it is not timed yet
-        keep(found.results())
+        race = DeviceRace(artifacts, plan, candidates, runners, progress, until, device=device)
+        race.note_limits(limits, plan.works)
+        progress.reset(total=1 + race.steps + len(runners) * (1 + len(plan.works)))
+        race.load()
+        reference = stack.enter_context(DeviceReferenceModel(artifacts, plan.config, plan.threads))
+        any_shape = [runner for runner in runners if takes_any_shape(runner.candidate)]
+        race.check(plan.always_checked, reference, any_shape)
+        race.leave_out(plan.works)  # also those that were just checked: they are not timed yet
+        keep(race.results())
         for work in plan.works:
-            _check(runners, work, truth, found, progress, until)
-            ids = work.ids(config, plan.seed)
-            for number in range(ROUNDS):
-                for runner in rotated(runners, number):
-                    _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
-                    runner.take_turn(work, ids, row_s / ROUNDS, row_s)
-            keep(found.results())
-        if time.monotonic() < until:
-            _show(progress, "measuring the device's limits again")
-            _, after = _measure(artifacts.device, precisions, config, plan)
-            found.limits = {precision: best_of(limits[precision], after[precision]) for precision in precisions}
-        for runner in runners:
-            _show(progress, f"asking {runner.contender.label} what ran")
-            if said := runner.note():
-                found.notes[runner.contender.label] = said
-        results = found.results()
+            race.check([work], reference)
+            race.run_rounds([work], {work: row_s})
+            keep(race.results())
+        if not race.is_over:
+            race.show("measuring the device's limits again")
+            race.note_limits(_measure(artifacts.device, precisions, plan)[1], plan.works)
+        race.ask_what_ran()
+        results = race.results()
         keep(results)
         return results
 
 
-def _measure(
-    device: str, precisions: list[str], config: GPTConfig, plan: Plan
-) -> tuple[dict[str, Any], dict[str, Limits]]:
-    """What the device is, and its limits. Raises UserError."""
+def _measure(device: str, precisions: list[str], plan: Plan) -> tuple[dict[str, Any], dict[str, Limits]]:
+    """Describe the device, and measure its limits by precision. Raises UserError."""
     with Worker(FACTORY, plan.threads) as probe:
         try:
             probe.call("load", device)
-            return probe.call("describe"), measure_limits(probe, precisions, config, plan.threads)
+            return probe.call("describe"), measure_limits(probe, precisions, plan.config, plan.threads)
         except WorkerError as error:
             raise UserError(f"the limits of {device} could not be measured: {error}") from error
-
-
-def _load(
-    runners: list[Runner], artifacts: DeviceArtifacts, config: GPTConfig, plan: Plan, until: float
-) -> Iterator[str]:
-    """Load some engines at once, as long as there is time; the labels of those that are done."""
-
-    def load(runner: Runner) -> str:
-        if time.monotonic() < until:
-            runner.load(artifacts, config, plan.threads)
-        return runner.contender.label
-
-    with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
-        yield from pool.map(load, runners)
-
-
-def _check(runners: list[Runner], work: Work, truth: TruthAt, found: _Race, progress: tqdm, until: float) -> None:
-    ids = work.ids(found.config, found.plan.seed)
-    for runner in runners:
-        _show(progress, f"checking {runner.contender.label}: {work.phase} {work.name}")
-        if time.monotonic() < until:
-            runner.left_out.pop(work, None)
-        if runner.may_run(work):
-            runner.check(work, ids, truth, found.config, timed=work in found.plan.works)
-
-
-def _show(progress: tqdm, text: str) -> None:
-    progress.set_description(text, refresh=False)
-    progress.update()

@@ -1,10 +1,10 @@
-"""What every engine on a device is held to: the eager model in float64, on the same device, at some positions."""
+"""The reference on a device: the eager model in float64, on the same device, at some positions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.gpu.device import DeviceArtifacts
 from bench.harness.runner import CALL_DEADLINE_S
 from bench.harness.worker import WorkerError
@@ -14,10 +14,10 @@ FACTORY = f"{__name__}:Reference"
 
 
 class Reference:
-    """The model with attention spelled out, every product, sum and function in float64."""
+    """The model with explicit attention, every product, sum and function in float64; it runs in a worker."""
 
     def load(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, variant: str) -> None:
-        """Load the checkpoint; arguments as of an engine's `load`."""
+        """Load the checkpoint; the arguments are those of an engine's `load`."""
         import torch
 
         from gpt.checkpoint import load_checkpoint
@@ -27,7 +27,10 @@ class Reference:
         self._model = load_checkpoint(artifacts.checkpoint).build(attention="explicit").to(self._device).double()
 
     def logits_at(self, ids: np.ndarray, at: Sequence[int]) -> np.ndarray:
-        """The logits float64 [B, S, V] of ids int64 [B, T] at S positions, a sequence at a time: the rest takes GB."""
+        """Compute the logits, float64 [B, S, V], of ids int64 [B, T] at S positions.
+
+        Sequences run one at a time, as the logits at all positions of a batch take gigabytes.
+        """
         import torch
 
         with torch.inference_mode():
@@ -35,10 +38,10 @@ class Reference:
         return torch.stack(rows).numpy()
 
 
-class TruthAt(Truth):
-    """`Truth` on a device: called with ids int64 [B, T] and S positions it gives float64 [B, S, V].
+class DeviceReferenceModel(ReferenceModel):
+    """The reference on a device, which sends the logits at the positions that are asked for, and no others.
 
-    Raises WorkerError, in words that say that it is the reference's.
+    Raises WorkerError, whose message says that it is the reference's.
     """
 
     def __init__(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int) -> None:
@@ -46,9 +49,10 @@ class TruthAt(Truth):
         self._asked: tuple[bytes, tuple[int, ...]] | None = None
         self._known: np.ndarray | None = None
 
-    def __call__(self, ids: np.ndarray, at: Sequence[int]) -> np.ndarray:
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+        at = range(ids.shape[1]) if positions is None else positions
         asked = ids.tobytes(), tuple(at)
-        if self._asked != asked:
+        if self._known is None or self._asked != asked:
             try:
                 self._known = self._worker.call("logits_at", ids, list(at), deadline_s=CALL_DEADLINE_S)
             except WorkerError as error:

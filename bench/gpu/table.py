@@ -40,7 +40,7 @@ TITLES = {
 
 
 def write_table(folder: Path) -> Path:
-    """Write the table of all races in a folder, and return its path. Raises UserError if there are none."""
+    """Write the table of all results in a folder, and return its path. Raises UserError if there are none."""
     found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
     kernels, findings = found.pop(KERNELS, None), found.pop(SANITIZER, [])
     races = list(found.values())
@@ -59,7 +59,7 @@ def write_table(folder: Path) -> Path:
 
 
 def race_lines(race: dict[str, Any]) -> list[str]:
-    """One race in Markdown: a table a piece of work, the fastest first, and what could not be timed."""
+    """Write one race in Markdown: a table for each work, the fastest first, and the rows that could not be timed."""
     size = f"{race['parameters'] / 1e6:.0f} million parameters"
     lines = ["", f"## {race['model']}, {size}", ""]
     lines.append(f"On {race['device']['name']}, {race['created']}: `{race['command']}`, seed {race['seed']}.")
@@ -82,7 +82,7 @@ def race_lines(race: dict[str, Any]) -> list[str]:
 
 
 def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """A timed row as words, under COLUMNS."""
+    """Format a timed row as the cells under COLUMNS."""
     return (
         row["label"],
         row["precision"],
@@ -97,7 +97,7 @@ def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _against_peers(timed: list[dict[str, Any]]) -> str:
-    """Ours against the fastest of the others, if both were timed."""
+    """Compare our engine with the fastest of the others, if both were timed; else return nothing."""
     ours = next((row for row in timed if row["label"] == OURS), None)
     peer = next((row for row in timed if row["engine"] != OURS.split()[0]), None)
     if ours is None or peer is None:

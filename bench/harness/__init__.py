@@ -1,1 +1,1 @@
-"""Runs engines: what is asked of them, each in a process of its own, timed in turns, and the results as rows."""
+"""Runs the engines: each in a process of its own, checked, timed in turns, and reported as rows of results."""

@@ -1,4 +1,4 @@
-"""The machine that a result is of: what it is, and how many threads it makes sense to use."""
+"""Describes the machine that results were measured on, and chooses how many threads to use on it."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from tvm_frontend.runtime.threads import physical_cores
 
 
 def checked_threads(threads: int | None) -> int:
-    """As many as asked for, or as many as there are physical cores. Raises UserError for more than there are CPUs."""
+    """Return the threads asked for, by default one per physical core. Raises UserError for more than there are CPUs."""
     if threads is None:
         return physical_cores()
     if not 1 <= threads <= (os.cpu_count() or 1):
@@ -18,7 +18,7 @@ def checked_threads(threads: int | None) -> int:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """What a reader needs to judge a time: CPU, cores, memory, operating system, Python."""
+    """Describe all that a reader needs to judge a time: CPU, cores, memory, operating system, Python."""
     cpu = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     kilobytes = (_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]
     return {

@@ -1,11 +1,11 @@
-"""Memory that nobody needs any more goes back to the machine: eight engines share it."""
+"""Returns unused memory to the operating system, as eight engines share one machine."""
 
 import ctypes
 import gc
 
 
 def give_memory_back() -> None:
-    """Free what only holds itself, as graphs that hold their weights do, and what malloc keeps for later."""
+    """Collect reference cycles, such as graphs that hold their weights, and give malloc's free pages back."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's own
         libc.malloc_trim(0)

@@ -1,26 +1,30 @@
-"""What a comparison is of: the works that are timed, for how long, on how many threads, and how often."""
+"""The plan of a comparison: the model, the works that are timed, for how long, on how many threads, how often."""
 
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from bench.harness.machine import checked_threads
 from bench.harness.work import PHASES, Decode, Prefill, Work, phases_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-ROUNDS = 5
+ROUNDS = 5  # turns of each engine at each work
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare. works: to time. minutes: for the timing itself; loading and checking come on top.
+    """A comparison of engines on one model. Raises UserError for a value that makes no sense.
 
-    together: a round is of all works, so that their times may be compared with each other; otherwise a work has all of
-    its rounds before the next one begins. seed: of the random ids. precision: that is compared. baseline: the label of
-    the engine that speed-ups are taken to. Raises UserError for a value that makes no sense.
+    config: the model's. works: those to time. minutes: of timing; loading and checking come on top. together: a round
+    has all works, so that their times may be compared with each other; otherwise a work has all of its rounds before
+    the next one begins. seed: of the random ids. precision: the one that is compared. baseline: the label of the
+    engine that speed-ups are relative to.
     """
 
+    config: GPTConfig
     works: tuple[Work, ...]
     threads: int
     minutes: float = 0.75
@@ -38,25 +42,36 @@ class Plan:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Of the works, each once."""
+        """List the phases of the works, each once."""
         return tuple(dict.fromkeys(work.phase for work in self.works))
 
     @property
     def prompts(self) -> tuple[tuple[int, int], ...]:
-        """The shapes [B, T] of prefill, for which static engines need files."""
+        """List the shapes (B, T) of prefill, for which static engines need files."""
         return tuple((work.B, work.T) for work in self.works if work.phase == Prefill.phase)
 
-    def to_check(self, config: GPTConfig) -> list[Work]:
-        """What is checked of the phases whatever is timed, then what is timed."""
-        return list(
-            dict.fromkeys([*(work for name in self.phases for work in PHASES[name].checked(config)), *self.works])
-        )
+    @property
+    def always_checked(self) -> list[Work]:
+        """List the works that are checked whatever is timed, of the phases that are timed; each once."""
+        kinds = dict.fromkeys(type(work) for work in self.works)
+        return list(dict.fromkeys(work for kind in kinds for work in kind.checked(self.config)))
+
+    @property
+    def to_check(self) -> list[Work]:
+        """List the works that are checked whatever is timed, then those that are timed, each once."""
+        return list(dict.fromkeys([*self.always_checked, *self.works]))
+
+    def ids_of(self, work: Work) -> np.ndarray:
+        """Draw the random ids of a work, int64 [B, ≥ context + T], always the same for one seed."""
+        return work.ids(self.config, self.seed)
 
 
 def works_of(
     config: GPTConfig, phases: Collection[str] = (), shapes: Collection[str] = (), contexts: Collection[int] = ()
 ) -> tuple[Work, ...]:
-    """What to time of a model: the phases asked for (by default all it has), prefill at shapes and decode at contexts.
+    """List the works to time of a model: of the phases asked for, by default of all that it has.
+
+    shapes: `BxT` each, of prefill. contexts: numbers of tokens, of decode. By default each phase has its own.
 
     Raises UserError for a phase that the model has not, a shape or a context that it cannot take.
     """
@@ -64,7 +79,7 @@ def works_of(
     if unknown := [name for name in phases if name not in has]:
         raise UserError(f"phase {unknown[0]!r}: must be one of {', '.join(has)} with this model")
     asked = {
-        # the small before the large, so that what is slow is known when the large comes
+        # The small shapes come first, so that a slow engine is known before the large ones.
         Prefill.phase: tuple(Prefill(*shape) for shape in sorted({parse_shape(text, config) for text in shapes})),
         Decode.phase: tuple(Decode(1, 1, _checked_context(context, config)) for context in contexts),
     }
@@ -73,7 +88,7 @@ def works_of(
 
 
 def parse_shape(text: str, config: GPTConfig) -> tuple[int, int]:
-    """`BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
+    """Read `BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
     B, separator, T = text.partition("x")
     if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
         raise UserError(f"shape {text!r}: must be BxT, as 1x64, with B at least 1 and T in 1 … {config.block_size}")

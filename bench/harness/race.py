@@ -1,139 +1,216 @@
-"""The whole comparison of one model: check every engine, then time those that agree, then say it in rows."""
+"""The race of the engines on one model: every engine is checked against the reference, then timed in rotating turns.
 
+`Race` is the one loop of `python -m bench` and `python -m bench.gpu`; `compare` runs it on a CPU, `bench.gpu.race` on a
+GPU. They differ in what is passed to it: the workers, which own the clock, the deadline, the seconds of a turn, and
+when the machine's limits are measured.
+"""
+
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import chain, product
 
 import numpy as np
 from tqdm import tqdm
 
-from bench.backends import Contender
-from bench.correctness import reference
-from bench.correctness.reference import Truth
+from bench.backends import Candidate
+from bench.correctness.reference import FACTORY, ReferenceModel
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.results import checks_of, losses_of, rows_of
 from bench.harness.runner import Runner, shares_of
-from bench.harness.work import Work
+from bench.harness.work import Reference, Work
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.roofline import probe as probes
 from bench.roofline.bounds import Limits, best_of, weight_bytes
-from gpt.config import GPTConfig
+
+NOT_REACHED = "the time was up, or the run ended, before it"
+
+
+@dataclass
+class Race:
+    """The engines on one model, each in a process of its own, and all that is known of them so far.
+
+    Every work is left out of the results, as NOT_REACHED, until `check` reaches it.
+
+    candidates: all of them, as an absent one has rows too. runners: of those that are present. until: the deadline by
+    time.monotonic; no check or load begins after it. limits: the highest rates seen, by precision. limits_at: the same
+    of the rounds of each work, to which its times are compared.
+    """
+
+    artifacts: Artifacts
+    plan: Plan
+    candidates: list[Candidate]
+    runners: list[Runner]
+    progress: tqdm
+    until: float = math.inf
+    limits: dict[str, Limits] = field(default_factory=dict)
+    limits_at: dict[Work, dict[str, Limits]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.leave_out(self.plan.to_check)
+
+    @property
+    def is_over(self) -> bool:
+        """Return True once the deadline has passed."""
+        return time.monotonic() >= self.until
+
+    @property
+    def steps(self) -> int:
+        """Count the moves of the progress bar in `load`, `check` of all works once, and `run_rounds` of all works."""
+        able = [sum(runner.can(work) for runner in self.runners) for work in self.plan.to_check]
+        timed = [sum(runner.can(work) for runner in self.runners) for work in self.plan.works]
+        return len(self.runners) + sum(able) + ROUNDS * sum(timed)
+
+    def show(self, text: str) -> None:
+        """Say in the progress bar what is done next, and move it by one."""
+        self.progress.set_description(text, refresh=False)
+        self.progress.update()
+
+    def leave_out(self, works: Collection[Work]) -> None:
+        """Mark works as not reached by any engine; a check of one lifts the mark."""
+        for runner in self.runners:
+            runner.left_out |= dict.fromkeys(works, NOT_REACHED)
+
+    def load(self) -> None:
+        """Load the engines, one after the other."""
+        for runner in self.runners:
+            self.show(f"loading {runner.candidate.label}")
+            self.load_one(runner)
+
+    def load_one(self, runner: Runner) -> None:
+        """Load an engine, unless the race is over."""
+        if not self.is_over:
+            runner.load(self.artifacts, self.plan.config, self.plan.threads)
+
+    def check(self, works: Iterable[Work], reference: Reference, runners: Collection[Runner] | None = None) -> None:
+        """Compare the engines with the reference at each work, as long as the race is not over.
+
+        runners: those to check; by default all of the race.
+        """
+        for work in works:
+            ids = self.plan.ids_of(work)
+            for runner in self.runners if runners is None else runners:
+                if not runner.can(work):
+                    continue
+                self.show(f"checking {runner.candidate.label}: {work.phase} {work.name}")
+                if not self.is_over:
+                    runner.left_out.pop(work, None)
+                if runner.may_run(work):
+                    runner.check(work, ids, reference, self.plan.config, timed=work in self.plan.works)
+
+    def run_rounds(
+        self,
+        works: Collection[Work],
+        shares_s: Mapping[Work, float],
+        before_round: Callable[[Work], None] | None = None,
+    ) -> None:
+        """Time the engines in ROUNDS rounds of the works; in each round the next engine has the first turn.
+
+        shares_s: seconds of an engine at each work, over all rounds. before_round: called with the work before its
+        turns in each round.
+        """
+        for number, work in product(range(ROUNDS), works):
+            if before_round:
+                before_round(work)
+            ids, share_s = self.plan.ids_of(work), shares_s[work]
+            for runner in rotated([runner for runner in self.runners if runner.can(work)], number):
+                self.show(f"timing {runner.candidate.label}: {work.phase} {work.name}")
+                runner.take_turn(work, ids, share_s / ROUNDS, share_s)
+
+    def note_limits(self, measured: dict[str, Limits], works: Collection[Work]) -> None:
+        """Take limits, by precision, into account for the times of the works: the highest rates seen count."""
+        for known in (self.limits, *(self.limits_at.setdefault(work, {}) for work in works)):
+            known |= {name: best_of(known.get(name, limits), limits) for name, limits in measured.items()}
+
+    def rows(self) -> list[dict]:
+        """Make a row for each work and candidate; see `bench.harness.results`."""
+        rows = (
+            rows_of(work, self.candidates, self.runners, self.limits_at[work], self.plan) for work in self.plan.works
+        )
+        return list(chain.from_iterable(rows))
+
+    def checks(self) -> list[dict]:
+        """Make a row for each check of each engine that is present."""
+        return list(chain.from_iterable(checks_of(runner, self.plan) for runner in self.runners))
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of each package that decides the speed of an engine."""
+        return {name: version for runner in self.runners for name, version in sorted(runner.versions.items())}
+
+
+def precisions_of(candidates: Iterable[Candidate]) -> list[str]:
+    """List the precisions of the candidates, each once."""
+    return list(dict.fromkeys(candidate.precision for candidate in candidates))
 
 
 def compare(
     artifacts: Artifacts,
-    config: GPTConfig,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     plan: Plan,
-    truth_factory: str = reference.FACTORY,
+    reference_factory: str = FACTORY,
     windows: np.ndarray | None = None,
 ) -> dict:
-    """Check and time every contender that is present, each alone in its own process.
+    """Check and time every candidate that is present, on the CPU.
 
-    truth_factory: what is right, as `bench.correctness.reference.Reference`. windows: of a text, int64 [N, T + 1], for
-    the loss. Returns `limits` by precision, `checks`, `rows`, `losses`, `versions` and `seconds`, all plain JSON.
+    reference_factory: `module:Class` of the reference, as `bench.correctness.reference.Reference`. windows: of a text,
+    int64 [N, T + 1], for the loss. Returns `limits` by precision, `checks`, `rows`, `losses`, `versions` and `seconds`,
+    all plain JSON.
     """
     started = time.perf_counter()
     with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
         runners = [
-            Runner(
-                contender,
-                stack.enter_context(Worker(contender.factory, plan.threads, contender.interpreter)),
-                plan.works,
-            )
-            for contender in contenders
-            if not contender.absent
+            Runner(each, stack.enter_context(Worker(each.factory, plan.threads, each.interpreter)), plan.works)
+            for each in candidates
+            if not each.absent
         ]
-        works = plan.to_check(config)
-        progress.reset(total=_steps(runners, works, plan))
-        for runner in runners:
-            _show(progress, f"loading {runner.contender.label}")
-            runner.load(artifacts, config, plan.threads)
-        with Truth(artifacts, config, plan.threads, truth_factory) as truth:
-            _check_all(runners, truth, config, plan, works, progress)
-            right = _measure_losses(runners, truth, windows, progress)
+        race = Race(artifacts, plan, candidates, runners, progress)
+        losses = 0 if windows is None else len(runners) + 1
+        progress.reset(total=race.steps + losses + ROUNDS * len(plan.works))
+        race.load()
+        with ReferenceModel(artifacts, plan.config, plan.threads, reference_factory) as reference:
+            race.check(plan.to_check, reference)
+            reference_loss = None if windows is None else _measure_losses(race, reference, windows)
         with Worker(probes.FACTORY, plan.threads) as probe:
             probe.call("load", plan.threads)
-            precisions = dict.fromkeys(contender.precision for contender in contenders)
-            measured = _time_all(runners, probe, precisions, config, plan, progress)
-    rows = (rows_of(work, contenders, runners, config, measured[work], plan) for work in plan.works)
+            _time_all(race, probe)
     return {
-        "limits": {name: asdict(best_of(*(each[name] for each in measured.values()))) for name in precisions},
-        "checks": [check for runner in runners for check in checks_of(runner, works, plan)],
-        "rows": list(chain.from_iterable(rows)),
-        "losses": [] if windows is None else losses_of(right, runners, plan),
-        "versions": {name: version for runner in runners for name, version in sorted(runner.versions.items())},
+        "limits": {name: asdict(limits) for name, limits in race.limits.items()},
+        "checks": race.checks(),
+        "rows": race.rows(),
+        "losses": [] if reference_loss is None else losses_of(reference_loss, runners, plan),
+        "versions": race.versions(),
         "seconds": time.perf_counter() - started,
     }
 
 
-def _steps(runners: list[Runner], works: list[Work], plan: Plan) -> int:
-    """How often the progress bar moves."""
-    checks = sum(runner.can(work) for runner in runners for work in works)
-    turns = sum(1 + sum(runner.can(work) for runner in runners) for work in plan.works) * ROUNDS
-    return 2 * len(runners) + checks + turns + 1
-
-
-def _check_all(
-    runners: list[Runner], truth: Truth, config: GPTConfig, plan: Plan, works: list[Work], progress: tqdm
-) -> None:
-    for work in works:
-        ids = work.ids(config, plan.seed)
-        for runner in runners:
-            if runner.can(work):
-                _show(progress, f"checking {runner.contender.label}: {work.phase} {work.name}")
-            if runner.may_run(work):
-                runner.check(work, ids, truth, config, timed=work in plan.works)
-
-
-def _measure_losses(runners: list[Runner], truth: Truth, windows: np.ndarray | None, progress: tqdm) -> float | None:
-    """Each engine's loss, noted in its runner, and the reference's."""
-    if windows is None:
-        return None
-    for runner in runners:
-        _show(progress, f"loss of {runner.contender.label}")
+def _measure_losses(race: Race, reference: ReferenceModel, windows: np.ndarray) -> float:
+    """Measure each engine's loss on windows int64 [N, T + 1], noted in its runner, and return the reference's."""
+    for runner in race.runners:
+        race.show(f"loss of {runner.candidate.label}")
         runner.measure_loss(windows)
-    _show(progress, "loss of the reference")
-    return truth.loss(windows)
+    race.show("loss of the reference")
+    return reference.loss(windows)
 
 
-def _time_all(
-    runners: list[Runner],
-    probe: Worker,
-    precisions: Iterable[str],
-    config: GPTConfig,
-    plan: Plan,
-    progress: tqdm,
-) -> dict[Work, dict[str, Limits]]:
-    """Time all that can be timed. Returns the machine's limits in the rounds of each work, by precision."""
-    shares_s = shares_of(runners, plan.works, plan.minutes * 60)
-    rounds: dict[Work, list[dict[str, Limits]]] = {work: [] for work in plan.works}
-    groups = [plan.works] if plan.together else [(work,) for work in plan.works]
-    for group in groups:
-        for number, work in product(range(ROUNDS), group):
-            _show(progress, f"the machine's limits: {work.phase} {work.name}")
-            rounds[work].append({name: _limits_now(probe, name, config, plan) for name in precisions})
-            ids = work.ids(config, plan.seed)
-            for runner in rotated([runner for runner in runners if runner.can(work)], number):
-                _show(progress, f"timing {runner.contender.label}: {work.phase} {work.name}")
-                runner.take_turn(work, ids, shares_s[work] / ROUNDS, shares_s[work])
-    return {
-        work: {name: best_of(*(each[name] for each in limits)) for name in precisions}
-        for work, limits in rounds.items()
-    }
+def _time_all(race: Race, probe: Worker) -> None:
+    """Time all works in plan.minutes, and the machine's limits before each round of one, as it is then."""
+    plan, precisions = race.plan, precisions_of(race.candidates)
+
+    def measure_limits(work: Work) -> None:
+        race.show(f"the machine's limits: {work.phase} {work.name}")
+        race.note_limits({name: _limits_now(probe, name, plan) for name in precisions}, [work])
+
+    shares_s = shares_of(race.runners, plan.works, plan.minutes * 60)
+    for group in [plan.works] if plan.together else [(work,) for work in plan.works]:
+        race.run_rounds(group, shares_s, measure_limits)
 
 
-def _limits_now(probe: Worker, precision: str, config: GPTConfig, plan: Plan) -> Limits:
-    size = weight_bytes(config, precision)
+def _limits_now(probe: Worker, precision: str, plan: Plan) -> Limits:
+    size = weight_bytes(plan.config, precision)
     peak, bandwidth = probe.call("peak_flops_per_s", precision), probe.call("read_bytes_per_s", size)
     memory = probe.call("read_bytes_per_s", probes.UNCACHED_BYTES)
     return Limits(plan.threads, peak, bandwidth, size, memory, precision)
-
-
-def _show(progress: tqdm, text: str) -> None:
-    progress.set_description(text, refresh=False)
-    progress.update()

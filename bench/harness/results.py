@@ -1,61 +1,59 @@
-"""What the runners found, as plain rows of JSON; `bench.report.page` says what is in a row."""
+"""Turns what the runners found into plain rows of JSON; `bench.report.page` describes a row's fields."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.correctness.agreement import PRECISIONS, tolerance_of
 from bench.harness.measure import Measurement, median_of, speedup_of, spread_of
 from bench.harness.plan import Plan
 from bench.harness.runner import Runner
 from bench.harness.work import Work
 from bench.roofline.bounds import Limits
-from gpt.config import GPTConfig
 
 
 def rows_of(
     work: Work,
-    contenders: list[Contender],
+    candidates: list[Candidate],
     runners: list[Runner],
-    config: GPTConfig,
     limits: dict[str, Limits],
     plan: Plan,
 ) -> Iterator[dict]:
-    """One row for each contender that has the phase, for absent ones and failed ones too. limits: by precision."""
-    by_contender = {runner.contender: runner for runner in runners}
-    base = next((runner.measurement_at(work) for runner in runners if runner.contender.label == plan.baseline), None)
-    for contender in contenders:
-        if work.phase not in contender.phases:
+    """Make a row for each candidate that has the work's phase, absent and failed ones too. limits: by precision."""
+    by_candidate = {runner.candidate: runner for runner in runners}
+    base = next((runner.measurement_at(work) for runner in runners if runner.candidate.label == plan.baseline), None)
+    for candidate in candidates:
+        if work.phase not in candidate.phases:
             continue
-        runner = by_contender.get(contender)
-        status, reason = _status_of(contender, runner, work)
+        runner = by_candidate.get(candidate)
+        status, reason = _status_of(candidate, runner, work)
         agreement = runner.checks.get(work) if runner else None
-        bound = work.bound(limits[contender.precision], config)
+        bound = work.bound(limits[candidate.precision], plan.config)
         yield {
             "group": plan.precision,
-            "engine": contender.engine,
-            "variant": contender.variant,
-            "label": contender.label,
-            "summary": contender.summary,
+            "engine": candidate.engine,
+            "variant": candidate.variant,
+            "label": candidate.label,
+            "summary": candidate.summary,
             **_names_of(work),
             "unit": work.unit,
-            "precision": contender.precision,
-            "dtype": PRECISIONS[contender.precision].dtype,
-            "threads": limits[contender.precision].threads,
+            "precision": candidate.precision,
+            "dtype": PRECISIONS[candidate.precision].dtype,
+            "threads": limits[candidate.precision].threads,
             "status": status,
             "reason": reason,
             **_times_of(runner.measurement_at(work) if runner else None, base, bound.seconds),
             "limit_ms": bound.seconds * 1e3,
             "limit_binds": bound.binds,
-            "moved_bytes": work.moved_bytes(config, contender.precision),
+            "moved_bytes": work.moved_bytes(plan.config, candidate.precision),
             **_errors_of(runner, work),
-            "tolerance": agreement.tolerance if agreement else tolerance_of(contender.precision, config),
+            "tolerance": agreement.tolerance if agreement else tolerance_of(candidate.precision, plan.config),
         }
 
 
-def checks_of(runner: Runner, works: list[Work], plan: Plan) -> Iterator[dict]:
-    """Every check of an engine, of what is timed and of what is not."""
-    for work in works:
+def checks_of(runner: Runner, plan: Plan) -> Iterator[dict]:
+    """Make a row for each check of an engine, of the works that are timed and of those that are not."""
+    for work in plan.to_check:
         if not runner.can(work):
             continue
         agreement = runner.checks.get(work)
@@ -64,23 +62,26 @@ def checks_of(runner: Runner, works: list[Work], plan: Plan) -> Iterator[dict]:
         else:
             reason = runner.failed or runner.errors.get(work) or runner.left_out.get(work) or runner.disagreed
             found = {"agrees": None, "reason": reason}
-        yield {"group": plan.precision, "label": runner.contender.label, **_names_of(work)} | found
+        yield {"group": plan.precision, "label": runner.candidate.label, **_names_of(work)} | found
 
 
-def losses_of(right: float, runners: list[Runner], plan: Plan) -> list[dict]:
-    """Each engine's loss on the text, in nats a token, and by how much it is above the reference's, or why not."""
+def losses_of(reference_loss: float, runners: list[Runner], plan: Plan) -> list[dict]:
+    """Make a row for each engine: its loss on the text in nats per token against the reference's, or why it has none.
+
+    reference_loss: in nats per token.
+    """
     return [
         {
             "group": plan.precision,
-            "label": runner.contender.label,
-            "precision": runner.contender.precision,
+            "label": runner.candidate.label,
+            "precision": runner.candidate.precision,
             "loss": runner.loss,
-            "percent_above": None if runner.loss is None else 100 * (runner.loss / right - 1),
-            "reference": right,
+            "percent_above": None if runner.loss is None else 100 * (runner.loss / reference_loss - 1),
+            "reference": reference_loss,
             "reason": runner.no_loss,
         }
         for runner in runners
-        if "prefill" in runner.contender.phases
+        if "prefill" in runner.candidate.phases
     ]
 
 
@@ -88,10 +89,14 @@ def _names_of(work: Work) -> dict:
     return {"phase": work.phase, "work": work.name, "B": work.B, "T": work.T, "context": work.context}
 
 
-def _status_of(contender: Contender, runner: Runner | None, work: Work) -> tuple[str, str | None]:
-    """`timed`, or why not: `absent`, `failed` (it raised, died or hung), `disagrees`, `left out` (it is too slow)."""
+def _status_of(candidate: Candidate, runner: Runner | None, work: Work) -> tuple[str, str | None]:
+    """Return the status of a row and its reason.
+
+    The status is `timed`, `absent`, `failed` (it raised, died or hung), `disagrees` or `left out` (it is too slow, or
+    the time was up); only `timed` has no reason.
+    """
     if runner is None:
-        return "absent", contender.absent
+        return "absent", candidate.absent
     if runner.disagreed:
         return "disagrees", runner.disagreed
     if reason := runner.failed or runner.errors.get(work):
@@ -121,5 +126,5 @@ def _errors_of(runner: Runner | None, work: Work) -> dict:
     agreement = runner.checks.get(work) if runner else None
     names = ("max_abs_err", "max_rel_err", "top1_match", "agrees")
     errors = {name: getattr(agreement, name) if agreement else None for name in names}
-    # An engine that is wrong at one place is not to be trusted at the others.
+    # An engine that is wrong at one work is not to be trusted at the others.
     return errors | ({"agrees": False} if runner and runner.disagreed else {})

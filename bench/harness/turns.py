@@ -1,36 +1,37 @@
-"""Code of one compiler, compiled in several ways, timed in turns in one process: it is the same runtime for all."""
+"""Times of several builds of the same work in one process, for compilers that all run on the same runtime.
 
-import time
-from collections.abc import Callable
+`bench.harness.race` gives each engine a process; builds of one compiler differ in their code alone, so they may share
+one. The rounds, their rotating order and the sampling are those of the race.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from tqdm import tqdm
 
 from bench.harness.measure import rotated
+from bench.harness.plan import ROUNDS
+from bench.harness.worker import sample
 
-ROUNDS, ROUND_S = 5, 0.3
+ROUND_S = 0.3  # budget of a build's turn in each round
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way to compile the same work. ready_s: until its code was there. call: runs it once."""
+class Build:
+    """One way to compile the same work. ready_s: seconds until its code was there. call: runs it once."""
 
     name: str
     ready_s: float
     call: Callable[[], object]
 
 
-def times_of(found: list[Contestant]) -> list[float]:
-    """The median seconds of a call of each, in turns."""
+def times_of(found: Sequence[Build]) -> list[float]:
+    """Time all builds in turns: the median seconds of a call of each."""
     samples: list[list[float]] = [[] for _ in found]
     for each in found:
         each.call()
     for number in tqdm(range(ROUNDS), desc="time", unit="round", leave=False):
         for index in rotated(range(len(found)), number):
-            until = time.perf_counter() + ROUND_S
-            while time.perf_counter() < until:
-                start = time.perf_counter()
-                found[index].call()
-                samples[index].append(time.perf_counter() - start)
+            samples[index] += sample(found[index].call, ROUND_S)
     return [median(each) for each in samples]

@@ -1,13 +1,13 @@
-"""What engines are asked to do, a phase a class: at which sizes, by which calls, what is right, and what limits it.
+"""Defines the work that engines are asked to do, a class for each phase: its sizes, its calls, its check, its bound.
 
-Prefill is a prompt: arithmetic limits it as soon as some rows share a weight. Decode is one token behind a KV cache:
-each weight is read for one row, so reading limits it. Generate is both, as a user meets them.
+A prefill of a prompt is compute-bound as soon as some rows share a weight. A decode of one token over a KV cache reads
+each weight for one row, so it is bound by reading. Generate does both, as a user meets them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -24,20 +24,26 @@ from bench.roofline.bounds import (
 )
 from gpt.config import GPTConfig
 
-CONTEXTS = (32, 128)  # of decode, where they fit; and the longest there is
-STEPS = 8  # of decode, one behind the other, are checked
-PROMPT, TOKENS = 8, 64  # of generate, where they fit
+CONTEXTS = (32, 128)  # tokens in the cache before a decode, if the model has room; the longest is added
+STEPS = 8  # decodes, one after the other, that are checked
+PROMPT, TOKENS = 8, 64  # of generate, if the model has room
 
-Request = tuple[str, tuple]  # a method of an engine and its arguments
-Ask = Callable[..., np.ndarray]  # has an engine do a request
-Reference = Callable[[np.ndarray], np.ndarray]  # ids int64 [B, T] to the right logits, float64 [B, T, V]
+Request = tuple[str, tuple[Any, ...]]  # a method of an engine and its arguments
+Ask = Callable[..., np.ndarray]  # calls a method of an engine, which is named first
+
+
+class Reference(Protocol):
+    """A model that gives the right logits, float64."""
+
+    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+        """Return the logits [B, S, V] of ids int64 [B, T] at S positions; by default at all, [B, T, V]."""
 
 
 @dataclass(frozen=True)
 class Work(ABC):
-    """One piece of work: B sequences compute T tokens each, behind `context` tokens that came before.
+    """One work: B sequences compute T tokens each, after `context` tokens that came before.
 
-    phase: its name. unit: what a time is of. title: of its section in a report. about: what limits it, for readers.
+    phase: the name of the class. unit: the word for what its times are of. title, about: of its section in a report.
     columns: of its table there, after the engine's name.
     """
 
@@ -53,55 +59,55 @@ class Work(ABC):
     @classmethod
     @abstractmethod
     def timed(cls, config: GPTConfig) -> tuple["Work", ...]:
-        """What is timed of a model, if nobody asks for something else."""
+        """List the works that are timed of a model by default."""
 
     @classmethod
     def checked(cls, config: GPTConfig) -> tuple["Work", ...]:
-        """What is checked whatever is timed: sizes that are no round numbers."""
+        """List the works that are checked whatever is timed, at sizes that are no round numbers."""
         return ()
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What tells it from other work of its phase."""
+        """Return the name that tells the work from others of its phase."""
 
     @property
     def units_a_call(self) -> int:
-        """How many units one call is: its time is divided by them."""
+        """Return the number of units in one call, by which its time is divided."""
         return 1
 
     @property
     def tells_speed(self) -> bool:
-        """Whether its time a token says how long other work of the phase will take."""
+        """Return True if its time per token predicts that of other works of the phase."""
         return True
 
     def ids(self, config: GPTConfig, seed: int) -> np.ndarray:
-        """Random ids int64 [B, ≥ context + T] that depend on the seed and the work alone."""
+        """Draw random ids, int64 [B, ≥ context + T], which depend on the seed and the work alone."""
         return random_ids(config, self.B, self.context + self.T, seed)
 
     def before(self, ids: np.ndarray) -> Request | None:
-        """What an engine must have done before the clock starts, once."""
+        """Return the request that prepares the timed calls, once; None if there is none."""
         return None
 
     @abstractmethod
     def call(self, ids: np.ndarray) -> Request:
-        """What is timed, again and again."""
+        """Return the request that is timed, again and again."""
 
     @abstractmethod
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """Have an engine do it and compare with the plain forward in float64."""
+        """Have an engine do the work, and compare the result with the reference in float64."""
 
     @abstractmethod
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
-        """The least time that a unit can take on a machine."""
+        """Compute the least time that a unit can take on a machine."""
 
     @abstractmethod
     def moved_bytes(self, config: GPTConfig, precision: str) -> int | None:
-        """Bytes that a unit must read or write at least; None if that is not one number."""
+        """Count the bytes that a unit must read or write at least; None if that is not one number."""
 
 
 class Prefill(Work):
-    """The logits of a prompt at all its positions."""
+    """Prefill of a prompt without a cache: its logits at all positions."""
 
     phase = "prefill"
     unit = "prefill"
@@ -111,7 +117,7 @@ class Prefill(Work):
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        """A short prompt, a longer one and a batch; for large models, which untuned code runs in minutes, no batch."""
+        """List a short prompt, a longer one and a batch; no batch of a large model: it takes untuned code minutes."""
         if config.block_size >= 512:
             return cls(1, 16), cls(1, 64), cls(1, 128)
         return cls(1, max(1, config.block_size // 4)), cls(1, config.block_size), cls(8, config.block_size)
@@ -142,7 +148,7 @@ class Prefill(Work):
 
 
 class Decode(Work):
-    """The logits of one token behind a KV cache."""
+    """Decode of one token over a KV cache: its logits."""
 
     phase = "decode"
     unit = "token"
@@ -168,7 +174,7 @@ class Decode(Work):
         return f"context {self.context}" + (f", {self.B} sequences" if self.B > 1 else "")
 
     def ids(self, config: GPTConfig, seed: int) -> np.ndarray:
-        """As many as are checked."""
+        """Draw random ids for the context and for the steps that are checked."""
         return random_ids(config, self.B, min(self.context + STEPS, config.block_size), seed)
 
     def before(self, ids: np.ndarray) -> Request:
@@ -178,11 +184,11 @@ class Decode(Work):
         return "decode", (ids[:, self.context : self.context + 1], self.context)
 
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """The prompt's last logits, those of some steps behind it, and the first step's over again."""
+        """Compare the prompt's last logits, those of STEPS decodes after it, and those of the first decode again."""
         at = [*range(self.context, ids.shape[1]), self.context]
         steps = [ask("fill", ids[:, : self.context])]
         steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
-        return compare_steps(reference(ids)[:, [self.context - 1, *at]], steps, tolerance)
+        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
 
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
@@ -192,7 +198,7 @@ class Decode(Work):
 
 
 class Generate(Work):
-    """The likeliest tokens after a short prompt: the prompt into the cache, then token by token."""
+    """Greedy generation after a short prompt: the prompt into the cache, then token by token."""
 
     phase = "generate"
     unit = "token"
@@ -217,11 +223,11 @@ class Generate(Work):
         return "generate", (ids[:, : self.context], self.T)
 
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """Each token is the reference's likeliest after those before it, which the engine itself chose."""
+        """Compare each token with the reference's likeliest after the ones before it, which the engine itself chose."""
         prompt = ids[:, : self.context]
         tokens = ask("generate", prompt, self.T)  # [B, T]
-        seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # what each token was chosen after
-        return compare_tokens(reference(seen)[:, self.context - 1 :], tokens, tolerance)
+        seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # the tokens before each one
+        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
 
     def bound(self, limits: Limits, config: GPTConfig) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)
@@ -234,5 +240,5 @@ PHASES: dict[str, type[Work]] = {each.phase: each for each in (Prefill, Decode, 
 
 
 def phases_of(config: GPTConfig) -> tuple[str, ...]:
-    """The phases that a model has: a bigram keeps no keys and values, so it has no cache to decode with."""
+    """List the phases that a model has: a bigram keeps no keys and values, so it has no cache to decode with."""
     return (Prefill.phase,) if config.model == "bigram" else tuple(PHASES)

@@ -1,7 +1,7 @@
-"""One engine in a process of its own, which runs only while it is being asked something.
+"""Runs one engine in a process of its own, which is stopped (SIGSTOP) except while it is asked something.
 
-At every other moment the process is stopped (SIGSTOP): no thread pool of another engine can spin beside the one that
-is timed. The clock that times a call is the worker's own, so what crosses the pipe is not in it.
+So no thread pool of another engine can spin beside the engine that is timed. Calls are timed by the worker's own clock,
+which leaves out the transfer through the pipe.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from bench.harness.memory import give_memory_back
 from gpt.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-# The names under which thread pools look for their size; most read theirs once, while they are imported.
+# Environment variables that size thread pools; most libraries read theirs once, when they are imported.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -33,19 +33,19 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "TVM_NUM_THREADS",
 )
-FEWEST_SAMPLES = 3  # a turn
-MOST_SAMPLES = 50  # a turn; more of them say nothing new about a call of microseconds
-MOST_CHARACTERS = 300  # of an engine's own words in a table
-WARM_UP = 0.2  # of a turn's budget, to bring clocks, caches and threads back after the others' turns
+FEWEST_SAMPLES = 3  # per turn
+MOST_SAMPLES = 50  # per turn; more samples of a call of microseconds add nothing
+MOST_CHARACTERS = 300  # of an engine's own message in a table
+WARM_UP = 0.2  # share of a turn's budget that brings clock rates, caches and threads back after other engines' turns
 
 
 class WorkerError(RuntimeError):
-    """What befell a worker, in words for a row of the results."""
+    """A failure of a worker; its message is the reason in a row of the results."""
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The Python that a worker runs in. variables: of its environment, its own search path of modules among them."""
+    """The Python that a worker runs in. variables: its environment variables, its module search path among them."""
 
     program: str = sys.executable
     variables: tuple[tuple[str, str], ...] = ()
@@ -55,10 +55,10 @@ OURS = Interpreter()
 
 
 class Worker:
-    """The parent's end. `factory` is `module:Class`; the object is made in the worker and asked by method name.
+    """The parent's end of a worker. Use it as a context manager: leaving kills the process and all that it started.
 
-    Every method raises WorkerError if the object raised, the process died, or the deadline passed; after the last
-    two the worker is gone and stays so. Use it as a context manager: leaving kills the process and all it started.
+    factory: `module:Class`; the object is made in the worker, and its methods are called by name. Every method raises
+    WorkerError if the object raised, the process died, or the deadline passed; after the last two the worker is gone.
     """
 
     def __init__(self, factory: str, threads: int, interpreter: Interpreter = OURS) -> None:
@@ -75,7 +75,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            start_new_session=True,  # so that its children stop, continue and die with it, and Ctrl-C is ours alone
+            start_new_session=True,  # its children stop, continue and die with it, and Ctrl-C reaches the parent alone
         )
         theirs.close()
 
@@ -87,19 +87,19 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process, which also leads a process group of that number."""
+        """Return the id of the process, which is also that of its process group."""
         return self._process.pid
 
     def call(self, method: str, *arguments: Any, deadline_s: float = 600) -> Any:
-        """What the object's method returns."""
+        """Call a method of the object and return its result."""
         return self._ask("call", method, arguments, deadline_s=deadline_s)
 
     def time(self, method: str, *arguments: Any, budget_s: float, deadline_s: float = 600) -> list[float]:
-        """Seconds of each of several calls, as `sample` takes them, by the worker's clock."""
+        """Time several calls by the worker's clock, as `sample` does: the seconds of each."""
         return self._ask("time", method, arguments, budget_s, deadline_s=deadline_s)
 
     def time_once(self, method: str, *arguments: Any, deadline_s: float = 600) -> float:
-        """Seconds of one call by the worker's clock, without a warm-up."""
+        """Time one call by the worker's clock, without a warm-up: its seconds."""
         return self._ask("time once", method, arguments, deadline_s=deadline_s)
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class Worker:
                 if not self._pipe.poll(deadline_s):
                     raise self._lost(f"no answer within {deadline_s:g} s")
                 succeeded, answer = self._pipe.recv()
-                self._pipe.recv()  # until it has tidied up
+                self._pipe.recv()  # the worker has freed its memory
             except (EOFError, ConnectionError):
                 raise self._lost("the process died") from None
         if not succeeded:
@@ -152,7 +152,7 @@ class Worker:
 
 
 def sample(call: Callable[[], object], budget_s: float) -> list[float]:
-    """Seconds of each of a few calls, more while the budget lasts, after a warm-up that is not counted."""
+    """Time a few calls, more while the budget lasts, after a warm-up that is not counted: the seconds of each."""
     warm = 0.0
     while warm < WARM_UP * budget_s:
         warm += _seconds_of(call)
@@ -168,12 +168,12 @@ def _seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-# What the parent can ask for, by the first word of its message.
+# The parent's messages begin with one of these words.
 ANSWERS = {"call": lambda call: call(), "time": sample, "time once": _seconds_of}
 
 
 def _serve(pipe: Connection, factory: str) -> None:
-    """The worker's end: make the object, then answer until the parent has gone."""
+    """Make the object in the worker, then answer the parent until it is gone."""
     subject: Any = None
     while True:
         try:
@@ -194,15 +194,15 @@ def _serve(pipe: Connection, factory: str) -> None:
             pipe.send((False, " ".join(lines[:2])[:MOST_CHARACTERS]))
         else:
             pipe.send((True, answer))
-        if kind == "call":  # what is timed keeps what it has, or it would have to ask for it again
+        if kind == "call":  # a timed call keeps its memory, or the next one would have to ask for it again
             # Logits of GPT-2 for 4 × 1024 tokens are 0.8 GB, and each stopped engine would keep its own.
             arguments = answer = call = None
             give_memory_back()
-        pipe.send(None)  # it may be stopped
+        pipe.send(None)  # from now on it may be stopped
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process if its parent dies without a word: a stopped process would never notice."""
+    """Have the kernel kill this process when its parent dies, as a stopped process would never notice."""
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 

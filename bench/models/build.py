@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.harness.memory import give_memory_back
 from bench.harness.work import phases_of
 from bench.models.artifacts import (
@@ -99,11 +99,11 @@ def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None)
 
 def prepare(
     artifacts: Artifacts,
-    contenders: Iterable[Contender],
+    candidates: Iterable[Candidate],
     phases: Iterable[str] | None = None,
     prompts: Iterable[tuple[int, int]] = (),
 ) -> GPTConfig:
-    """Make or verify all that the contenders present here need for some phases, and return the model's config.
+    """Make or verify all that the candidates present here need for some phases, and return the model's config.
 
     phases: by default all that the model has. prompts: the shapes that static engines need files for. Raises UserError
     where a file does not come from the one before it, naming both and the command that remakes it, and CannotMake where
@@ -111,7 +111,7 @@ def prepare(
     """
     config = config_of(artifacts) if is_foreign(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
-    needed = {file for each in contenders if not each.absent for phase, file in each.files if phase in asked}
+    needed = {file for each in candidates if not each.absent for phase, file in each.files if phase in asked}
     needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
     for name, making in MAKINGS.items():
         if name in needed and not (making.source == CHECKPOINT and is_foreign(artifacts)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.models.artifacts import (
     COMPILED_LOW,
     COMPILED_O0,
@@ -73,10 +73,10 @@ def checked_phases(asked: Iterable[str]) -> tuple[str, ...]:
     return PHASES
 
 
-def without_checkpoint(contender: Contender) -> Contender:
-    """The contender with the phases that an ONNX file alone allows; absent if there is none."""
-    files = tuple((phase, file) for phase, file in contender.files if file in FILES)
-    return replace(contender, files=files) if files else replace(contender, absent=NEEDS)
+def without_checkpoint(candidate: Candidate) -> Candidate:
+    """The candidate with the phases that an ONNX file alone allows; absent if there is none."""
+    files = tuple((phase, file) for phase, file in candidate.files if file in FILES)
+    return replace(candidate, files=files) if files else replace(candidate, absent=NEEDS)
 
 
 class Reference:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.harness.work import Prefill, Work
 from bench.models.artifacts import Artifacts
 
@@ -10,9 +10,9 @@ IMPORT = "import"  # the phase with which a file has become a compiler's own
 
 
 def compiled_of(
-    artifacts: Artifacts, contenders: Iterable[Contender], works: Iterable[Work], precision: str
+    artifacts: Artifacts, candidates: Iterable[Candidate], works: Iterable[Work], precision: str
 ) -> list[dict]:
-    """One row for each contender that runs a compiled model of TVM's at a piece of prefill.
+    """One row for each candidate that runs a compiled model of TVM's at a piece of prefill.
 
     group, label, phase, work as in `bench.harness.results`; import_s and build_s, without a search; library_bytes,
     weights_bytes; kernels, how many differ, and calls, how many a forward pass makes.
@@ -21,11 +21,11 @@ def compiled_of(
 
     found = []
     for work in works:
-        for contender in contenders:
-            file = dict(contender.files).get(Prefill.phase)
-            if contender.absent or file is None or work.phase != Prefill.phase:
+        for candidate in candidates:
+            file = dict(candidate.files).get(Prefill.phase)
+            if candidate.absent or file is None or work.phase != Prefill.phase:
                 continue
-            path = artifacts.folder / file / (f"{work.B}x{work.T}" if contender.static else "")
+            path = artifacts.folder / file / (f"{work.B}x{work.T}" if candidate.static else "")
             if not is_ours(path):  # another engine's folder, or none
                 continue
             model = load_compiled(path)
@@ -33,7 +33,7 @@ def compiled_of(
             found.append(
                 {
                     "group": precision,
-                    "label": contender.label,
+                    "label": candidate.label,
                     "phase": work.phase,
                     "work": work.name,
                     "import_s": import_s,

@@ -12,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from bench.harness.plan import parse_shape
-from bench.harness.turns import Contestant, times_of
+from bench.harness.turns import Build, times_of
 from export.artifact import load_exported
 from gpt.files import find_input
 from tvm_frontend.compile import compile_model
@@ -42,13 +42,13 @@ def rungs() -> list[Rung]:
     return [Rung("TVM's own pipeline (`--opt-level 0`)", opt_level=0), *climbing, alone, *low]
 
 
-def contestant_of(rung: Rung, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Contestant:
+def build_of(rung: Rung, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Build:
     """A rung, compiled and ready to be called."""
     options = CompileOptions(opt_level=rung.opt_level, precision=rung.precision, without=rung.without)
     compiled = compile_model(model, folder, options)
     session = open_session(compiled, threads)
     run = session.last if rung.last else session.prefill
-    return Contestant(rung.name, sum(compiled.phases_s.values()), lambda: run(ids))
+    return Build(rung.name, sum(compiled.phases_s.values()), lambda: run(ids))
 
 
 def ladder(
@@ -68,7 +68,7 @@ def ladder(
     ids = np.random.default_rng(0).integers(0, config.vocab_size, parse_shape(shape, config))
     with TemporaryDirectory() as scratch:
         found = [
-            contestant_of(rung, model, Path(scratch, str(number)), ids, threads)
+            build_of(rung, model, Path(scratch, str(number)), ids, threads)
             for number, rung in enumerate(tqdm(rungs(), desc="compile", unit="rung", leave=False))
         ]
         times = times_of(found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import tyro
 
-from bench.harness.turns import Contestant, times_of
+from bench.harness.turns import Build, times_of
 from bench.models.build import SEEDED
 from gpt.cli import UserError
 
@@ -54,14 +54,14 @@ def linear_graph():
     return Graph(builder.get(), weights)
 
 
-def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
+def builds(model: str, config: SearchConfig, folder: Path) -> list[Build]:
     """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
     from tvm_frontend.search import Search
 
     if model == "relay":
-        found = [relay_contestant(trials, config, folder) for trials in (None, *sorted(config.trials))]
-        return [found[0], demo_contestant("by hand", 3, None, config, folder), *found[1:]]
-    make = linear_contestant if model == "linear" else demo_contestant
+        found = [relay_build(trials, config, folder) for trials in (None, *sorted(config.trials))]
+        return [found[0], demo_build("by hand", 3, None, config, folder), *found[1:]]
+    make = linear_build if model == "linear" else demo_build
     found = [make("untuned", 0, None, config, folder), make("by hand", 3, None, config, folder)]
     for trials in sorted(config.trials):
         search = Search(PROMPT, trials, threads=config.threads)
@@ -70,7 +70,7 @@ def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contesta
     return found
 
 
-def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+def linear_build(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Build:
     """The layer, compiled as the passes compile a model's."""
     import tvm
     import tvm_ffi
@@ -93,10 +93,10 @@ def linear_contestant(name: str, opt_level: int, search, config: SearchConfig, f
         use_threads(config.threads)
         return function(x, weights)
 
-    return Contestant(name, ready_s, call)
+    return Build(name, ready_s, call)
 
 
-def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Contestant:
+def demo_build(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Build:
     """The demo model's forward pass of one prompt that fills it."""
     from tvm_frontend.compile import compile_model
     from tvm_frontend.options import CompileOptions
@@ -106,10 +106,10 @@ def demo_contestant(name: str, opt_level: int, search, config: SearchConfig, fol
     output = folder / ("demo" if search else f"demo-O{opt_level}")
     compiled = compile_model(model, output, CompileOptions(opt_level=opt_level), search=search)
     ready_s = time.perf_counter() - start if search is None else search.seconds
-    return prompt_contestant(name, ready_s, compiled, config)
+    return prompt_build(name, ready_s, compiled, config)
 
 
-def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
+def relay_build(trials: int | None, config: SearchConfig, folder: Path) -> Build:
     """The same by Relay, at opt level 3: by the schedules that it has, or by a search of so many trials in all."""
     from tvm_frontend.options import CompileOptions
     from tvm_frontend.relay.compile import compile_relay
@@ -120,7 +120,7 @@ def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> 
     compiled = compile_relay(model, folder / "relay", options, trials=trials)
     ready_s = time.perf_counter() - start if trials is None else compiled.search["seconds"]
     name = "untuned, Relay" if trials is None else f"search by Relay, {trials} trials"
-    return prompt_contestant(name, ready_s, compiled, config)
+    return prompt_build(name, ready_s, compiled, config)
 
 
 def demo_model(folder: Path) -> Path:
@@ -135,13 +135,13 @@ def demo_model(folder: Path) -> Path:
     return model
 
 
-def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
+def prompt_build(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Build:
     """A compiled model's forward pass of one PROMPT."""
     from tvm_frontend.runtime import open_session
 
     ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
     session = open_session(compiled, config.threads)
-    return Contestant(name, ready_s, lambda: session.prefill(ids))
+    return Build(name, ready_s, lambda: session.prefill(ids))
 
 
 def run_search(config: SearchConfig) -> str:
@@ -152,7 +152,7 @@ def run_search(config: SearchConfig) -> str:
     with TemporaryDirectory() as folder:
         for model in config.models:
             title = f"GELU(x [{M}, {K}] · W [{K}, {N}] + b)" if model == "linear" else "demo model, 1x64"
-            found = contestants(model, config, Path(folder))
+            found = builds(model, config, Path(folder))
             times = times_of(found)
             for each, seconds in zip(found, times, strict=True):
                 speed = f"{seconds * 1e3:.3f} ms | {times[0] / seconds:.1f}"

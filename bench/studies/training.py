@@ -73,13 +73,13 @@ def throughput(
     config = replace(PRESETS["char-cpu"][1], corpus=corpus, max_steps=10**6)
     loaded = load_corpus(config.corpus)
     run = Run(config, loaded, Ranks(0, 1, torch.device("cpu")))
-    contenders = {"gpt.train": lambda: update(run), "plain": _plain_loop(run)}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    candidates = {"gpt.train": lambda: update(run), "plain": _plain_loop(run)}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
     for number in tqdm(range(rounds + 2), desc="throughput", unit="round"):
-        for name in sorted(contenders, reverse=number % 2 == 1):  # who is first changes
+        for name in sorted(candidates, reverse=number % 2 == 1):  # who is first changes
             started_s = time.perf_counter()
             for _ in range(steps):
-                contenders[name]()
+                candidates[name]()
             if number >= 2:  # two rounds warm up
                 samples[name].append((time.perf_counter() - started_s) / steps)
     tokens = config.batch_size * config.block_size

@@ -1,4 +1,4 @@
-"""What the tests of `bench` share."""
+"""Fixtures that the tests of `bench` share."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.backends import find_contenders
+from bench.backends import find_candidates
 from bench.models.artifacts import Artifacts
 from bench.models.build import SEEDED, choose_artifacts, prepare
 from gpt.config import GPTConfig
@@ -26,13 +26,13 @@ def config() -> GPTConfig:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     """The seeded model for tests in every form that an engine needs; to be read only."""
     artifacts, _ = choose_artifacts(tmp_path_factory.mktemp("tiny"), "tiny")
-    prepare(artifacts, find_contenders())
+    prepare(artifacts, find_candidates())
     return artifacts
 
 
 @pytest.fixture(scope="session")
 def copy_tiny(tiny: Artifacts) -> Callable[[Path], Artifacts]:
-    """The same files below a folder, where a test may spoil them or make more."""
+    """Copy the same files below a folder, where a test may spoil them or make more."""
 
     def copy(folder: Path) -> Artifacts:
         for path in tiny.folder.rglob("*"):

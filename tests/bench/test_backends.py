@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 import bench.backends
-from bench.backends import Backend, Variant, engine_names, find_contenders
+from bench.backends import Backend, Variant, engine_names, find_candidates
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
 from bench.models.artifacts import CHECKPOINT, Artifacts
@@ -62,20 +62,20 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {contender.engine for contender in find_contenders()} == files  # those that cannot run here too
+    assert {candidate.engine for candidate in find_candidates()} == files  # those that cannot run here too
 
 
 def test_engines_meet_at_one_precision() -> None:
     for precision in PRECISIONS.keys() - {"fp16"}:  # in which no engine computes on a CPU
-        assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
-    assert {contender.precision for contender in find_contenders()} == {"fp32"}
-    both = find_contenders(["openvino"], ["fp32", "int4"])
-    assert [contender.label for contender in both] == ["openvino", "openvino int4"]
+        assert {candidate.precision for candidate in find_candidates((), [precision])} == {precision}
+    assert {candidate.precision for candidate in find_candidates()} == {"fp32"}
+    both = find_candidates(["openvino"], ["fp32", "int4"])
+    assert [candidate.label for candidate in both] == ["openvino", "openvino int4"]
 
 
 def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> None:
     with pytest.raises(UserError, match="engine 'eager' has no int8, only fp32, bf16"):
-        find_contenders(["eager", "tvm"], ["int8"])
+        find_candidates(["eager", "tvm"], ["int8"])
 
 
 def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
@@ -85,33 +85,33 @@ def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
     with pytest.raises(Exception, match="Could not find an implementation for MatMul"):
         onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    reasons = {contender.engine: contender.absent for contender in find_contenders((), ["bf16"])}
+    reasons = {candidate.engine: candidate.absent for candidate in find_candidates((), ["bf16"])}
     assert reasons["onnxruntime"] == "the CPU provider has no product of matrices in bfloat16"
     with pytest.raises(UserError, match="'onnxruntime' was asked for and is absent: the CPU provider"):
-        find_contenders(["onnxruntime"], ["bf16"])
-    assert [each.absent is None for each in find_contenders(["onnxruntime"], ["fp32", "bf16"])] == [True, False]
+        find_candidates(["onnxruntime"], ["bf16"])
+    assert [each.absent is None for each in find_candidates(["onnxruntime"], ["fp32", "bf16"])] == [True, False]
 
 
-def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
-    untuned, tuned = find_contenders(["tvm"])
+def test_each_variant_is_a_candidate_of_its_own_with_its_phases() -> None:
+    untuned, tuned = find_candidates(["tvm"])
     assert (untuned.label, untuned.phases) == ("tvm O0", ("prefill",))
     assert (tuned.label, tuned.phases) == ("tvm O3", ("prefill", "decode", "generate"))
 
 
 def test_what_an_engine_needs_can_be_made() -> None:
-    for contender in find_contenders((), PRECISIONS):
-        assert {phase for phase, _ in contender.files} <= PHASES.keys()
-        assert {file for _, file in contender.files} <= {CHECKPOINT, *MAKINGS}
+    for candidate in find_candidates((), PRECISIONS):
+        assert {phase for phase, _ in candidate.files} <= PHASES.keys()
+        assert {file for _, file in candidate.files} <= {CHECKPOINT, *MAKINGS}
 
 
 def test_an_unknown_engine_names_the_known() -> None:
     with pytest.raises(UserError, match=r"'nonesuch'.*eager.*tvm"):
-        find_contenders(["nonesuch"])
+        find_candidates(["nonesuch"])
 
 
 @pytest.mark.usefixtures("without_openvino")
 def test_an_absent_engine_is_found_with_its_reason() -> None:
-    reasons = {contender.engine: contender.absent for contender in find_contenders()}
+    reasons = {candidate.engine: candidate.absent for candidate in find_candidates()}
     assert reasons["openvino"] == "not installed: pip install openvino"
     assert reasons["eager"] is None
 
@@ -119,7 +119,7 @@ def test_an_absent_engine_is_found_with_its_reason() -> None:
 @pytest.mark.usefixtures("without_openvino")
 def test_an_absent_engine_asked_for_is_an_error() -> None:
     with pytest.raises(UserError, match="'openvino' was asked for and is absent: not installed"):
-        find_contenders(["eager", "openvino"])
+        find_candidates(["eager", "openvino"])
 
 
 def test_an_engines_file_can_be_read_without_its_package() -> None:

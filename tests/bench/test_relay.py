@@ -8,20 +8,20 @@ from subprocess import CompletedProcess
 import pytest
 
 from bench.__main__ import BenchConfig, unless_many_shapes
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from gpt.cli import UserError
 
 
 def test_without_its_environment_it_is_absent_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_frontend.relay.environment.FOLDER", tmp_path / ".venv-relay")
-    reasons = {each.label: each.absent for each in find_contenders() if each.engine == "relay"}
+    reasons = {each.label: each.absent for each in find_candidates() if each.engine == "relay"}
     assert reasons == dict.fromkeys(("relay O0", "relay O3"), "no .venv-relay, in which Relay runs: make relay")
     with pytest.raises(UserError, match=r"'relay' was asked for and is absent: no \.venv-relay"):
-        find_contenders(["relay"])
+        find_candidates(["relay"])
 
 
 def test_a_sweep_takes_it_only_if_asked() -> None:
-    relay = Contender("relay", "O3", "fp32", (("prefill", "tvm-llvm-O3-relay"),), "Relay", static=True)
+    relay = Candidate("relay", "O3", "fp32", (("prefill", "tvm-llvm-O3-relay"),), "Relay", static=True)
     assert "a module for each; --engine relay asks" in unless_many_shapes(relay, BenchConfig(sweep=True)).absent
     assert unless_many_shapes(relay, BenchConfig(sweep=True, engine=("relay",))) == relay
     assert unless_many_shapes(relay, BenchConfig(shapes=("1x5",))) == relay

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_command_shows_all(exported: ExportedModel, checkpoint: Checkpoint) -> None:
     command = [sys.executable, "-m", "export.inspect", str(exported.path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     config = checkpoint.config
     for line in (

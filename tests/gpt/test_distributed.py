@@ -81,7 +81,7 @@ def torchrun(tmp_path: Path, text_file: Path, environment: dict) -> Callable[...
                 stdout, stderr = process.communicate(timeout=150)
             except subprocess.TimeoutExpired:
                 process.terminate()  # torchrun then ends its ranks, which a kill would leave behind
-                stdout, stderr = process.communicate(timeout=60)
+                stdout, stderr = process.communicate(timeout=150)
                 pytest.fail(f"torchrun did not end:\n{stderr[-3000:]}")
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

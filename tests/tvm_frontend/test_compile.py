@@ -253,7 +253,7 @@ def test_ctrl_c_half_way_leaves_nothing(model, phase):
         time.sleep(0.05)
         assert len(names(model.parent)) == 2  # the half-written one is there
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

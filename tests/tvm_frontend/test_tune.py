@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_was_found(export, tmp_path):
             assert some, seen
             seen += some
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, b"")

@@ -1,21 +1,21 @@
-"""PyTorch as the model is written, in bfloat16: one operator after the other, attention spelled out."""
+"""Runs the model by PyTorch as it is written, in bfloat16, one operator after the other."""
 
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
-from bench.gpu.engines import PHASES
+from bench.gpu.phases import DEVICE_PHASES
 from bench.models.artifacts import CHECKPOINT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILES = dict.fromkeys(PHASES, CHECKPOINT)
+FILES = dict.fromkeys(DEVICE_PHASES, CHECKPOINT)
 
 
 class Engine(DeviceEngine):
-    """The reference implementation, to which ratios are taken: weights, cache and what is between in bfloat16."""
+    """The baseline of speed-ups: weights, cache and activations in bfloat16, attention spelled out."""
 
     requires: ClassVar[dict[str, str]] = {"torch": "torch"}
     summary = "PyTorch, one operator after the other, attention spelled out; a KV cache in place"

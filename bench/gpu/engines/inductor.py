@@ -1,4 +1,4 @@
-"""torch.compile, the model compiled anew for each shape: as it is by default, and at its best with CUDA graphs."""
+"""Runs the model by torch.compile, compiled for each shape: by default, and with max-autotune and CUDA graphs."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -7,16 +7,18 @@ from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engines import eager
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from gpt.model import GPT
 
-ROWS = (64, 256)  # of the cache, one of which is taken where they suffice; else block_size
-AUTOTUNED = "max-autotune"  # a variant, and torch's name of the mode
+ROWS = (64, 256)  # lengths of the cache; the first that suffices is taken, else block_size
+AUTOTUNED = "max-autotune"  # the variant, and torch's name of the mode
 
 
 class Engine(eager.Engine):
-    """torch.compile over a prompt and over a step, each writing the cache in place. The first call at a shape compiles.
+    """Compiles a prompt and a step, which write the cache in place, at their first call with a shape.
 
     A graph has one shape, so a step reads a fixed number of the cache's rows and masks those not filled yet.
     """
@@ -34,7 +36,7 @@ class Engine(eager.Engine):
         import torch._inductor.config
 
         super()._load(artifacts, threads)
-        # By default the ninth shape would fall back to eager without a word.
+        # By default the ninth shape would silently fall back to eager.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         torch._inductor.config.compile_threads = threads
@@ -44,7 +46,7 @@ class Engine(eager.Engine):
         self._rows, self._keys, self._values = 0, [], []
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
-        """As of any; of CUDA graphs a RuntimeError if torch ran without them, which it says in its log alone."""
+        """Time as any engine does. Raises RuntimeError if torch skipped CUDA graphs, which it only logs."""
         found = super().samples(method, arguments, budget_s)
         if self._graphs and (reason := skipped_graphs()):
             raise RuntimeError(reason)
@@ -68,12 +70,12 @@ class Engine(eager.Engine):
                 new[:, :, : old.shape[2]] = old
         return self._run(self._compiled_step, ids, self._pos(1, context))
 
-    def _run(self, compiled, *inputs: "Tensor") -> "Tensor":
+    def _run(self, compiled: "Callable[..., Tensor]", *inputs: "Tensor") -> "Tensor":
         import torch
 
         if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # the logits of the call before may be overwritten
-        with torch.no_grad():  # inference_mode would be one more thing to guard on
+            torch.compiler.cudagraph_mark_step_begin()  # allows it to overwrite the last call's logits
+        with torch.no_grad():  # inference_mode would add a guard
             return compiled(self._model, *inputs, self._keys, self._values)
 
     def _rows_for(self, tokens: int) -> int:
@@ -93,7 +95,7 @@ class Engine(eager.Engine):
 
 
 def skipped_graphs() -> str | None:
-    """What torch counts of graphs that it did not record, in words; None if there is none."""
+    """Return a message if torch counted CUDA graphs that it did not record, else None."""
     from torch._dynamo.utils import counters
 
     skipped = counters["inductor"]["cudagraph_skips"]
@@ -101,9 +103,9 @@ def skipped_graphs() -> str | None:
 
 
 def prompt(model: "GPT", ids: "Tensor", keys: "list[Tensor]", values: "list[Tensor]") -> "Tensor":
-    """`GPT.forward` of ids [B, T] into the first rows of the cache: the last logits [B, V].
+    """Run a prompt, ids [B, T], into the first rows of the cache, and return the last logits [B, V].
 
-    keys, values: of each layer [B, nh, rows, hs].
+    keys, values: each layer's cache, [B, nh, rows, hs].
     """
     import torch
 
@@ -111,7 +113,7 @@ def prompt(model: "GPT", ids: "Tensor", keys: "list[Tensor]", values: "list[Tens
 
 
 def step(model: "GPT", ids: "Tensor", pos: "Tensor", keys: "list[Tensor]", values: "list[Tensor]") -> "Tensor":
-    """The same of one token a sequence, ids [B, 1], into row pos [1] of the cache."""
+    """Run one token of each sequence, ids [B, 1], into row pos [1] of the cache, and return the logits [B, V]."""
     return _forward(model, ids, pos, keys, values)
 
 
@@ -126,7 +128,7 @@ def _forward(model: "GPT", ids: "Tensor", rows: "Tensor", keys: "list[Tensor]", 
         q, new_k, new_v = new.permute(2, 0, 3, 1, 4)  # [B, nh, T, hs] each
         k.index_copy_(2, rows, new_k)
         v.index_copy_(2, rows, new_v)
-        if ids.shape[1] > 1:  # a prompt, which begins the cache
+        if ids.shape[1] > 1:  # a prompt begins the cache, so it sees itself alone
             y = scaled_dot_product_attention(q, new_k, new_v, is_causal=True)  # [B, nh, T, hs]
         else:
             seen = torch.arange(k.shape[2], device=ids.device) <= rows  # [rows of the cache]

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA and TensorRT providers on the exported file with a cache, all bound on the device."""
+"""Runs the exported file with a cache by ONNX Runtime's CUDA and TensorRT providers, all bound on the device."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine, Inputs
-from bench.gpu.engines import PHASES
+from bench.gpu.phases import DEVICE_PHASES
 from bench.models.artifacts import DEVICE_CACHED
 from gpt.cli import UserError
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 PACKAGE = "onnxruntime-gpu"
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 ELEMENTS = {"bfloat16": 16, "float16": 10, "float32": 1, "int64": 7}  # ONNX's TensorProto.DataType
-KEPT = 2  # sessions, each with the weights: of a prompt and of a step
+KEPT = 2  # sessions of a prompt and of a step, each of which holds the weights
 
 
 def _files(precision: str) -> dict[str, str]:
-    return dict.fromkeys(PHASES, DEVICE_CACHED.format(f"-{precision}"))
+    return dict.fromkeys(DEVICE_PHASES, DEVICE_CACHED.format(f"-{precision}"))
 
 
 @dataclass
 class _Bound:
-    """A session of one shape, what it reads, and what it writes: pos_out [B], logits [B, 1, V]."""
+    """A session of one shape with the inputs and outputs bound to it: pos_out [B], logits [B, 1, V]."""
 
     session: "InferenceSession"
     binding: "IOBinding"
@@ -36,10 +36,10 @@ class _Bound:
 
 
 class Engine(DeviceEngine):
-    """A session a shape, so that no arithmetic on shapes is left, which ONNX Runtime would do on the CPU.
+    """Opens a session for each shape, so that no shape arithmetic is left, which ONNX Runtime would do on the CPU.
 
-    Nothing may run on the CPU: asked for another provider, ONNX Runtime falls back to it without a word. float16
-    costs what bfloat16 does, and more of the providers' kernels have it.
+    Nothing may run on the CPU, to which ONNX Runtime silently falls back from other providers. float16 costs what
+    bfloat16 does, and more of the providers' kernels support it.
     """
 
     requires: ClassVar[dict[str, str]] = {"onnxruntime": PACKAGE, "torch": "torch"}
@@ -61,11 +61,11 @@ class Engine(DeviceEngine):
         self._bound: dict[tuple[int, int], _Bound] = {}
         self._cache: dict[str, Tensor] = {}
         if self.device == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream())  # the providers take any stream but the default one from others
+            torch.cuda.set_stream(torch.cuda.Stream())  # the providers accept any user stream but the default one
         self._wanted()
 
     def notes(self) -> dict[str, str]:
-        """The providers of the sessions, without the CPU's, which is added to all and here may run nothing."""
+        """Name the providers of the sessions, without the CPU's, which every session has and may not use."""
         names = dict.fromkeys(name for each in self._bound.values() for name in each.session.get_providers())
         return {"providers": ", ".join(name for name in names if name != CPU or self.device == "cpu")}
 
@@ -98,7 +98,7 @@ class Engine(DeviceEngine):
         return bound.logits[:, 0]
 
     def _bind(self, B: int, T: int) -> "_Bound":
-        """A session for a shape with all bound on the device; each tensor of the cache is input and output at once."""
+        """Open a session for a shape with all bound on the device; each cache tensor is input and output at once."""
         import torch
 
         session = self._open(B, T)
@@ -138,7 +138,7 @@ class Engine(DeviceEngine):
         return session
 
     def _wanted(self) -> list[tuple[str, dict[str, str]]]:
-        """The providers to ask for, with their options. Raises UserError where ONNX Runtime was built without them."""
+        """List the providers to ask for, with their options. Raises UserError if ONNX Runtime lacks one."""
         import onnxruntime
         import torch
 
@@ -147,7 +147,7 @@ class Engine(DeviceEngine):
         onnxruntime.preload_dlls()
         names = [CUDA]
         if "TensorRT" in self.variant_name:
-            import tensorrt  # noqa: F401 (loads the libraries that the provider links)
+            import tensorrt  # noqa: F401 (it loads the libraries that the provider links)
 
             names = [TENSORRT, CUDA]
         for name in names:
@@ -163,9 +163,9 @@ class Engine(DeviceEngine):
 
 
 def refuse_fallback(wanted: list[str], got: list[str]) -> None:
-    """Raise RuntimeError unless a session has the providers that were asked for, in front of the CPU's.
+    """Raise RuntimeError unless a session has the providers that were asked for, before the CPU's.
 
-    ONNX Runtime falls back to others without raising, and adds the CPU's behind all.
+    ONNX Runtime falls back to others without raising, and adds the CPU's after all.
     """
     if got[: len(wanted)] != wanted:
         raise RuntimeError(f"asked for {', '.join(wanted)}, got {', '.join(got)}")

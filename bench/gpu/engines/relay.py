@@ -1,4 +1,4 @@
-"""Relay on the exported file without a cache: what TVM's former importer makes of a prompt, not tuned."""
+"""Runs prompts by Relay, TVM's former importer, on the exported file without a cache, not tuned."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from bench.models.artifacts import DEVICE_RELAY
 
 
 class Engine(relay.Engine):
-    """A module for each prompt that is timed, and the last logits alone. It fills no cache, so it has no next token.
+    """Runs a module for each prompt that is timed, with the last logits alone. Without a cache it has no next token.
 
     Its environment has no torch: the clock is TVM's, whose events on a GPU are CUDA's.
     """
@@ -21,13 +21,13 @@ class Engine(relay.Engine):
     any_shape: ClassVar[bool] = False
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
-        """Seconds of each of some calls of `fill`, by the device's clock, the ids there before it starts."""
+        """Time some calls of `fill` by the device's clock, with the ids there before it starts: the seconds of each."""
         (ids,) = arguments
         getattr(self, method)(ids)  # refuses what does not fit
         return sample_queues(self._at(ids.shape).seconds, budget_s)
 
     def notes(self) -> dict[str, str]:
-        """What ran, in words for the results."""
+        """Say for the results that there is no cache."""
         return {"KV cache": "none: a prompt's keys and values are not kept"}
 
     def _load(self, artifacts: DeviceArtifacts, threads: int) -> None:

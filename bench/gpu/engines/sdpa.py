@@ -1,4 +1,4 @@
-"""PyTorch with its fused attention, of which flash is the only kernel that it may take."""
+"""Runs the model by PyTorch with its fused attention, for which flash is the only kernel allowed."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,11 @@ from bench.gpu.engines import eager
 if TYPE_CHECKING:
     from torch import Tensor
 
-FLASH = "_scaled_dot_product_flash_attention"  # in the names of torch's operators
+FLASH = "_scaled_dot_product_flash_attention"  # part of the names of torch's operators
 
 
 class Engine(eager.Engine):
-    """Eager but for the attention. Where flash cannot run, torch raises, for nothing else is allowed to it."""
+    """Eager with fused attention. If flash cannot run, torch raises, as no other kernel is allowed."""
 
     summary = "PyTorch, one operator after the other, scaled_dot_product_attention with flash forced; a KV cache"
     attention = "sdpa"
@@ -24,12 +24,12 @@ class Engine(eager.Engine):
 
         super()._load(artifacts, threads)
         self._forced = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
-        self._forced.__enter__()  # for good: to ask at each call takes the host as long as a kernel
+        self._forced.__enter__()  # never left: entering it at each call takes the host as long as a kernel
         for block in self._model.transformer.h:
             block.attn.attend = attend
 
     def notes(self) -> dict[str, str]:
-        """The operators of attention that torch's profiler sees. Raises RuntimeError if flash is not among them."""
+        """Name the attention operators that torch's profiler sees. Raises RuntimeError if any is not flash."""
         import torch
 
         ids = self._put(np.zeros((1, min(128, self.config.block_size)), np.int64))
@@ -42,7 +42,10 @@ class Engine(eager.Engine):
 
 
 def attend(q: "Tensor", k: "Tensor", v: "Tensor", _dropout: float) -> "Tensor":
-    """`gpt.attention.sdpa` of a prompt or of one token, which sees all there is: without a mask, so flash can run."""
+    """Attend as `gpt.attention.sdpa` does, [B, nh, T, hs], but without a mask, so that flash can run.
+
+    A prompt is causal, and a single token sees all keys.
+    """
     from torch.nn.functional import scaled_dot_product_attention
 
     return scaled_dot_product_attention(q, k, v, is_causal=q.shape[-2] > 1)  # [B, nh, T, hs]

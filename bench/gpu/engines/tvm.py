@@ -1,4 +1,4 @@
-"""TVM on the exported file with a cache: O0 is TVM's own untuned rules, O3 this project's rewrites and kernels."""
+"""Runs the exported file with a cache by TVM: O0 is TVM's own untuned rules, O3 this project's kernels."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -8,7 +8,7 @@ import numpy as np
 from bench.backends import Variant
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine, Inputs
-from bench.gpu.engines import PHASES
+from bench.gpu.phases import DEVICE_PHASES
 from bench.models.artifacts import DEVICE_COMPILED
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def _files(level: int) -> dict[str, str]:
-    return dict.fromkeys(PHASES, DEVICE_COMPILED[level].format("{target}"))
+    return dict.fromkeys(DEVICE_PHASES, DEVICE_COMPILED[level].format("{target}"))
 
 
 @dataclass
 class _Recorded:
-    """A call as a CUDA graph, what it reads, and the logits [B, V] that it writes."""
+    """A call recorded as a CUDA graph, with its inputs and the logits [B, V] that it writes."""
 
     graph: "torch.cuda.CUDAGraph"
     inputs: Inputs
@@ -30,10 +30,10 @@ class _Recorded:
 
 
 class Engine(DeviceEngine):
-    """The compiled artifacts, each for all shapes. torch is there to hold what goes in and for its clock alone.
+    """Runs the compiled artifacts, each for all shapes. torch only holds the inputs and provides the clock.
 
     A prompt and a step are recorded as CUDA graphs, as the session's own `generate` records them. The session of an
-    untuned model, and any on a CPU, takes and gives arrays of the host alone; copies are then in its time.
+    untuned model, and any on a CPU, takes and returns arrays of the host; their copies are then part of its time.
     """
 
     requires: ClassVar[dict[str, str]] = {"tvm": "apache-tvm", "torch": "torch"}
@@ -55,7 +55,7 @@ class Engine(DeviceEngine):
         self._by_host = not isinstance(self._session, DeviceSession)
         self._B, self._recorded = 0, {}
         if self.device == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream())  # on the default one nothing can be recorded
+            torch.cuda.set_stream(torch.cuda.Stream())  # nothing can be recorded on the default stream
 
     def notes(self) -> dict[str, str]:
         how = "ids and logits by way of the host" if self._by_host else "recorded as CUDA graphs"
@@ -73,7 +73,7 @@ class Engine(DeviceEngine):
         return self._run("decode", ids, context)
 
     def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
-        """By the session's own loop where it has one, which chooses on the device too."""
+        """Generate by the session's own loop, if it has one, which chooses on the device too."""
         if self._by_host:
             return super()._tokens(ids, tokens)
         self._begin(len(ids))
@@ -81,12 +81,12 @@ class Engine(DeviceEngine):
 
     def _begin(self, B: int) -> None:
         if B != self._B:
-            self._recorded.clear()  # they write to the cache that goes
+            self._recorded.clear()  # they write to the old cache
             self._session.begin(B)
             self._B = B
 
     def _run(self, method: str, ids: "Tensor", pos: int) -> "Tensor":
-        """A recorded call; pos: of a step where it stands, of a prompt its last position."""
+        """Replay a call, recorded first if it is new. pos: the position of a step, or the last one of a prompt."""
         key = (method, *ids.shape)
         if key not in self._recorded:
             self._recorded[key] = self._record(method, ids, pos)
@@ -106,7 +106,7 @@ class Engine(DeviceEngine):
         given = [tvm.runtime.from_dlpack(tensor) for tensor in (ids, pos)]
         graph = torch.cuda.CUDAGraph()
         with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream.cuda_stream):
-            call(*given)  # so that all memory is there
+            call(*given)  # allocates all memory
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
                 logits = call(*given)  # [B, 1, V]

@@ -1,4 +1,4 @@
-"""How logits are compared, on arrays made to fail in one way each."""
+"""Logits are compared, on arrays made to fail in one way each."""
 
 import re
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.backends import find_contenders
+from bench.backends import find_candidates
 from bench.correctness.loss import TOKENS, find_held_out, nats_of, windows_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
@@ -61,7 +61,7 @@ def test_an_engines_loss_is_the_one_of_training(trained: Artifacts) -> None:
     windows = torch.from_numpy(held_out.windows)
     with torch.inference_mode():
         expected = loss_of(checkpoint.build()(windows[:, :-1]), windows[:, 1:]).item()
-    [eager] = find_contenders(["eager"])
+    [eager] = find_candidates(["eager"])
     with Worker(eager.factory, threads=1) as worker:
         worker.call("load", trained, checkpoint.config, 1, "")
         assert worker.call("loss", held_out.windows) == pytest.approx(expected, rel=1e-6)

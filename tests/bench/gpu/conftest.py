@@ -1,4 +1,4 @@
-"""What the tests of `bench.gpu` share: the tiny seeded model's checkpoint, on a CPU in a GPU's place."""
+"""Fixtures of the tests of `bench.gpu`: the tiny seeded model's checkpoint, on a CPU in a GPU's place."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from bench.models.build import prepare
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> DeviceArtifacts:
-    """The checkpoint alone; engines' files are made beside it by who needs them."""
+    """Make the checkpoint alone; tests that need an engine's files make them beside it."""
     found = DeviceArtifacts(Path(tmp_path_factory.mktemp("gpu"), "seeded-tiny"), "cpu", "llvm")
     prepare(found, [])
     return found

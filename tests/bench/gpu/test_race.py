@@ -1,16 +1,18 @@
 """A race of engines that do as they are told, in processes of their own."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.gpu.device import DeviceArtifacts
-from bench.gpu.phases import PHASES, FirstToken, Step, Tokens
-from bench.gpu.race import NOT_REACHED, run_race
+from bench.gpu.phases import DEVICE_PHASES, FirstToken, Step, Tokens
+from bench.gpu.race import run_race
 from bench.harness.plan import ROUNDS, Plan
+from bench.harness.race import NOT_REACHED
 from bench.models.build import SEEDED
 from bench.roofline.bounds import Limits, decode_bytes, prefill_flops
 
@@ -23,12 +25,13 @@ FAKES = {
     "            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')\n"
     "        return super()._next(ids, context)\n",
 }
+Run = Callable[..., list[dict[str, Any]]]  # of the seconds that are left, and the engines
 WORKS = (FirstToken(1, 16), Step(1, 1, 15))
 
 
 @pytest.fixture
-def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
-    """Eager, and what becomes of it: one is wrong, one ran something else, one has too little memory, one is absent."""
+def candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+    """Make variants of eager: one is wrong, one ran something else, one has too little memory, one is absent."""
     package = tmp_path / "fakes"
     package.mkdir()
     head = "import torch\nfrom bench.gpu.engines import eager\n\n\nclass Engine(eager.Engine):\n    pass\n"
@@ -38,26 +41,26 @@ def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Contende
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return find_contenders([], ["bf16"], "fakes")
+    return find_candidates([], ["bf16"], "fakes")
 
 
 @pytest.fixture
-def race(artifacts: DeviceArtifacts, contenders: list[Contender]):
-    """Run one, and give what it kept on the way."""
+def race(artifacts: DeviceArtifacts, candidates: list[Candidate]) -> Run:
+    """Run a race, and return the results that it kept on the way."""
 
     def run(left_s: float, engines: tuple[str, ...] = (*FAKES, "gone")) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
-        plan = Plan(WORKS, threads=1, seed=3, precision="bf16")
+        plan = Plan(CONFIG, WORKS, threads=1, seed=3, precision="bf16")
         until = time.monotonic() + left_s
-        asked = [each for each in contenders if each.engine in engines]
-        found = run_race(artifacts, CONFIG, asked, plan, row_s=0.01, until=until, keep=kept.append)
+        asked = [each for each in candidates if each.engine in engines]
+        found = run_race(artifacts, asked, plan, row_s=0.01, until=until, keep=kept.append)
         assert found == kept[-1]
         return kept
 
     return run
 
 
-def test_each_row_is_timed_or_says_why_not(race) -> None:
+def test_each_row_is_timed_or_says_why_not(race: Run) -> None:
     kept = race(left_s=300)
     status = {(row["engine"], row["phase"]): (row["status"], row["reason"]) for row in kept[-1]["rows"]}
     both = ("first-token", "decode")
@@ -103,7 +106,7 @@ def _check_what_was_kept_on_the_way(kept: list[dict[str, Any]]) -> None:
     assert [(row["status"], row["reason"]) for row in waiting] == [("left out", NOT_REACHED)] * 2
 
 
-def test_what_there_is_no_time_for_is_left_out_and_named(race) -> None:
+def test_what_there_is_no_time_for_is_left_out_and_named(race: Run) -> None:
     rows = race(left_s=0, engines=("eager", "gone"))[-1]["rows"]
     assert {(row["status"], row["reason"]) for row in rows if row["engine"] != "gone"} == {("left out", NOT_REACHED)}
     assert {row["limit_ms"] > 0 for row in rows} == {True}
@@ -117,6 +120,6 @@ def test_what_is_asked_suits_the_model() -> None:
     assert {(work.B, work.T) for work in FirstToken.checked(large)} == {
         (B, T) for B in (1, 3) for T in (1, 17, large.block_size)
     }
-    for kind in PHASES.values():
+    for kind in DEVICE_PHASES.values():
         for work in (*kind.timed(tiny), *kind.checked(tiny)):
             assert 1 <= work.context + work.T <= tiny.block_size

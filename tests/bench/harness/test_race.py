@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.harness.plan import Plan, parse_shape, works_of
 from bench.harness.race import compare
 from bench.harness.work import Decode, Generate, Prefill
@@ -39,29 +39,29 @@ class dies:
 """
 
 
-def contender(engine: str, absent: str | None = None) -> Contender:
+def candidate(engine: str, absent: str | None = None) -> Candidate:
     files = tuple((phase, "ckpt.pt") for phase in ("prefill", "decode", "generate"))
-    return Contender(engine, "", "fp32", files, "a fake", absent)
+    return Candidate(engine, "", "fp32", files, "a fake", absent)
 
 
-def compare_fakes(folder: Path, contenders: list[Contender], plan: Plan) -> dict:
+def compare_fakes(folder: Path, candidates: list[Candidate], plan: Plan) -> dict:
     (folder / "fakes_of_compare.py").write_text(FAKES)
     artifacts, _ = choose_artifacts(folder, "tiny")
-    prepare(artifacts, contenders)
+    prepare(artifacts, candidates)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        patch.setattr(Contender, "factory", property(lambda self: f"fakes_of_compare:{self.engine}"))
+        patch.setattr(Candidate, "factory", property(lambda self: f"fakes_of_compare:{self.engine}"))
         patch.setattr(probe, "FACTORY", "fakes_of_compare:Probe")
-        return compare(artifacts, SEEDED["tiny"], contenders, plan)
+        return compare(artifacts, candidates, plan)
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """One engine that is right, and four that are not there in the end, by engine and phase."""
-    contenders = [contender("eager_fake"), *map(contender, ("wrong", "forgets", "dies"))]
-    contenders.append(contender("gone", "not installed: pip install gone-package"))
-    plan = Plan((Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
-    found = compare_fakes(tmp_path_factory.mktemp("compared"), contenders, plan)
+    candidates = [candidate("eager_fake"), *map(candidate, ("wrong", "forgets", "dies"))]
+    candidates.append(candidate("gone", "not installed: pip install gone-package"))
+    plan = Plan(SEEDED["tiny"], (Prefill(1, 4), Decode(1, 1, 5), Generate(1, 6, 4)), threads=1, minutes=0.01, seed=3)
+    found = compare_fakes(tmp_path_factory.mktemp("compared"), candidates, plan)
     by_engine = {row["engine"]: row for row in reversed(found["rows"])}
     return found | {
         "by_engine": by_engine,
@@ -127,9 +127,9 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
 
 
 def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
-    """Of five rounds of two works, the one has the limits of the first, third, … ninth moment, the other the rest."""
-    plan = Plan((Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
-    rows = compare_fakes(tmp_path, [contender("eager_fake")], plan)["rows"]
+    """In five rounds of two works, one has the limits of the first, third, … ninth moment, the other the rest."""
+    plan = Plan(SEEDED["tiny"], (Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)
+    rows = compare_fakes(tmp_path, [candidate("eager_fake")], plan)["rows"]
     assert [(row["work"], row["limit_binds"], len(row["samples_by_round"])) for row in rows] == [
         ("1×1", "reading", 5),
         ("1×2", "reading", 5),
@@ -150,7 +150,7 @@ def test_odd_sizes_are_checked_too(compared: dict) -> None:
 @pytest.mark.parametrize("field", [{"threads": 0}, {"threads": 100_000}, {"minutes": 0}, {"seed": -1}])
 def test_a_plan_that_makes_no_sense_is_an_error(field: dict) -> None:
     with pytest.raises(UserError, match=next(iter(field))):
-        Plan(**{"works": (Prefill(1, 1),), "threads": 1} | field)
+        Plan(**{"config": SEEDED["tiny"], "works": (Prefill(1, 1),), "threads": 1} | field)
 
 
 @pytest.mark.parametrize("text", ["64", "0x4", "1x0", "1x17", "1x-1", "axb", "1x2x3", ""])

@@ -1,12 +1,12 @@
-"""One contender's way through checks and rounds, on a worker that answers from a list."""
+"""One candidate's way through checks and rounds, on a worker that answers from a list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.harness.runner import LONGEST_CALL_S, LONGEST_CHECK_S, Runner, shares_of
 from bench.harness.work import Decode, Generate, Prefill, Work
 from bench.harness.worker import WorkerError
@@ -41,10 +41,15 @@ class FakeWorker:
         return self.seconds
 
 
+def ones(ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+    """A reference whose logits are all 1."""
+    return np.ones((len(ids), ids.shape[1] if positions is None else len(positions), CONFIG.vocab_size))
+
+
 def check(runner: Runner, work: Work, *, timed: bool) -> None:
     """As the comparison does, against logits of ones."""
     ids = work.ids(CONFIG, seed=0)
-    runner.check(work, ids, lambda ids: np.ones((*ids.shape, CONFIG.vocab_size)), CONFIG, timed=timed)
+    runner.check(work, ids, ones, CONFIG, timed=timed)
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def runner_of() -> Callable[..., Runner]:
     """A runner of a fake worker, loaded and checked at one piece of work."""
 
     def make(**answers: Any) -> Runner:
-        runner = Runner(Contender("fake", "", "fp32", FILES, "a fake"), FakeWorker(**answers))
+        runner = Runner(Candidate("fake", "", "fp32", FILES, "a fake"), FakeWorker(**answers))
         runner.load(Artifacts("nowhere"), CONFIG, threads=1)
         if not runner.failed:
             check(runner, WORK, timed=True)
@@ -167,7 +172,7 @@ def test_other_work_in_between_has_the_prompt_put_in_again(runner_of: Callable[.
 
 
 def test_a_generation_is_measured_by_the_token() -> None:
-    runner = Runner(Contender("fake", "", "fp32", (("generate", "ckpt.pt"),), "a fake"), FakeWorker())
+    runner = Runner(Candidate("fake", "", "fp32", (("generate", "ckpt.pt"),), "a fake"), FakeWorker())
     work = Generate(1, 4, 8)
     runner.take_turn(work, work.ids(CONFIG, seed=0), turn_s=1, share_s=10)
     assert runner.measurement_at(work).samples_s == ((0.001 / 4,) * 3,)

@@ -1,13 +1,13 @@
-"""What engines are asked, and that real ones give the plain forward's logits behind a cache."""
+"""The works fit the model, and real engines give the plain forward's logits over a cache."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import Agreement, tolerance_of
-from bench.correctness.reference import Truth
+from bench.correctness.reference import ReferenceModel
 from bench.harness.work import PHASES, Decode, Generate, Prefill, Work, phases_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
@@ -18,45 +18,47 @@ from gpt.config import GPTConfig
 CONFIG = SEEDED["tiny"]
 TOLERANCE = tolerance_of("fp32", CONFIG)
 LIMITS = Limits(2, 500e9, 200e9, 1, 40e9)
-CACHING = [contender for contender in find_contenders() if "decode" in contender.phases]
+CACHING = [candidate for candidate in find_candidates() if "decode" in candidate.phases]
 
 
 @pytest.fixture(scope="module")
-def truth(tiny: Artifacts) -> Iterator[Truth]:
-    """The reference."""
-    with Truth(tiny, CONFIG, threads=1) as found:
+def reference(tiny: Artifacts) -> Iterator[ReferenceModel]:
+    """Start the reference model."""
+    with ReferenceModel(tiny, CONFIG, threads=1) as found:
         yield found
 
 
-@pytest.fixture(scope="module", params=CACHING, ids=lambda contender: contender.label)
+@pytest.fixture(scope="module", params=CACHING, ids=lambda candidate: candidate.label)
 def ask(request: pytest.FixtureRequest, tiny: Artifacts) -> Iterator[Callable]:
-    """An engine that has a cache."""
-    contender: Contender = request.param
-    if contender.absent:
-        pytest.skip(contender.absent)
-    with Worker(contender.factory, threads=1) as worker:
-        worker.call("load", tiny, CONFIG, 1, contender.variant)
+    """Start an engine that has a cache."""
+    candidate: Candidate = request.param
+    if candidate.absent:
+        pytest.skip(candidate.absent)
+    with Worker(candidate.factory, threads=1) as worker:
+        worker.call("load", tiny, CONFIG, 1, candidate.variant)
         yield worker.call
 
 
-def checked(work: Work, ask: Callable, truth: Truth) -> Agreement:
-    return work.check(ask, truth, work.ids(CONFIG, seed=5), TOLERANCE)
+def checked(work: Work, ask: Callable, reference: ReferenceModel) -> Agreement:
+    return work.check(ask, reference, work.ids(CONFIG, seed=5), TOLERANCE)
 
 
 # Two sequences in all of them: torch.compile takes seconds for each other number.
 @pytest.mark.parametrize("work", [Decode(2, 1, 1), Decode(2, 1, 13), Decode(2, 1, 15)], ids=str)
-def test_every_engine_decodes_what_the_plain_forward_gives(work: Work, ask: Callable, truth: Truth) -> None:
-    agreement = checked(work, ask, truth)
+def test_every_engine_decodes_what_the_plain_forward_gives(
+    work: Work, ask: Callable, reference: ReferenceModel
+) -> None:
+    agreement = checked(work, ask, reference)
     assert agreement.agrees, agreement.reason
     assert agreement.max_rel_err < TOLERANCE
 
 
 @pytest.mark.parametrize("work", [Generate(2, 8, 8), Generate(2, 16, 1)], ids=str)
-def test_every_engine_generates_the_likeliest_tokens(work: Work, ask: Callable, truth: Truth) -> None:
-    assert checked(work, ask, truth).agrees
+def test_every_engine_generates_the_likeliest_tokens(work: Work, ask: Callable, reference: ReferenceModel) -> None:
+    assert checked(work, ask, reference).agrees
 
 
-def test_a_decode_may_go_back(ask: Callable, truth: Truth) -> None:
+def test_a_decode_may_go_back(ask: Callable, reference: ReferenceModel) -> None:
     """A token at an earlier place overwrites what was behind it."""
     ids = Decode(2, 1, 10).ids(CONFIG, seed=5)  # [2, 16]
     other = (ids + 1) % CONFIG.vocab_size
@@ -65,27 +67,27 @@ def test_a_decode_may_go_back(ask: Callable, truth: Truth) -> None:
     ask("decode", ids[:, 11:12], 11)
     changed = np.concatenate([ids[:, :4], other[:, 4:6]], axis=1)
     steps = [ask("decode", changed[:, place : place + 1], place) for place in (4, 5)]
-    expected = truth(changed)
+    expected = reference(changed)
     for place, logits in zip((4, 5), steps, strict=True):
         np.testing.assert_allclose(logits, expected[:, place], atol=TOLERANCE * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 4, 9])
-def test_a_wrong_answer_is_found_wherever_it_is(truth: Truth, wrong: int | None) -> None:
+def test_a_wrong_answer_is_found_wherever_it_is(reference: ReferenceModel, wrong: int | None) -> None:
     """Ten answers: the prompt's, eight steps behind it, and the first step again."""
     work, answers = Decode(1, 1, 4), []
 
     def fake(method: str, ids: np.ndarray, context: int = 3) -> np.ndarray:
-        logits = truth(work.ids(CONFIG, seed=5)[:, : context + 1])[:, -1].astype(np.float32)
+        logits = reference(work.ids(CONFIG, seed=5)[:, : context + 1])[:, -1].astype(np.float32)
         answers.append(method)
         return logits + (len(answers) - 1 == wrong)
 
-    assert checked(work, fake, truth).agrees == (wrong is None)
+    assert checked(work, fake, reference).agrees == (wrong is None)
     assert answers == ["fill", *["decode"] * 9]
 
 
-def test_a_step_of_another_shape_is_named(truth: Truth) -> None:
-    agreement = checked(Decode(1, 1, 4), lambda method, *_: np.zeros((1, 1, 31), np.float32), truth)
+def test_a_step_of_another_shape_is_named(reference: ReferenceModel) -> None:
+    agreement = checked(Decode(1, 1, 4), lambda method, *_: np.zeros((1, 1, 31), np.float32), reference)
     assert agreement.reason == "step 0: shape [1, 1, 31] instead of [1, 31]"
 
 
@@ -124,11 +126,11 @@ def test_a_bigram_has_prefill_alone() -> None:
     assert phases_of(CONFIG) == tuple(PHASES)
 
 
-def test_the_reference_answers_twice_from_memory(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_answers_twice_from_memory(reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.array([[1, 2, 3]])
-    first = truth(ids)
-    monkeypatch.setattr(truth, "_worker", None)
-    assert truth(ids.copy()) is first
+    first = reference(ids)
+    monkeypatch.setattr(reference, "_worker", None)
+    assert reference(ids.copy()) is first
     assert first.dtype == np.float64
     with pytest.raises(AttributeError):
-        truth(ids + 1)
+        reference(ids + 1)

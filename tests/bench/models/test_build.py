@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.backends import Contender, find_contenders
+from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import EXPORTED, Artifacts
@@ -20,9 +20,9 @@ from gpt.files import sha256_file
 
 
 @pytest.fixture(scope="module")
-def contenders() -> list[Contender]:
+def candidates() -> list[Candidate]:
     """Engines that need every file between them."""
-    return find_contenders(["eager", "onnxruntime", "openvino", "tvm"])
+    return find_candidates(["eager", "onnxruntime", "openvino", "tvm"])
 
 
 @pytest.fixture
@@ -36,37 +36,37 @@ def replace_checkpoint(artifacts: Artifacts) -> None:
     save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
 
 
-def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[Contender]) -> None:
+def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, candidates: list[Candidate]) -> None:
     """As any model of the zoo: checkpoint, ONNX, TVM at both levels; then each engine gives rows of the table."""
     artifacts, _ = choose_artifacts(tmp_path, "bigram")
-    config = prepare(artifacts, contenders)
+    config = prepare(artifacts, candidates)
     ids = random_ids(config, 3, 17, seed=0)
     table = load_checkpoint(artifacts.checkpoint).state["table.weight"].numpy()
-    for contender in contenders:
-        with Worker(contender.factory, threads=1) as worker:
-            worker.call("load", artifacts, config, 1, contender.variant)
+    for candidate in candidates:
+        with Worker(candidate.factory, threads=1) as worker:
+            worker.call("load", artifacts, config, 1, candidate.variant)
             logits = worker.call("prefill", ids)
         assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("fp32", config)).agrees
         assert np.array_equal(logits, table[ids])
 
 
-def test_the_chain_is_made_once(tiny: Artifacts, contenders: list[Contender]) -> None:
+def test_the_chain_is_made_once(tiny: Artifacts, candidates: list[Candidate]) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")}
-    needed = {file for contender in find_contenders() if not contender.static for _, file in contender.files}
+    needed = {file for candidate in find_candidates() if not candidate.static for _, file in candidate.files}
     assert {path.name for path in tiny.folder.iterdir()} == needed
-    assert prepare(tiny, contenders) == SEEDED["tiny"]
+    assert prepare(tiny, candidates) == SEEDED["tiny"]
     assert {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")} == before
 
 
 def test_only_what_is_needed_is_made(tmp_path: Path) -> None:
     artifacts, _ = choose_artifacts(tmp_path, "tiny")
-    prepare(artifacts, find_contenders(["eager"]))
+    prepare(artifacts, find_candidates(["eager"]))
     assert [path.name for path in artifacts.folder.iterdir()] == ["ckpt.pt"]
 
 
 def test_only_what_a_phase_needs_is_made(tmp_path: Path) -> None:
     artifacts, _ = choose_artifacts(tmp_path, "tiny")
-    prepare(artifacts, find_contenders(["onnxruntime"]), ["generate"])
+    prepare(artifacts, find_candidates(["onnxruntime"]), ["generate"])
     assert {path.name for path in artifacts.folder.iterdir()} == {"ckpt.pt", "model-cache.onnx"}
 
 
@@ -76,10 +76,10 @@ def test_a_compiled_file_brings_what_it_is_compiled_from(tiny: Artifacts) -> Non
         assert making.origin(tiny.folder / name) == sha256_file(tiny.folder / making.source)
 
 
-def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
+def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, candidates: list[Candidate]) -> None:
     replace_checkpoint(copied)
     with pytest.raises(UserError) as error:
-        prepare(copied, contenders)
+        prepare(copied, candidates)
     command = f"python -m export.onnx {copied.checkpoint} -o {copied.exported}"
     assert str(error.value) == f"{copied.exported} was not exported from {copied.checkpoint}: remake it with {command}"
 
@@ -92,14 +92,14 @@ def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(
 ) -> None:
     replace_checkpoint(copied)
     with pytest.raises(UserError, match=rf"{name} was not exported from .*ckpt\.pt: remake it with .* --cache {form}"):
-        prepare(copied, find_contenders([engine]), ["decode"])
+        prepare(copied, find_candidates([engine]), ["decode"])
 
 
-def test_a_library_of_another_export_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
+def test_a_library_of_another_export_is_an_error(copied: Artifacts, candidates: list[Candidate]) -> None:
     replace_checkpoint(copied)
     copied.exported.unlink()  # so that it is made again
     with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
-        prepare(copied, contenders, ["prefill"])
+        prepare(copied, candidates, ["prefill"])
 
 
 def test_a_users_model_is_taken_where_there_is_one(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch:
     monkeypatch.setitem(MAKINGS, EXPORTED, replace(MAKINGS[EXPORTED], make=make))
     gc.disable()
     try:
-        prepare(copied, find_contenders(["onnxruntime"]), ["prefill"])
+        prepare(copied, find_candidates(["onnxruntime"]), ["prefill"])
     finally:
         gc.enable()
     assert [graph() for graph in left] == [None]

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import bench.__main__
 from bench.__main__ import those_that_can
-from bench.backends import find_contenders, refuse_absent
+from bench.backends import find_candidates, refuse_absent
 from bench.models.artifacts import Artifacts
 from bench.models.build import CannotMake
 from bench.models.external import evaluator_of, in_float64
@@ -122,8 +122,8 @@ def test_an_engine_that_lacks_an_operator_is_absent_with_its_words(monkeypatch: 
         raise CannotMake("operator Expand is not supported")
 
     monkeypatch.setattr(bench.__main__, "prepare", make)
-    contenders = find_contenders(["onnxruntime"])
-    [found] = those_that_can(contenders, Artifacts(Path()), ("prefill",), onnx_alone=True)
+    candidates = find_candidates(["onnxruntime"])
+    [found] = those_that_can(candidates, Artifacts(Path()), ("prefill",), onnx_alone=True)
     assert (found.absent, found.phases) == ("operator Expand is not supported", ("prefill",))
     with pytest.raises(UserError, match="'onnxruntime' was asked for and is absent: operator Expand"):
         refuse_absent(["onnxruntime"], [found])
@@ -135,4 +135,4 @@ def test_a_file_of_another_model_is_an_error_for_all(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(bench.__main__, "prepare", make)
     with pytest.raises(UserError, match="was not exported"):
-        those_that_can(find_contenders(["onnxruntime"]), Artifacts(Path()), ("prefill",))
+        those_that_can(find_candidates(["onnxruntime"]), Artifacts(Path()), ("prefill",))

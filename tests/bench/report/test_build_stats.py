@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from bench.backends import Contender
+from bench.backends import Candidate
 from bench.harness.work import Prefill
 from bench.models.artifacts import Artifacts
 from bench.report.build_stats import compiled_of
@@ -12,5 +12,5 @@ def test_another_engines_folder_is_no_compiled_model(tmp_path: Path) -> None:
     theirs.mkdir()
     (theirs / "model.json").write_text("{}")
     (theirs / "model.bin").write_bytes(b"")
-    contenders = [Contender("ctranslate2", "", "fp32", ((Prefill.phase, name),), "") for name in (theirs.name, "none")]
-    assert compiled_of(Artifacts(tmp_path), contenders, [Prefill(1, 16)], "fp32") == []
+    candidates = [Candidate("ctranslate2", "", "fp32", ((Prefill.phase, name),), "") for name in (theirs.name, "none")]
+    assert compiled_of(Artifacts(tmp_path), candidates, [Prefill(1, 16)], "fp32") == []

@@ -34,7 +34,7 @@ def test_a_layer_by_hand_and_untuned(monkeypatch):
     for number, size in (("M", 3), ("K", 16), ("N", 40)):
         monkeypatch.setattr(search, number, size)
     config = search.SearchConfig(models=("linear",), threads=1)
-    found = [search.linear_contestant(str(level), level, None, config, None) for level in (0, 3)]
+    found = [search.linear_build(str(level), level, None, config, None) for level in (0, 3)]
     untuned, by_hand = (each.call().numpy() for each in found)
     assert abs(untuned - by_hand).max() < 1e-4
     assert len(turns.times_of(found)) == 2

@@ -19,7 +19,7 @@ def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names_in(table: str) -> list[str]:
-    """Of the contestants, after a look at the numbers behind them."""
+    """Of the builds, after a look at the numbers behind them."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     for _, _, ready, call, speed in rows:
         assert float(ready.removesuffix(" s")) >= 0

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,26 +79,67 @@ from tvm_frontend.runtime import open_session
 model = load_compiled(sys.argv[1])
 ids = np.zeros((4, 64), int)
 used = lambda: tvm_ffi.get_global_func("runtime.NumThreads")()
-def idle_s():
-    session.prefill(ids)
-    start = time.process_time()
-    time.sleep(0.3)
-    return time.process_time() - start
+"""
+
+# sched_yield(2) is what TVM's threads call while they wait actively: this counts its calls in the whole process.
+YIELDS_C = """
+#define _GNU_SOURCE
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+atomic_long yields;
+int sched_yield(void) { atomic_fetch_add(&yields, 1); return syscall(SYS_sched_yield); }
+"""
+YIELDS = """
+import ctypes
+yields = lambda: ctypes.c_long.in_dll(ctypes.CDLL(None), "yields").value
+def others_sleep():
+    others = [task for task in os.listdir("/proc/self/task") if int(task) != threading.get_native_id()]
+    return all(open(f"/proc/self/task/{task}/stat").read().rsplit(")", 1)[1].split()[0] == "S" for task in others)
+def settle(deadline_s=100):
+    # Wait until no other thread runs and none has begun to yield meanwhile.
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        before = yields()
+        asleep = others_sleep()
+        time.sleep(0.2)
+        if asleep and others_sleep() and yields() == before:
+            return
+    raise SystemExit("the threads do not come to rest")
 """
 
 
-def test_between_steps_it_uses_no_time_and_binds_nobody(compiled):
-    idle_s, same = run(
-        """
+@pytest.fixture(scope="module")
+def counted_yields(tmp_path_factory):
+    """The environment in which a process counts the calls of sched_yield."""
+    folder = tmp_path_factory.mktemp("yields")
+    (folder / "yields.c").write_text(YIELDS_C)
+    compiler = next(filter(shutil.which, ("gcc", "clang", "g++", "clang++")))
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-x", "c", str(folder / "yields.c"), "-o", str(folder / "yields.so")], check=True
+    )
+    # numpy's own threads yield too, so there are none.
+    return {"LD_PRELOAD": str(folder / "yields.so"), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def test_between_steps_its_threads_sleep_after_few_yields_and_bind_nobody(compiled, counted_yields):
+    """Of the two threads one is the caller's own, so one waits between steps."""
+    *waited, total, same = run(
+        f"""{YIELDS}
 before = os.sched_getaffinity(0)
 session = open_session(model, threads=2)
-session.prefill(ids)
-print(min(idle_s() for _ in range(3)))
+for _ in range(3):
+    session.prefill(ids)
+    start = yields()
+    settle()
+    print(yields() - start)
+print(yields())
 print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("/proc/self/task")))
 """,
         compiled.path,
+        **counted_yields,
     )
-    assert float(idle_s) < 0.03
+    assert max(map(int, waited)) <= int(threads_module.SPINS) <= int(total)  # in all, so they are counted
     assert same == "True"
 
 
