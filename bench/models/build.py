@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import Contender
@@ -33,18 +33,25 @@ from bench.models.external import adopt_foreign, is_foreign
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import find_input, sha256_file
+from gpt.presets import PRESETS
 from tvm_frontend.target import CUDA_ARCHS
 
-# Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
-# GPT-2 124M's shape, `gpt2-medium` and `gpt2-large` those of 355 and 774 million parameters, `char`
-# that of the preset of this name, `tiny` is for tests, `bigram` has no arithmetic at all.
+
+def _preset(name: str, vocab_size: int) -> GPTConfig:
+    """Return the shape that a preset trains, without dropout, which only training has."""
+    return replace(PRESETS[name][1], dropout=0.0).model_config(vocab_size)
+
+
+# Models with random weights, to compare engines without a training run. `demo` is what `make demo` trains and `char`
+# the preset of that name; `gpt2`, `gpt2-medium` and `gpt2-large` have 124, 355 and 774 million parameters. `tiny` is
+# for tests, and `bigram` multiplies nothing.
 SEEDED = {
     "bigram": GPTConfig.bigram(vocab_size=98, block_size=64),
-    "char": GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False, activation="gelu"),
-    "demo": GPTConfig(block_size=64, vocab_size=98, n_layer=4, n_head=4, n_embd=128, bias=False),
-    "gpt2": GPTConfig(),
-    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
-    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "char": _preset("char", vocab_size=65),
+    "demo": _preset("demo", vocab_size=98),
+    "gpt2": _preset("gpt2-124m", GPTConfig().vocab_size),
+    "gpt2-medium": _preset("gpt2-medium", GPTConfig().vocab_size),
+    "gpt2-large": _preset("gpt2-large", GPTConfig().vocab_size),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
 
