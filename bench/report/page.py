@@ -13,6 +13,9 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import indent
+
+from tabulate import tabulate
 
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
@@ -64,10 +67,11 @@ def table_text(results: dict) -> str:
     for phase in phases_in(results):
         for work in works_in(results, phase):
             rows = rows_at(results, phase, work)
-            lines = [columns_of(results, phase), *(cells_of(row) for row in rows if row["status"] == "timed")]
-            widths = [max(len(text) for text in column) for column in zip(*lines, strict=True)]
+            heads, cells = columns_of(results, phase), [cells_of(row) for row in rows if row["status"] == "timed"]
+            alignment = ["left", *["right"] * (len(heads) - 1)]
+            table = tabulate(cells, heads, "plain", colalign=alignment, disable_numparse=True)
             block = [f"{phase} {work} · {rows[0]['threads']} threads · {limit_of(limited(rows))}"]
-            block += ["  " + "  ".join(_aligned(line, widths)) for line in lines]
+            block.append(indent(table, "  "))
             block += [f"  {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "timed"]
             blocks.append("\n".join(block))
     last = (_loss_lines(results), _cliff_lines(results), _absent_lines(results))
@@ -141,14 +145,6 @@ CELLS: dict[str, Callable[[dict], str]] = {
 
 
 COMPILED_COLUMNS = ["compiled by", "import", "build", "library", "weights", "kernels", "calls", "median", "error"]
-
-
-def _aligned(line: list[str], widths: list[int]) -> list[str]:
-    first, *rest = (
-        text.ljust(width) if index == 0 else text.rjust(width)
-        for index, (text, width) in enumerate(zip(line, widths, strict=True))
-    )
-    return [first, *rest]
 
 
 def _render(template: str, results: dict) -> str:

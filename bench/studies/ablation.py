@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from tabulate import tabulate
 from tqdm import tqdm
 
 from bench.harness.plan import parse_shape
@@ -19,6 +20,7 @@ from tvm_frontend.compile import compile_model
 
 PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # from rung to rung
 LOW = ("bf16", "int8", "int4")
+COLUMNS, ALIGNMENT = ("", "ms", "× the step before", "× the first"), ("left", "right", "right", "right")
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ def ladder(
             for number, rung in enumerate(tqdm(rungs(), desc="compile", unit="rung", leave=False))
         ]
         times = times_of(found)
-    print("| | ms | × the step before | × the first |\n|---|--:|--:|--:|")
+    rows = []
     for number, (each, seconds) in enumerate(zip(found, times, strict=True)):
         before = f"{times[number - 1] / seconds:.2f}" if 1 <= number <= len(PHASES) else ""
-        print(f"| {each.name} | {seconds * 1e3:.2f} | {before} | {times[0] / seconds:.1f} |")
+        rows.append((each.name, f"{seconds * 1e3:.2f}", before, f"{times[0] / seconds:.1f}"))
+    print(tabulate(rows, COLUMNS, "pipe", colalign=ALIGNMENT, disable_numparse=True))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
+from tabulate import tabulate
 
 from bench.harness.turns import Contestant, times_of
 from bench.models.build import SEEDED
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
 
 M, K, N = 64, 768, 3072  # of the linear layer
+COLUMNS, ALIGNMENT = ("", "", "ready after", "a call", "× untuned"), ("left", "left", "right", "right", "right")
 PROMPT = 1, 64  # B, T of the demo's model
 
 
@@ -142,16 +144,16 @@ def run_search(config: SearchConfig) -> str:
     """The table in Markdown. Raises UserError for numbers that make no sense."""
     if not config.trials or min(config.trials) < 1:
         raise UserError(f"trials={config.trials}: must be numbers of at least 1")
-    lines = ["| | | ready after | a call | × untuned |", "|---|---|--:|--:|--:|"]
+    rows = []
     with TemporaryDirectory() as folder:
         for model in config.models:
             title = f"GELU(x [{M}, {K}] · W [{K}, {N}] + b)" if model == "linear" else "demo model, 1x64"
             found = contestants(model, config, Path(folder))
             times = times_of(found)
             for each, seconds in zip(found, times, strict=True):
-                speed = f"{seconds * 1e3:.3f} ms | {times[0] / seconds:.1f}"
-                lines.append(f"| {title} | {each.name} | {each.ready_s:.1f} s | {speed} |")
-    return "\n".join(lines)
+                speed = f"{seconds * 1e3:.3f} ms", f"{times[0] / seconds:.1f}"
+                rows.append((title, each.name, f"{each.ready_s:.1f} s", *speed))
+    return tabulate(rows, COLUMNS, "pipe", colalign=ALIGNMENT, disable_numparse=True)
 
 
 def main(description: str | None = None) -> None:

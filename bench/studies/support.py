@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from tabulate import tabulate
 from tqdm import tqdm
 
 from export.artifact import PRECISIONS
@@ -214,14 +215,13 @@ def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) 
             return f"no ({words.setdefault(outcome, len(words) + 1)})"
         return _short(outcome)
 
-    lines = [head, *_table("form", "precision", "written by", "model", *COLUMNS)]
+    files = []
     for (form, precision, written, _), rows in _rows(tried).items():
         models, outcomes = zip(*rows, strict=True)
-        cells = [cell(outcome) for outcome in _worst(outcomes)]
-        lines.append(f"| {form} | {precision} | {written} | {' · '.join(models)} | {' | '.join(cells)} |")
+        files.append([form, precision, written, " · ".join(models), *map(cell, _worst(outcomes))])
+    lines = [head, _table(files, "form", "precision", "written by", "model", *COLUMNS)]
     lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export's programs, for any B and T."]
-    lines += ["", *_table("model", "torch")]
-    lines += [f"| {model} | {cell(outcome)} |" for model, outcome in checkpoints.items()]
+    lines += ["", _table([[model, cell(outcome)] for model, outcome in checkpoints.items()], "model", "torch")]
     lines += ["", "## Refusals", "", *(f"{number}. {said}" for said, number in words.items())]
     return "\n".join(lines) + "\n"
 
@@ -231,8 +231,8 @@ def _short(error: float) -> str:
     return f"{error:.0e}".replace("e-0", "e-") if error else "0"
 
 
-def _table(*heads: str) -> list[str]:
-    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+def _table(rows: list[list[str]], *heads: str) -> str:
+    return tabulate(rows, heads, "pipe", disable_numparse=True)
 
 
 def _rows(tried: Iterable[Tried]) -> dict[tuple, list[tuple[str, tuple[Outcome, ...]]]]:

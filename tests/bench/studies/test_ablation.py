@@ -14,6 +14,11 @@ def test_each_rung_adds_what_the_one_before_left_out():
     assert not any(rung.without for rung in rungs()[len(PHASES) :])
 
 
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of a Markdown table, without their padding."""
+    return [cell.strip() for cell in line[1:-1].split("|")]
+
+
 def test_it_prints_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(turns, "ROUND_S", 0.001)
     kept = [rungs()[0], rungs()[1], rungs()[-1]]
@@ -24,9 +29,9 @@ def test_it_prints_a_table(tmp_path, monkeypatch, capsys):
     export_onnx(tmp_path / "ckpt.pt", tmp_path / "model.onnx")
     ablation.ladder(tmp_path / "model.onnx", "2x5", threads=1)
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert head == "| | ms | × the step before | × the first |"
-    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [rung.name for rung in kept]
-    assert all(re.search(r" \| \d+\.\d\d \| (\d+\.\d\d)? \| \d+\.\d \|$", row) for row in rows)
+    assert cells_of(head) == ["", "ms", "× the step before", "× the first"]
+    assert [cells_of(row)[0] for row in rows] == [rung.name for rung in kept]
+    assert all(re.fullmatch(r"\d+\.\d\d \| (\d+\.\d\d)? \| \d+\.\d", " | ".join(cells_of(row)[1:])) for row in rows)
 
 
 def test_a_layer_by_hand_and_untuned(monkeypatch):
