@@ -1,6 +1,6 @@
 """pytest bench/test_decode.py --benchmark-only
 
-One token behind a KV cache, by each engine that has one, at each context.
+Times one decode step over a KV cache for each engine that has one, at each context.
 """
 
 from collections.abc import Callable
@@ -14,5 +14,5 @@ PHASE = "decode"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_decode(race: Callable[[], None]) -> None:
-    """Steps behind a prompt give the plain forward's logits at their positions; then one of them is timed."""
+    """Decode steps must match the logits of the full forward pass at their positions; then one of them is timed."""
     race()

@@ -1,8 +1,8 @@
 """pytest bench/test_generate.py --benchmark-only
 
-Tokens after a short prompt by each engine that has a KV cache. And what a cache is for: 256 tokens from one, greedily,
-by a 6-layer, 384 wide model, with a cache and without. With one, each token reads the weights once: bound by bandwidth.
-Without, it computes all tokens before it again: bound by arithmetic.
+Times generation after a short prompt for each engine that has a KV cache. A second test shows the benefit of a cache:
+256 greedy tokens after one, by a model of 6 layers and width 384, with a cache and without. With a cache each token
+reads the weights once and is memory-bound; without, it recomputes all tokens before it and is compute-bound.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ TOKENS, START = 256, [0]
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_generate(race: Callable[[], None]) -> None:
-    """Each token is the reference's likeliest after those before it; then whole texts are timed."""
+    """Each token must be the reference's argmax after the tokens before it; then whole generations are timed."""
     race()
 
 
 @pytest.fixture(scope="module")
 def model(setup: Setup) -> GPT:
-    """Random weights on the CPU, with as many threads as every engine has."""
+    """Build a model of random weights on the CPU, with the engines' number of threads."""
     torch.set_num_threads(setup.plan.threads)
     return seeded_checkpoint(CONFIG).build("sdpa")
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["with-cache", "without-cache"])
 def test_cache(benchmark: BenchmarkFixture, model: GPT, setup: Setup, cache: bool) -> None:
-    """Both ways give the same tokens; then a whole text is timed. ms_per_token in the results is its median by 256."""
+    """Both ways must give the same tokens; then one generation is timed. ms_per_token is its median over 256."""
 
     def draw(cache: bool) -> list[int]:
         return list(generate(model, START, TOKENS, temperature=0, cache=cache))

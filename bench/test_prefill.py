@@ -1,7 +1,7 @@
 """pytest bench/test_prefill.py --benchmark-only
 
-Prefill of each engine at each shape. The check stands before the timing in the same test: --benchmark-only skips
-tests that time nothing.
+Times the prefill of each engine at each shape. Each test checks the logits before it times, because --benchmark-only
+skips tests that time nothing.
 """
 
 from collections.abc import Callable
@@ -15,5 +15,5 @@ PHASE = "prefill"
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_prefill(race: Callable[[], None]) -> None:
-    """An engine gives the reference's logits at this shape and at odd ones; then its calls are timed."""
+    """An engine must match the reference's logits at this shape and at odd shapes; then its calls are timed."""
     race()

@@ -14,7 +14,7 @@ from bench.backends import Backend, Variant, engine_names, find_contenders
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
 from bench.models.artifacts import CHECKPOINT, Artifacts
-from bench.models.build import MAKINGS, SEEDED
+from bench.models.build import BUILD_RULES, SEEDED
 from gpt.cli import UserError
 
 V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
@@ -101,7 +101,7 @@ def test_each_variant_is_a_contender_of_its_own_with_its_phases() -> None:
 def test_what_an_engine_needs_can_be_made() -> None:
     for contender in find_contenders((), PRECISIONS):
         assert {phase for phase, _ in contender.files} <= PHASES.keys()
-        assert {file for _, file in contender.files} <= {CHECKPOINT, *MAKINGS}
+        assert {file for _, file in contender.files} <= {CHECKPOINT, *BUILD_RULES}
 
 
 def test_an_unknown_engine_names_the_known() -> None:

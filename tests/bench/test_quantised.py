@@ -12,7 +12,7 @@ from bench.harness.runner import Runner
 from bench.harness.work import PHASES
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
-from bench.models.build import MAKINGS, CannotMake, prepare
+from bench.models.build import BUILD_RULES, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
@@ -39,9 +39,9 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
     except CannotMake as error:
         pytest.skip(str(error))
     for file in {file for phase, file in contender.files if phase in phases}:
-        if file in MAKINGS:
-            source = artifacts.folder / MAKINGS[file].source
-            assert MAKINGS[file].origin(artifacts.folder / file) == sha256_file(source)
+        if file in BUILD_RULES:
+            source = artifacts.folder / BUILD_RULES[file].source
+            assert BUILD_RULES[file].origin(artifacts.folder / file) == sha256_file(source)
     with Worker(contender.factory, threads=1) as worker, Truth(artifacts, config, 1) as truth:
         runner = Runner(contender, worker)
         runner.load(artifacts, config, 1)

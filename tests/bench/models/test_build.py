@@ -13,7 +13,7 @@ from bench.backends import Contender, find_contenders
 from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import EXPORTED, Artifacts
-from bench.models.build import MAKINGS, SEEDED, choose_artifacts, prepare
+from bench.models.build import BUILD_RULES, SEEDED, choose_artifacts, prepare
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.files import sha256_file
@@ -71,9 +71,9 @@ def test_only_what_a_phase_needs_is_made(tmp_path: Path) -> None:
 
 
 def test_a_compiled_file_brings_what_it_is_compiled_from(tiny: Artifacts) -> None:
-    for name, making in ((name, making) for name, making in MAKINGS.items() if (tiny.folder / name).exists()):
-        assert (tiny.folder / making.source).exists(), name
-        assert making.origin(tiny.folder / name) == sha256_file(tiny.folder / making.source)
+    for name, rule in ((name, rule) for name, rule in BUILD_RULES.items() if (tiny.folder / name).exists()):
+        assert (tiny.folder / rule.source).exists(), name
+        assert rule.origin(tiny.folder / name) == sha256_file(tiny.folder / rule.source)
 
 
 def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
@@ -144,7 +144,7 @@ def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch:
         path.write_bytes(source.read_bytes())
 
     copied.exported.unlink()
-    monkeypatch.setitem(MAKINGS, EXPORTED, replace(MAKINGS[EXPORTED], make=make))
+    monkeypatch.setitem(BUILD_RULES, EXPORTED, replace(BUILD_RULES[EXPORTED], make=make))
     gc.disable()
     try:
         prepare(copied, find_contenders(["onnxruntime"]), ["prefill"])

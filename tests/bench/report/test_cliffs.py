@@ -3,7 +3,7 @@
 import pytest
 
 from bench.models.build import SEEDED
-from bench.report.cliffs import ODD, cliffs, neighbours, sizes
+from bench.report.cliffs import CLIFF_LENGTHS, cliffs, neighbours, sizes
 from gpt.config import GPTConfig
 
 
@@ -16,7 +16,7 @@ def row(T: int, *rounds_ms: float | None) -> dict:
 
 
 def test_neighbours_are_the_multiples_of_16_around() -> None:
-    assert [neighbours(T) for T in ODD] == [(2,), (16, 32), (48, 64), (64, 80), (240, 256), (256, 272)]
+    assert [neighbours(T) for T in CLIFF_LENGTHS] == [(2,), (16, 32), (48, 64), (64, 80), (240, 256), (256, 272)]
 
 
 def test_what_fits_the_model_is_timed() -> None:
