@@ -144,7 +144,9 @@ def _sanitizer_lines(findings: list[dict[str, Any]]) -> list[str]:
     return ["", "## Kernels under compute-sanitizer", "", *lines]
 
 
-def table_command(folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("docs/gpu")):
+def table_command(
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("docs/gpu"),
+) -> None:
     """Write README.md from the JSON files of python -m bench.gpu.
 
     Args:

@@ -43,19 +43,20 @@ COLUMNS = {
     "relax-onnx, one shape": {"frontend": "relax-onnx", "fixed_shape": FIXED},
 }
 ROUNDING = 2e-6  # error over the largest logit; a larger one is not float32 rounding alone and gets its own row
-HEAD = """# Which files each frontend takes
+HEAD = """# Files that each frontend accepts
 
-Written by `python -m bench.support`, which exported, compiled and ran each file. A number is the largest error over the
-files of its row, over B = 1 and 3, T = 1 and 17: against the model in float64 with the weights that the file holds, as
-a share of the largest logit. `no` is a refusal, with its own words below. The models have {n_layer} layers and random
-weights.
+Written by `python -m bench.support`, which exports, compiles and runs each file. A number is the largest error over the
+files of its row and over B = 1 and 3, T = 1 and 17, divided by the largest logit; the reference is the model in float64
+with the weights that the file holds. `no` is a refusal, with its message below. The models have {n_layer} layers and
+random weights.
 
-- `onnx` is this project's importer. `relax-onnx` is TVM's own, for any B and T and for one (`--batch 3 --tokens 17`).
+- `onnx` is this project's importer. `relax-onnx` is TVM's own, with dynamic B and T and with one shape
+  (`--batch 3 --tokens 17`).
 - `last` is `--last`, `cached` is `--with-cache`, run token by token, and `past` is `--cache past`.
-- `transformers` is its GPT-2, exported by torch.onnx with nothing of this project in between, and brought to this
+- `transformers` is that library's GPT-2, exported by torch.onnx without this project's exporter, and converted to this
   project's form as `python -m bench --onnx` does.
-- Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; that is not counted. Such files have
-  the scale of attention rounded too where they spell it out, and their rows show it.
+- Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; this is not counted.
+  Where such files decompose attention, its scale is rounded too, and the errors of their rows include that.
 - Versions: {versions}.
 """
 
@@ -220,7 +221,7 @@ def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) 
         models, outcomes = zip(*rows, strict=True)
         files.append([form, precision, written, " · ".join(models), *map(cell, _worst(outcomes))])
     lines = [head, _table(files, "form", "precision", "written by", "model", *COLUMNS)]
-    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export's programs, for any B and T."]
+    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export programs, with dynamic B and T."]
     lines += ["", _table([[model, cell(outcome)] for model, outcome in checkpoints.items()], "model", "torch")]
     lines += ["", "## Refusals", "", *(f"{number}. {said}" for said, number in words.items())]
     return "\n".join(lines) + "\n"

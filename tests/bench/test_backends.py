@@ -1,4 +1,4 @@
-"""The registry: which engines there are, and what an absent package does."""
+"""Tests the registry of engines, the check of their inputs, and the effect of an absent package."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,7 @@ V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
 
 
 class Counting(Backend):
-    """Chooses the next number after the last token; `calls` are those that got through the checks."""
+    """Predicts the number after the last token, and records in `calls` the calls that passed the checks."""
 
     variants: ClassVar[dict[str, Variant]] = {"": Variant({})}
 
@@ -46,7 +46,7 @@ class Counting(Backend):
 
 @pytest.fixture
 def engine() -> Counting:
-    """Loaded."""
+    """Provide a loaded engine."""
     found = Counting()
     found.load(Artifacts(Path()), SEEDED["tiny"], 1, "")
     return found
@@ -54,7 +54,7 @@ def engine() -> Counting:
 
 @pytest.fixture
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which the package openvino is not installed."""
+    """Simulate a machine without the package openvino."""
     real = importlib.util.find_spec
     monkeypatch.setattr(bench.backends, "find_spec", lambda name: None if name == "openvino" else real(name))
 
@@ -62,11 +62,11 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {contender.engine for contender in find_contenders()} == files  # those that cannot run here too
+    assert {contender.engine for contender in find_contenders()} == files  # engines that cannot run here included
 
 
 def test_engines_meet_at_one_precision() -> None:
-    for precision in PRECISIONS.keys() - {"fp16"}:  # in which no engine computes on a CPU
+    for precision in PRECISIONS.keys() - {"fp16"}:  # a precision that no engine has on a CPU
         assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
     assert {contender.precision for contender in find_contenders()} == {"fp32"}
     both = find_contenders(["openvino"], ["fp32", "int4"])
@@ -79,7 +79,7 @@ def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> No
 
 
 def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
-    """Why it has no such variant; the day that it has, it gets one."""
+    """ONNX Runtime has no bf16 variant for this reason; once this test fails, it can have one."""
     tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BFLOAT16, [4, 4]) for name in "abc"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)

@@ -1,4 +1,4 @@
-"""Engines in fewer bits: made from the exports, held to the reference by the tolerance of their precision."""
+"""Tests engines at lower precisions: their files are built from the exports, and they meet their tolerance."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from bench.models.build import BUILD_RULES, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
-# What is eager but for one thing need not prove the same again, and torch.compile takes its time.
+# Engines derived from eager are not tested again, and torch.compile is slow.
 LOW = [
     each
     for each in find_contenders((), [name for name in PRECISIONS if name != "fp32"])
@@ -26,13 +26,13 @@ LOW = [
 
 @pytest.fixture(scope="module")
 def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    """Where the engines' files are made, each once, beside those in float32."""
+    """Provide a folder in which the engines' files are built once, beside those in float32."""
     return copy_tiny(tmp_path_factory.mktemp("quantised"))
 
 
 @pytest.mark.parametrize("contender", LOW, ids=lambda contender: contender.label)
 def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifacts) -> None:
-    # tests/tvm_frontend holds a forward to the reference at each precision, and to compile one takes its time.
+    # tests/tvm_frontend compares the forward pass with the reference at each precision; compiling it is slow.
     phases = [phase for phase in contender.phases if (contender.engine, phase) != ("tvm", "prefill")]
     try:
         config = prepare(artifacts, [contender], phases)
@@ -46,7 +46,7 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
         runner = Runner(contender, worker)
         runner.load(artifacts, config, 1)
         if runner.failed and "compute type" in runner.failed:
-            pytest.skip(runner.failed)  # CTranslate2 has bfloat16 on some CPUs only
+            pytest.skip(runner.failed)  # CTranslate2 supports bfloat16 on some CPUs only
         assert runner.failed is None
         for phase in phases:
             for work in PHASES[phase].timed(config):
@@ -54,12 +54,14 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
                 assert runner.errors == {}
                 assert runner.checks[work].agrees, runner.checks[work]
         errors = [check.max_rel_err for check in runner.checks.values()]
-        assert max(errors) > 1e-4  # it is not float32
-        assert max(errors) > tolerance_of(contender.precision, config) / 40  # nor is the tolerance far away
+        assert max(errors) > 1e-4  # the precision is really lower than float32
+        assert (
+            max(errors) > tolerance_of(contender.precision, config) / 40
+        )  # and the tolerance is not far above the error
 
 
 def test_fewer_bits_have_a_tolerance_of_their_own() -> None:
     fp32, *fewer = [tolerance_of(precision, GPTConfig()) for precision in ("fp32", "bf16", "int8", "int4")]
     assert len(set(fewer)) == 3
-    assert 1000 * fp32 < min(fewer)  # what rounds inputs is told from what does not
+    assert 1000 * fp32 < min(fewer)  # engines that round their inputs differ from those that do not
     assert max(fewer) == fewer[-1] < 1

@@ -1,4 +1,4 @@
-"""Which model is compared, and that its files come from each other."""
+"""Tests the choice of the model to compare, and that each of its files is built from its source."""
 
 import gc
 import weakref
@@ -21,23 +21,23 @@ from gpt.files import sha256_file
 
 @pytest.fixture(scope="module")
 def contenders() -> list[Contender]:
-    """Engines that need every file between them."""
+    """Provide engines that together need every file."""
     return find_contenders(["eager", "onnxruntime", "openvino", "tvm"])
 
 
 @pytest.fixture
 def copied(copy_tiny: Callable[[Path], Artifacts], tmp_path: Path) -> Artifacts:
-    """The model's files in a folder that a test may spoil."""
+    """Copy the model's files to a folder that a test may change."""
     return copy_tiny(tmp_path)
 
 
 def replace_checkpoint(artifacts: Artifacts) -> None:
-    """Another model of the same shape in the checkpoint's place."""
+    """Replace the checkpoint by another model of the same shape."""
     save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
 
 
 def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[Contender]) -> None:
-    """As any model of the zoo: checkpoint, ONNX, TVM at both levels; then each engine gives rows of the table."""
+    """A bigram is exported and compiled at both levels as any model; then each engine returns rows of its table."""
     artifacts, _ = choose_artifacts(tmp_path, "bigram")
     config = prepare(artifacts, contenders)
     ids = random_ids(config, 3, 17, seed=0)
@@ -97,7 +97,7 @@ def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(
 
 def test_a_library_of_another_export_is_an_error(copied: Artifacts, contenders: list[Contender]) -> None:
     replace_checkpoint(copied)
-    copied.exported.unlink()  # so that it is made again
+    copied.exported.unlink()  # so that it is built again
     with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
         prepare(copied, contenders, ["prefill"])
 
@@ -132,7 +132,7 @@ def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
 
 
 def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that holds weights and itself, as those of torch, ONNX and TVM do, is gone when its file is there."""
+    """A graph in a reference cycle with its weights, as in torch, ONNX and TVM, is freed once its file is built."""
     left = []
 
     class Graph:

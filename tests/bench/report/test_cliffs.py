@@ -1,4 +1,4 @@
-"""Odd lengths against what their neighbours say."""
+"""Compares odd lengths with the time interpolated from their neighbours."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from gpt.config import GPTConfig
 
 
 def row(T: int, *rounds_ms: float | None) -> dict:
-    """Of one engine at a length, with a call in each round, or none."""
+    """Build a row of one engine at a length, with at most one call in each round."""
     samples = [ms for ms in rounds_ms if ms is not None]
     counts = [int(ms is not None) for ms in rounds_ms]
     names = {"label": "e", "phase": "prefill", "status": "timed", "B": 1, "T": T}
@@ -31,7 +31,7 @@ def test_the_time_is_held_to_the_one_interpolated() -> None:
 
 
 def test_a_round_is_compared_with_itself() -> None:
-    """The machine is at half of its speed in the second round, and one length sits the fourth out."""
+    """The machine runs at half its speed in the second round, and one length has no sample in the fourth."""
     found = cliffs([row(2, 1.0, 2.0, 1.0, 3.0), row(1, 0.5, 1.0, 0.9, None)])
     assert found == {"e": {1: 0.5}}
 

@@ -22,8 +22,8 @@ def test_operations_as_counted_by_hand() -> None:
     """The count equals each matmul of the model written out: rows × columns × inner length × 2."""
     B, T, C, V, nh, hs = 3, 7, 4, 5, 2, 2
     linear = sum(2 * T * inner * outer for inner, outer in ((C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)))
-    scores = sum(2 * hs * 1 for query in range(T) for _ in range(query + 1))  # one dot product for each pair
-    attention = nh * (scores + scores)  # and as much for the weighted sum of values
+    scores = sum(2 * hs * 1 for query in range(T) for _ in range(query + 1))  # one dot product per pair
+    attention = nh * (scores + scores)  # and the same for the weighted sum of values
     assert prefill_flops(CONFIG, B, T) == B * (2 * (linear + attention) + 2 * T * C * V)
 
 
@@ -44,7 +44,7 @@ def test_fewer_bits_are_fewer_bytes_and_scales() -> None:
     assert weight_bytes(CONFIG, "bf16") == 2 * weights
     assert weight_bytes(CONFIG, "int8") == weights + 4 * columns
     assert weight_bytes(CONFIG, "int4") == weights // 2 + 2 * weights // 32
-    rows = 2 * 2 * 7  # of keys and of values in two layers; each has two heads
+    rows = 2 * 2 * 7  # rows of keys and values in two layers; each row has two heads
     for precision, row in {"bf16": 4 * 2, "int8": 4 + 2 * 4, "int4": 4 + 2 * 4}.items():
         assert decode_bytes(CONFIG, 1, 7, precision) == weight_bytes(CONFIG, precision) + rows * row
 
@@ -75,7 +75,7 @@ def test_the_slower_of_the_two_binds(peak: float, binds: str) -> None:
 
 
 def test_a_decode_reads_the_weights_and_the_cache_so_far() -> None:
-    keys_and_values = 2 * 2 * 7 * 4  # two of each layer, 7 rows of 4 numbers
+    keys_and_values = 2 * 2 * 7 * 4  # keys and values of two layers, 7 rows of 4 numbers
     assert decode_bytes(CONFIG, 1, 7) == weight_bytes(CONFIG) + 4 * keys_and_values
     assert decode_bytes(CONFIG, 3, 7) == weight_bytes(CONFIG) + 3 * 4 * keys_and_values
 
@@ -98,7 +98,7 @@ def test_generation_is_the_prompt_and_the_decodes_over_all_tokens() -> None:
     assert bound.binds == "reading"
 
 
-def test_of_a_prompt_only_the_last_position_meets_the_head() -> None:
+def test_a_prompt_multiplies_the_head_at_its_last_position_alone() -> None:
     head = 2 * 4 * 5
     bound = generation_bound(Roofline(1, 1.0, 1e15, 1, 1.0), CONFIG, 1, 3, tokens=1)
     assert bound.seconds == prefill_flops(CONFIG, 1, 3) - 2 * head

@@ -1,4 +1,7 @@
 import re
+from pathlib import Path
+
+import pytest
 
 from bench.harness import turns
 from bench.studies import ablation, search
@@ -17,11 +20,11 @@ def test_each_step_adds_the_next_phase() -> None:
 
 
 def cells_of(line: str) -> list[str]:
-    """The cells of a line of a Markdown table, without their padding."""
+    """Split a line of a Markdown table into cells, without their padding."""
     return [cell.strip() for cell in line[1:-1].split("|")]
 
 
-def test_it_prints_a_table(tmp_path, monkeypatch, capsys):
+def test_it_prints_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(turns, "ROUND_S", 0.001)
     kept = [ablation_steps()[0], ablation_steps()[1], ablation_steps()[-1]]
     monkeypatch.setattr(ablation, "ablation_steps", lambda: kept)
@@ -36,7 +39,7 @@ def test_it_prints_a_table(tmp_path, monkeypatch, capsys):
     assert all(re.fullmatch(r"\d+\.\d\d \| (\d+\.\d\d)? \| \d+\.\d", " | ".join(cells_of(row)[1:])) for row in rows)
 
 
-def test_a_layer_by_hand_and_untuned(monkeypatch):
+def test_a_layer_by_hand_and_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "ROUND_S", 0.001)
     for number, size in (("M", 3), ("K", 16), ("N", 40)):
         monkeypatch.setattr(search, number, size)
