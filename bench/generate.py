@@ -1,7 +1,7 @@
 """python -m bench.generate --engine onnxruntime --prompt "def " --tokens 40
 python -m bench.generate --engine openvino --artifacts my-model
 
-Continue a text with the likeliest tokens, by any engine that has a KV cache, as they come.
+Continue a text greedily with any engine that has a KV cache, and print the tokens as they come.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
 
-MOST_TOKENS = 200  # if nobody says how many
+MOST_TOKENS = 200  # default upper limit of the tokens to generate
 
 
 def run(
@@ -35,15 +35,15 @@ def run(
     threads: int | None = None,
     precision: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
 ) -> None:
-    """Continue a text with the likeliest tokens, by any engine that has a KV cache, as they come.
+    """Continue a text greedily with any engine that has a KV cache, and print the tokens as they come.
 
     Args:
-        engine: one that can generate: eager, sdpa, inductor, onnxruntime, openvino, …
+        engine: an engine that can generate: eager, sdpa, inductor, onnxruntime, openvino, …
         prompt: the text to continue
-        tokens: how many to add; by default as many as fit in block_size, at most 200
-        artifacts: the folder of the model; what the engine needs is made there if it is absent
-        threads: of the engine; by default the physical cores that this process may use
-        precision: of its products
+        tokens: the number of tokens to add; by default as many as fit in block_size, at most 200
+        artifacts: the folder of the model; files that the engine needs are built there if they are absent
+        threads: the engine's threads; by default one per physical core that this process may use
+        precision: the precision of the matrix products
     """
     threads = checked_threads(threads)
     candidate = _candidate_of(engine, precision)
@@ -64,9 +64,9 @@ def run(
     print(f"{candidate.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
 
 
-def _candidate_of(engine: str, precision: str) -> Candidate:
-    """The engine's first variant that can generate. Raises UserError if there is none."""
-    able = [each for each in find_candidates([engine], [precision]) if Generate.phase in each.phases]
+def _contender_of(engine: str, precision: str) -> Contender:
+    """Return the engine's first variant that can generate. Raises UserError if there is none."""
+    able = [each for each in find_contenders([engine], [precision]) if Generate.phase in each.phases]
     if not able:
         others = dict.fromkeys(
             each.engine for each in find_candidates((), [precision]) if Generate.phase in each.phases
@@ -76,8 +76,8 @@ def _candidate_of(engine: str, precision: str) -> Candidate:
 
 
 def _room_for(ids: list[int], tokens: int | None, config: GPTConfig) -> int:
-    """How many tokens to add to a prompt. Raises UserError unless they fit behind it."""
-    room = config.block_size - len(ids) + 1  # the last token need not be fed
+    """Return the number of tokens to add to a prompt. Raises UserError unless they fit in block_size after it."""
+    room = config.block_size - len(ids) + 1  # the last token is never fed back
     wanted = min(MOST_TOKENS, max(room, 1)) if tokens is None else tokens
     if room < 1 or not 1 <= wanted <= room:
         fits = f"only 1 to {room} fit" if room >= 1 else "none fits"
@@ -96,8 +96,8 @@ def _load(candidate: Candidate, artifacts: Artifacts, config: GPTConfig, threads
 
 
 def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens: int) -> list[float]:
-    """Print each token's text as it comes; the seconds that each took."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # one character may be several of GPT-2's tokens
+    """Print each token's text as it comes, and return the seconds that each took."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span several GPT-2 tokens
     seconds, last_s = [], time.perf_counter()
     for chosen in engine.stream(np.array([ids]), tokens):
         seconds.append(time.perf_counter() - last_s)

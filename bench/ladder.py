@@ -1,7 +1,7 @@
 """python -m bench.ladder artifacts/model.onnx --shape 1x64
 
-What each step of the compiler adds on one model: it is compiled again and again, each time with one phase more, then
-with everything in fewer bits, and all of these take turns. The table is that of docs/cpu-lowering.md.
+Ablation study of the compiler on one model: compile it with one more phase at each step, then with all phases at lower
+precisions, time all builds in turns, and print the table of docs/cpu-lowering.md.
 """
 
 from bench.studies.ablation import main

@@ -2,9 +2,9 @@
 python -m bench.search --trials 4 8 --models linear       # a rehearsal
 python -m bench.search --models relay                     # the demo model by Relay and its search, after make relay
 
-Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The tables are
-those of docs/hand-and-search.md and docs/relay-to-relax.md. One search a model, that is continued from each number of
-trials to the next.
+Compare hand-written kernels with a MetaSchedule search: the time until the code is ready, and its speed. Prints the
+tables of docs/hand-and-search.md and docs/relay-to-relax.md. Each model is searched once; the search continues from one
+number of trials to the next.
 """
 
 from bench.studies.search import main

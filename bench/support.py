@@ -1,6 +1,6 @@
 """python -m bench.support                                # 20 minutes of one core → docs/support-matrix.md
 
-Which files each frontend of the compiler takes: every one is exported, compiled, run and compared with float64.
+Test which files each frontend of the compiler accepts: export, compile and run each, and compare it with float64.
 """
 
 from bench.studies.support import main

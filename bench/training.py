@@ -1,7 +1,7 @@
 """python -m bench.training recipe --corpus input.txt
 python -m bench.training throughput
 
-Two bars of the training: the loss that nanoGPT publishes for its CPU recipe, and the speed of a plain loop.
+Compare training with two references: the loss that nanoGPT publishes for its CPU recipe, and a plain loop's speed.
 """
 
 from bench.studies.training import main

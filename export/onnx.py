@@ -7,12 +7,14 @@ python -m export.onnx my.pt -o my.onnx --opset 20
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Literal
 
 import onnx
 import onnxscript
 import torch
 import tyro
+from tabulate import tabulate
 from tqdm import tqdm
 
 from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_of
@@ -199,13 +201,15 @@ def _precision_lines(lacking: Lacking, dtype: str) -> Iterator[str]:
 
 
 def _proof_lines(proofs: list[Proof]) -> Iterator[str]:
-    width = max(len(proof.what) for proof in proofs)
     yield f"ONNX Runtime against eager PyTorch, random ids; tolerance {proofs[0].tolerance:.0e} of the largest logit:"
-    heads = f"{'B':>4} {'T':>5} {'err fp64':>9} {'err fp32':>9} {'largest logit':>14} {'top-1 equal':>12}"
-    yield f"  {'':{width}} {heads}"
-    for proof in proofs:
-        errors = f"{proof.err_fp64:>9.1e} {proof.err_fp32:>9.1e} {proof.scale:>14.2f} {proof.top1_match:>12.1%}"
-        yield f"  {proof.what:{width}} {proof.B:>4} {proof.T:>5} {errors}"
+    heads = ("", "B", "T", "err fp64", "err fp32", "largest logit", "top-1 equal")
+    rows = [
+        (proof.what, proof.B, proof.T, f"{proof.err_fp64:.1e}", f"{proof.err_fp32:.1e}",
+         f"{proof.scale:.2f}", f"{proof.top1_match:.1%}")
+        for proof in proofs
+    ]  # fmt: skip
+    alignment = ("left", *["right"] * 6)
+    yield indent(tabulate(rows, heads, "plain", colalign=alignment, disable_numparse=True), "  ")
     for proof in proofs:
         if proof.tokens:
             ties = f", {proof.near_ties} others near ties" if proof.near_ties else ""

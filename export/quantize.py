@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 import tyro
 from onnx import numpy_helper
+from tabulate import tabulate
 
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
 from gpt.cli import UserError, run_command
@@ -269,9 +270,9 @@ def quantize_command(
         output = output or model.with_name(f"{model.stem}-openvino-int{bits}")
         losses = quantize_openvino(model, output, bits)
     print(f"int{bits} against float32, random ids:")
-    print(f"{'B':>4} {'T':>5} {'error / largest logit':>22} {'top-1 equal':>12}")
-    for loss in losses:
-        print(f"{loss.B:>4} {loss.T:>5} {loss.max_rel_err:>22.1e} {loss.top1_match:>12.1%}")
+    rows = [(loss.B, loss.T, f"{loss.max_rel_err:.1e}", f"{loss.top1_match:.1%}") for loss in losses]
+    heads, alignment = ("B", "T", "error / largest logit", "top-1 equal"), ["right"] * 4
+    print(tabulate(rows, heads, "plain", colalign=alignment, disable_numparse=True))
     files = output.iterdir() if output.is_dir() else [output]
     print(f"wrote {output} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)")
 

@@ -5,12 +5,13 @@ Show what is in a checkpoint and what it costs: parameters, FLOPs per token, mem
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tabulate import tabulate
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
@@ -59,11 +60,9 @@ def _words(checkpoint: Checkpoint) -> str:
 
 def _parameter_lines(checkpoint: Checkpoint) -> Iterator[str]:
     rows = parameter_table(checkpoint)
-    width = max(len(row.name) for row in rows)
-    yield f"{'parameter':{width}}  {'shape':>15} {'tensors':>8} {'numbers':>15}"
-    for name, shape, tensors, total in map(astuple, rows):
-        yield f"{name:{width}}  {list(shape)!s:>15} {tensors:>8} {total:>15,}"
-    yield f"{'total':{width}}  {'':>15} {sum(row.tensors for row in rows):>8} {sum(row.total for row in rows):>15,}"
+    lines = [(row.name, str(list(row.shape)), str(row.tensors), f"{row.total:,}") for row in rows]
+    lines.append(("total", "", str(sum(row.tensors for row in rows)), f"{sum(row.total for row in rows):,}"))
+    yield from _table(lines, "parameter", "shape", "tensors", "numbers")
 
 
 def _flops_lines(config: GPTConfig) -> Iterator[str]:
@@ -80,12 +79,20 @@ def _flops_lines(config: GPTConfig) -> Iterator[str]:
 def _memory_lines(config: GPTConfig, B: int) -> Iterator[str]:
     yield f"MB per phase, float32 with sdpa on a CPU, B = {B}, T = {config.block_size} (MB: 10⁶ bytes)"
     heads = ("weights", "gradients", "AdamW", "KV cache", "activations", "total")
-    yield f"  {'':9}" + "".join(f"{head:>13}" for head in heads)
+    lines = []
     for phase in PHASES:
         found = phase_memory(config, phase, B, config.block_size)
         parts = (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes, found.cache_bytes)
         columns = (*parts, found.activations_bytes, found.total_bytes)
-        yield f"  {phase:9}" + "".join(f"{size / 1e6:>13,.2f}" for size in columns)
+        lines.append((phase, *(f"{size / 1e6:,.2f}" for size in columns)))
+    for line in _table(lines, "", *heads):
+        yield f"  {line}"
+
+
+def _table(rows: Sequence[tuple[str, ...]], *heads: str) -> list[str]:
+    """Align names to the left and numbers to the right."""
+    alignment = ("left", *["right"] * (len(heads) - 1))
+    return tabulate(rows, heads, "plain", colalign=alignment, disable_numparse=True).splitlines()
 
 
 def run(

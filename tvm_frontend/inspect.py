@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tabulate import tabulate
 
 from gpt.cli import UserError, run_command
 from gpt.files import find_input
@@ -139,17 +140,10 @@ def work_table(kernels: list[KernelCode], shape: Shape) -> str:
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
-    """Align the columns of text left and those of numbers right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    words = [i for i in range(len(widths)) if not any(row[i][:1].isdigit() for row in rows[1:])]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if i in words else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    """Align words to the left and numbers to the right."""
+    has_numbers = [any(row[i][:1].isdigit() for row in rows[1:]) for i in range(len(rows[0]))]
+    alignment = ["right" if numbers else "left" for numbers in has_numbers]
+    return tabulate(rows[1:], rows[0], "plain", colalign=alignment, disable_numparse=True)
 
 
 def inspect_command(

@@ -1,6 +1,6 @@
-"""Every engine that can run the model, one a file; the folder is the registry and the file's name the engine's name.
+"""Registry of the engines that can run the model: each file of this folder is one, and its name is the engine's name.
 
-To add an engine, put a file here that defines a class `Engine(Backend)`. Nothing else names it.
+To add an engine, put a file here that defines a class `Engine(Backend)`. No list has to be extended.
 """
 
 import importlib
@@ -22,10 +22,11 @@ from gpt.config import GPTConfig
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run an engine. files: the phases that it can do, with the file of `models.artifacts` that each needs.
+    """A way to run an engine, such as a precision or an optimisation level.
 
-    precision: of its products, a name in `bench.correctness.agreement.PRECISIONS`. requires: packages besides the
-    engine's. about: what sets it apart. unable: why it cannot run anywhere, None if it can.
+    files: maps each phase that it supports to the file of `models.artifacts` that it needs. precision: that of the
+    matrix products, a name in `bench.correctness.agreement.PRECISIONS`. requires: packages beyond the engine's. about:
+    its difference from the other variants. unable: the reason why it cannot run on any machine, None if it can.
     """
 
     files: dict[str, str]
@@ -36,15 +37,15 @@ class Variant:
 
 
 class Backend(ABC):
-    """One engine. Its file imports the packages in `requires` only inside methods, so that it can always be read.
+    """Base class of an engine. Its file imports the packages in `requires` only inside methods.
 
-    requires: the packages it needs, import name to the name to install it by. variants: ways to run it, each timed by
-    itself (`""` is its plainest). summary: what it is, in a few words. static: whether its files are of one shape each,
-    and made for those alone that are timed.
+    That way the file can be imported where they are absent. requires: maps the import name of each package to the name
+    to install it by. variants: the ways to run the engine, each timed separately (`""` is the default one). summary: a
+    short description. static: True if each of its files holds one shape and is built for the timed shapes alone.
 
-    An engine writes the methods that begin with an underscore: `_load` and `_prefill`, and for a KV cache `_fill` and
-    `_decode`, or `_generate` and `_stream` if it has a loop of its own. Those are only called with what fits the
-    model: the public ones look first, and raise UserError before any kernel runs. variant: the one that was loaded.
+    A subclass implements `_load` and `_prefill`, and for a KV cache `_fill` and `_decode`, or `_generate` and `_stream`
+    if it has a generation loop of its own. The public methods check the ids and raise UserError before any kernel runs,
+    so the implementations only see valid input. variant: the variant that was loaded.
     """
 
     requires: ClassVar[dict[str, str]]
@@ -54,22 +55,22 @@ class Backend(ABC):
 
     @classmethod
     def why_absent(cls) -> str | None:
-        """Why it cannot run here though the packages in `requires` are there; None if it can."""
+        """Return why the engine cannot run although the packages in `requires` are installed, or None if it can."""
         return None
 
     @classmethod
     def interpreter(cls) -> Interpreter:
-        """The Python that it runs in, of an engine that can run here."""
+        """Return the Python interpreter to run it in. Only called if it can run here."""
         return OURS
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
-        """Make ready to run on exactly `threads` threads. Called once, in a process of the engine's own."""
+        """Prepare to run on exactly `threads` threads. Called once, in the engine's own process."""
         self.config, self.variant = config, self.variants[variant]
-        self._cached: tuple[int, int] = (0, 0)  # sequences and tokens that the cache holds
+        self._cached: tuple[int, int] = (0, 0)  # (sequences, tokens) in the KV cache
         self._load(artifacts, threads)
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, T, V] of ids int64 [B, T]; may be a view that the next call overwrites.
+        """Compute logits float32 [B, T, V] of ids int64 [B, T]; may return a view that the next call overwrites.
 
         Raises UserError for ids that the model cannot take.
         """
@@ -77,7 +78,7 @@ class Backend(ABC):
         return self._prefill(ids)
 
     def fill(self, ids: np.ndarray) -> np.ndarray:
-        """Empty the cache and put a prompt of ids int64 [B, T] in: logits float32 [B, V] of its last position.
+        """Reset the cache, fill it with a prompt of ids int64 [B, T] and return its last logits, float32 [B, V].
 
         Raises UserError for ids that the model cannot take.
         """
@@ -88,10 +89,10 @@ class Backend(ABC):
         return logits
 
     def decode(self, ids: np.ndarray, context: int) -> np.ndarray:
-        """Logits float32 [B, V] of one more token, ids int64 [B, 1], behind the first `context` tokens in the cache.
+        """Compute logits float32 [B, V] of one more token, ids int64 [B, 1], after `context` tokens of the cache.
 
-        What the cache held from `context` on is overwritten, so a second call with the same arguments is the same
-        work. Raises UserError for ids that the model cannot take, and unless 1 ≤ context ≤ what the cache holds.
+        The cache is overwritten from position `context` on, so a second call with the same arguments does the same
+        work. Raises UserError for ids that the model cannot take, and unless 1 ≤ context ≤ tokens in the cache.
         """
         self._check(ids, context)
         B, length = self._cached
@@ -106,7 +107,7 @@ class Backend(ABC):
         return logits
 
     def generate(self, ids: np.ndarray, tokens: int) -> np.ndarray:
-        """The likeliest `tokens` tokens after ids int64 [B, T], one after the other: int64 [B, tokens].
+        """Generate `tokens` tokens greedily after a prompt of ids int64 [B, T]: int64 [B, tokens].
 
         Raises UserError for ids that the model cannot take, and unless all but the last token fit in block_size.
         """
@@ -114,26 +115,26 @@ class Backend(ABC):
         return self._generate(ids, tokens)
 
     def stream(self, ids: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-        """The same one by one, int64 [B] each."""
+        """Yield the tokens of `generate` one at a time, int64 [B] each."""
         self._check_tokens(ids, tokens)
         yield from self._stream(ids, tokens)
 
     def loss(self, windows: np.ndarray) -> float:
-        """Mean cross-entropy, in nats a token, of windows of a text, int64 [N, T + 1]: of each token but the first."""
+        """Compute the mean cross-entropy, in nats per token, over windows of a text, int64 [N, T + 1]."""
         nats = [nats_of(self.prefill(window[None, :-1])[0], window[1:]) for window in windows]
         return float(np.mean(nats))
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Package name to version, of the packages that decide the speed."""
+        """Map each package that decides the speed to its version."""
 
     @abstractmethod
     def _load(self, artifacts: Artifacts, threads: int) -> None:
-        """See `load`. What only some phases need may wait until they are asked for."""
+        """Implement `load`. Files that only some phases need may be loaded at their first use."""
 
     @abstractmethod
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        """See `prefill`."""
+        """Implement `prefill`."""
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -154,16 +155,16 @@ class Backend(ABC):
                 logits = self.decode(likeliest[:, None], context)
 
     def _check_tokens(self, ids: np.ndarray, tokens: int) -> None:
-        """Raise UserError unless some tokens fit behind a prompt that the model can take."""
+        """Raise UserError unless the prompt is valid and all new tokens but the last fit in block_size after it."""
         self._check(ids)
         room = self.config.block_size - ids.shape[1] + 1
         if not 1 <= tokens <= room:
             raise UserError(f"tokens={tokens}: must be 1 to {room} after a prompt of {ids.shape[1]}")
 
     def _check(self, ids: np.ndarray, context: int = 0) -> None:
-        """Raise UserError unless ids are int64 [B, T], all in [0, V), that fit in block_size behind `context` tokens.
+        """Raise UserError unless ids are int64 [B, T] in [0, V) and fit in block_size after `context` tokens.
 
-        One pass over them, as it is timed with every engine's calls.
+        The check is timed with every engine's calls, so it makes a single pass over the ids.
         """
         V, block_size = self.config.vocab_size, self.config.block_size
         if ids.dtype != np.int64:
@@ -179,12 +180,12 @@ class Backend(ABC):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One engine in one variant: what a row of the results is about.
+class Contender:
+    """One engine in one variant, the subject of a row of the results.
 
-    precision: of its products, a name in `bench.correctness.agreement.PRECISIONS`. files: each phase that it can do,
-    with the file that it needs for it. absent: why it cannot run here, or None. static, interpreter: as `Backend` has
-    them. package: the registry that has it.
+    precision: that of the matrix products, a name in `bench.correctness.agreement.PRECISIONS`. files: pairs of a phase
+    that it supports and the file that it needs for it. absent: the reason why it cannot run here, or None. static,
+    interpreter: as in `Backend`. package: the registry that lists it.
     """
 
     engine: str
@@ -199,29 +200,29 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The engine's name with its variant: `tvm O3`."""
+        """Join the engine's name and its variant: `tvm O3`."""
         return f"{self.engine} {self.variant}".strip()
 
     @property
     def factory(self) -> str:
-        """Where a worker finds the engine's class."""
+        """Return `module:Class` of the engine, for a worker to import."""
         return f"{self.package}.{self.engine}:Engine"
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The names of the phases that it can do."""
+        """List the names of the phases that it supports."""
         return tuple(phase for phase, _ in self.files)
 
 
 def engine_names(package: str = __name__) -> list[str]:
-    """The names of all engines, present or absent: the files of this folder, or of another that is such a registry."""
+    """List the names of all engines, installed or not: the files of this folder, or of another registry."""
     return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
 
 
 def find_candidates(
     asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",), package: str = __name__
-) -> list[Candidate]:
-    """Every variant of some precisions of every engine of a registry, or of the engines asked for.
+) -> list[Contender]:
+    """List every variant of some precisions of every engine of a registry, or of the engines asked for.
 
     Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
     here.
@@ -242,16 +243,16 @@ def find_candidates(
     return found
 
 
-def refuse_absent(asked: Iterable[str], candidates: Collection[Candidate]) -> None:
-    """Raise UserError for the first engine asked for of which no variant can run here."""
+def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> None:
+    """Raise UserError for the first engine asked for that cannot run here in any variant."""
     for name in asked:
         reasons = [candidate.absent for candidate in candidates if candidate.engine == name]
         if reasons and all(reasons):
             raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
-def candidates_of(name: str, package: str = __name__) -> list[Candidate]:
-    """All variants of one engine."""
+def contenders_of(name: str, package: str = __name__) -> list[Contender]:
+    """List all variants of one engine."""
     engine: type[Backend] = importlib.import_module(f"{package}.{name}").Engine
     found = []
     for label, variant in engine.variants.items():

@@ -1,4 +1,4 @@
-"""CTranslate2 on what its own converter makes of the checkpoint, by way of a Hugging Face GPT-2 folder."""
+"""Runs CTranslate2 on the checkpoint as its own converter writes it, by way of a Hugging Face GPT-2 folder."""
 
 import json
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ FILES = dict.fromkeys(("prefill", "generate"), CTRANSLATE2)
 
 
 class Engine(Backend):
-    """Its generator: a forward over a prompt, and its own loop over a KV cache.
+    """Runs its generator: a forward pass over a prompt, and its own generation loop over a KV cache.
 
-    From Python that loop cannot be fed a token at a time, so it has no decode of its own here: generate shows it.
+    From Python that loop cannot be fed one token at a time, so the decode phase is absent and generate measures it.
     """
 
     requires: ClassVar[dict[str, str]] = {"ctranslate2": "ctranslate2", "transformers": "transformers"}
@@ -47,7 +47,7 @@ class Engine(Backend):
 
     def _generate(self, ids: np.ndarray, tokens: int) -> np.ndarray:
         prompts = [[self._tokens[index] for index in row] for row in ids]
-        # The prompt goes in at once, not token by token; no token ends the text.
+        # The prompt is processed in one pass, and no end token stops the generation early.
         results = self._generator.generate_batch(
             prompts, min_length=tokens, max_length=tokens, end_token=[], include_prompt_in_result=False
         )
@@ -56,7 +56,7 @@ class Engine(Backend):
     def _stream(self, ids: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
         prompts = [[self._tokens[index] for index in row] for row in ids]
         steps = self._generator.generate_tokens(prompts, min_length=tokens, max_length=tokens, end_token=[])
-        for step in zip(*[iter(steps)] * len(ids), strict=True):  # of each sequence one
+        for step in zip(*[iter(steps)] * len(ids), strict=True):  # one step of each sequence
             chosen = {each.batch_id: each.token_id for each in step}
             yield np.array([chosen[row] for row in range(len(ids))])
 

@@ -1,4 +1,4 @@
-"""PyTorch as the model is written: one operator after the other, attention spelled out."""
+"""Runs eager PyTorch: the model as it is written, one operator after the other, with explicit attention."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,9 +15,9 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # torch's names
 
 
 class Engine(Backend):
-    """The reference implementation, to which every ratio in float32 is taken.
+    """The baseline of every float32 speedup.
 
-    In bfloat16 all is kept in it: weights, cache and what is between.
+    In bfloat16, weights, KV cache and activations are all bfloat16.
     """
 
     requires: ClassVar[dict[str, str]] = {"torch": "torch"}
@@ -30,7 +30,7 @@ class Engine(Backend):
 
     @property
     def arithmetic(self) -> str:
-        """torch's name of the dtype of weights and activations."""
+        """Return torch's name of the dtype of weights and activations."""
         return DTYPES[self.variant.precision]
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
@@ -61,14 +61,14 @@ class Engine(Backend):
         return self._step(ids)
 
     def _step(self, ids: np.ndarray) -> np.ndarray:
-        """Put ids behind what is in the cache: the last position's logits [B, V]."""
+        """Append ids to the cache and return the last position's logits [B, V]."""
         import torch
 
         with torch.inference_mode():
             return self._to_numpy(self._model(torch.from_numpy(ids), last_only=True, cache=self._cache))[:, -1]
 
     def _to_numpy(self, logits: "Tensor") -> np.ndarray:
-        """A view, or in float32 what numpy has no dtype for."""
+        """Return a view of the logits, or a float32 copy of bfloat16, for which numpy has no dtype."""
         return (logits.float() if self.arithmetic == "bfloat16" else logits).numpy()
 
     def versions(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""torch.compile with its default backend, the model compiled anew for each shape so that it knows them all."""
+"""Runs torch.compile with its default backend, Inductor, which compiles the model for each shape with static sizes."""
 
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from gpt.model import GPT
 
-ROWS = (64, 256)  # of the cache, one of which a step reads where they suffice; else block_size
+ROWS = (64, 256)  # cache rows that a decode step reads: the first that holds the context, else block_size
 
 
 class Engine(eager.Engine):
-    """torch.compile over the model with fused attention. The first call at a shape compiles; it is never timed.
+    """Runs torch.compile over the model with SDPA. The first call at a shape compiles it and is never timed.
 
-    A graph has one shape, so a step of decode reads a fixed number of the cache's rows and masks those not filled yet.
-    The prompt before it is eager's.
+    A compiled graph has static shapes, so a decode step reads a fixed number of cache rows and masks those not filled
+    yet. Prompts are processed by eager.
     """
 
     summary = "torch.compile, one compilation a shape; the KV cache in place, in blocks of fixed length"
@@ -31,17 +31,19 @@ class Engine(eager.Engine):
         import torch._inductor.config
 
         super()._load(artifacts, threads)
-        # By default the ninth shape would fall back to eager without a word.
+        # By default the ninth shape would silently fall back to eager.
         torch._dynamo.config.recompile_limit = 64
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        torch._inductor.config.compile_threads = threads  # its processes are stopped with ours while others are timed
+        torch._inductor.config.compile_threads = (
+            threads  # its compile processes are stopped with the worker while other engines are timed
+        )
         self._compiled = torch.compile(self._model, dynamic=False, fullgraph=True)
         self._compiled_step = torch.compile(_step, dynamic=False, fullgraph=True)
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         import torch
 
-        with torch.no_grad():  # inference_mode would be one more thing to guard on
+        with torch.no_grad():  # inference_mode would add a guard
             return self._to_numpy(self._compiled(torch.from_numpy(ids)))
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
@@ -65,9 +67,9 @@ class Engine(eager.Engine):
 
 
 def _step(model: "GPT", ids: "Tensor", pos: "Tensor", seen: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":
-    """`GPT.forward` of one token a sequence, ids [B, 1], that writes row pos [1] of the cache: logits [B, 1, V].
+    """Compute `GPT.forward` of one token per sequence, ids [B, 1], writing row pos [1] of the cache: logits [B, 1, V].
 
-    seen: bool [1, S], which rows of keys and values [n_layer, B, nh, S, hs] count.
+    seen: bool [1, S], the attention mask over the rows of keys and values [n_layer, B, nh, S, hs].
     """
     from torch.nn.functional import scaled_dot_product_attention
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider on the exported files."""
+"""Runs ONNX Runtime's CPU execution provider on the exported files."""
 
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ def _files(forward: str, with_cache: str) -> dict[str, str]:
 
 
 class Engine(Backend):
-    """One session a file; all graph optimisations on, threads that spin between operators (its default)."""
+    """Opens one session per file, with all graph optimisations and spinning threads, which are its defaults."""
 
     requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime-gpu"}
     summary = "ONNX Runtime, CPU provider, on the exported files; the KV cache bound as input and output, so in place"
@@ -63,7 +63,7 @@ class Engine(Backend):
         return self._logits[:, 0]
 
     def _bind(self, ids: np.ndarray, logits: np.ndarray) -> "IOBinding":
-        """Have the file with a cache read and write our arrays; a tensor of the cache is input and output at once."""
+        """Bind numpy arrays to the cached model; a cache tensor is both input and output, so it is updated in place."""
         from onnxruntime import OrtValue
 
         binding = self._with_cache.io_binding()
@@ -91,7 +91,7 @@ class Engine(Backend):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
-        if session.get_providers() != [PROVIDER]:  # it falls back to others without raising
+        if session.get_providers() != [PROVIDER]:  # it silently falls back to others
             raise RuntimeError(f"asked for {PROVIDER}, got {session.get_providers()}")
         return session
 

@@ -1,4 +1,4 @@
-"""OpenVINO's CPU plugin on the exported files, held to the precision asked for."""
+"""Runs OpenVINO's CPU plugin on the exported files, with a hint for the precision asked for."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -22,11 +22,11 @@ def _compressed(bits: int, about: str) -> Variant:
 
 
 class Engine(Backend):
-    """Compiled anew for each shape of a prefill; once for prompts, and once for one token behind a past of any length.
+    """Compiles each prefill shape, a model for prompts of any shape, and one for a token after a past of any length.
 
-    Its plugin reads no cache in place: past keys and values come in, present ones go out. Two requests take turns, so
-    that what one gave is what the other reads and nothing is copied in between. As its own state (stateful), the same
-    graph was 1.1 to 6 times slower.
+    The plugin has no in-place cache: past keys and values are inputs, present ones outputs. Two infer requests
+    alternate, so that one reads the outputs of the other without a copy. With a stateful model, OpenVINO's own cache,
+    the same graph was 1.1 to 6 times slower.
     """
 
     requires: ClassVar[dict[str, str]] = {"openvino": "openvino"}
@@ -45,17 +45,20 @@ class Engine(Backend):
         self._folder = artifacts.folder
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
-            # by default bfloat16 where the CPU has it
+            # the default is bfloat16 on a CPU that has it
             "INFERENCE_PRECISION_HINT": "bf16" if self.variant.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        self._of_shape: tuple[tuple[int, int] | None, CompiledModel | None] = None, None  # the last one
-        self._steps: tuple[int, list[InferRequest]] = (0, [])  # for how many sequences, and the two that take turns
+        self._of_shape: tuple[tuple[int, int] | None, CompiledModel | None] = None, None  # the last shape that was run
+        self._steps: tuple[int, list[InferRequest]] = (0, [])  # the batch size, and the two requests that alternate
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         if self._of_shape[0] != ids.shape:
-            self._of_shape = None, None  # each has weights of its own: ten of GPT-2 took 13 GB
+            self._of_shape = (
+                None,
+                None,
+            )  # free it first: each compiled model copies the weights, ten of GPT-2 took 13 GB
             model = self._read("prefill")
             model.reshape(list(ids.shape))
             self._of_shape = ids.shape, self._compile(model)
@@ -75,7 +78,7 @@ class Engine(Backend):
         return logits
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
-        if context == self._past_tokens + 1 and self._next is not None:  # what the last call gave is now the past
+        if context == self._past_tokens + 1 and self._next is not None:  # the outputs of the last call become the past
             self._past, self._next, self._past_tokens = self._next, None, context
             self._steps[1].reverse()
         elif context != self._past_tokens:
@@ -85,7 +88,7 @@ class Engine(Backend):
         return logits
 
     def _run(self, request: "InferRequest", ids: np.ndarray, past: "list[Tensor]") -> np.ndarray:
-        """Logits [B, V] of the last position; a view."""
+        """Run a request and return a view of the last position's logits [B, V]."""
         from openvino import Tensor
 
         request.set_tensor("input_ids", Tensor(np.ascontiguousarray(ids)))
@@ -98,7 +101,7 @@ class Engine(Backend):
         return [request.get_tensor(name.replace("past_key_values", "present")) for name in self._past_names]
 
     def _shortened(self, context: int) -> "list[Tensor]":
-        """The first rows of the longest that there is, copied."""
+        """Copy the first `context` rows of the longest keys and values at hand."""
         from openvino import Tensor
 
         return [Tensor(tensor.data[:, :, :context].copy()) for tensor in self._next or self._past]
@@ -112,7 +115,7 @@ class Engine(Backend):
         return self._compile(self._read("decode")).create_infer_request()
 
     def _one_token(self, B: int) -> "Model":
-        """The file for one token of B sequences: of the shapes, only the length of the past is left open."""
+        """Read the model with static shapes for one token of B sequences; only the length of the past stays dynamic."""
         from openvino import Dimension
 
         model = self._read("decode")
@@ -122,7 +125,7 @@ class Engine(Backend):
 
     def _read(self, phase: str) -> "Model":
         path = self._folder / self.variant.files[phase]
-        return self._core.read_model(path / "model.xml" if path.is_dir() else path)  # what is compressed is a folder
+        return self._core.read_model(path / "model.xml" if path.is_dir() else path)  # a compressed model is a folder
 
     def _compile(self, model: "Model") -> "CompiledModel":
         return self._core.compile_model(model, "CPU", self._settings)

@@ -1,4 +1,4 @@
-"""Relay, TVM's former importer, on the exported files: a module for each shape, by its graph executor."""
+"""Runs modules of Relay, TVM's former graph language, by its graph executor: one module for each shape."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from tvm_frontend.relay.worker import Executor, weights_of
 
 
 class Engine(Backend):
-    """Runs in Relay's own environment, with TVM 0.17 in this process; the modules are built before, one a shape."""
+    """Runs in Relay's own Python environment, which has TVM 0.17; the modules are built beforehand, one per shape."""
 
     requires: ClassVar[dict[str, str]] = {}
     summary = "Relay of TVM 0.17, LLVM 10, on the exported files: a module for each shape, by its graph executor"
@@ -39,17 +39,17 @@ class Engine(Backend):
         self._start(artifacts.folder / self.variant.files["prefill"])
 
     def _start(self, folder: Path, arch: str | None = None) -> None:
-        """Make ready for the modules of all shapes in a folder, for a GPU's arch or the CPU."""
+        """Prepare to open the modules in a folder, for a GPU's arch or the CPU."""
         self._folder, self._arch = folder.resolve(), arch
         os.chdir(find_environment().folder)
-        self._of_shape: tuple[tuple[int, int] | None, Executor | None] = None, None  # the last one
+        self._of_shape: tuple[tuple[int, int] | None, Executor | None] = None, None  # the last shape that was run
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         return self._at(ids.shape).run(ids)
 
     def _at(self, shape: tuple[int, int]) -> Executor:
         if self._of_shape[0] != shape:
-            self._of_shape = None, None  # each has weights of its own
+            self._of_shape = None, None  # free it first: each module copies the weights
             self._of_shape = shape, self._open(shape)
         return self._of_shape[1]
 

@@ -1,4 +1,4 @@
-"""TVM on the exported files: O0 is TVM's own untuned pipeline, O3 this project's schedules."""
+"""Runs the exported files compiled by TVM: O0 is TVM's own untuned pipeline, O3 has this project's kernels."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -22,7 +22,7 @@ def _low(precision: str, about: str) -> Variant:
 
 
 class Engine(Backend):
-    """The compiled artifacts, each for all shapes, without ONNX or torch."""
+    """Runs compiled artifacts, each of which serves all shapes, without ONNX or torch."""
 
     requires: ClassVar[dict[str, str]] = {"tvm": "apache-tvm"}
     summary = "TVM on the exported files: O0 its own untuned pipeline, O3 this project's schedules, a KV cache in place"

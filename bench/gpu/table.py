@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tabulate import tabulate
 
 from bench.gpu.engines import OURS
 from bench.harness.plan import ROUNDS
@@ -31,7 +32,7 @@ Written by `python -m bench.gpu`; the numbers are in the JSON files beside it, e
   the largest logit. A row that could not be timed says why.
 """
 COLUMNS = ("engine", "precision", "ms", "spread", "floor ms", "of the floor", "binds", "× eager", "error")
-LEFT = 2  # columns of words, which stand left; numbers stand right
+ALIGNMENT = ("left", "left", *["right"] * (len(COLUMNS) - 2))  # words to the left, numbers to the right
 TITLES = {
     "first-token": "First token: a prompt into the cache, B × T",
     "decode": "Decode: one token of each sequence over the cache",
@@ -72,8 +73,8 @@ def race_lines(race: dict[str, Any]) -> list[str]:
         timed = sorted((row for row in rows if row["median_ms"] is not None), key=lambda row: row["median_ms"])
         lines += ["", f"**{work}**{_against_peers(timed)}", ""]
         if timed:
-            lines += [_line(COLUMNS), "|" + ":--|" * LEFT + "--:|" * (len(COLUMNS) - LEFT)]
-            lines += [*(_line(cells_of(row)) for row in timed), ""]
+            cells = [cells_of(row) for row in timed]
+            lines += [tabulate(cells, COLUMNS, "pipe", colalign=ALIGNMENT, disable_numparse=True), ""]
         lines += [f"- {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["median_ms"] is None]
     lines += ["", "What ran:", ""] * bool(race["notes"])
     lines += [f"- {label}: {name}: {value}" for label, notes in race["notes"].items() for name, value in notes.items()]
@@ -143,11 +144,9 @@ def _sanitizer_lines(findings: list[dict[str, Any]]) -> list[str]:
     return ["", "## Kernels under compute-sanitizer", "", *lines]
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def table_command(folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("docs/gpu")):
+def table_command(
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")] = Path("docs/gpu"),
+) -> None:
     """Write README.md from the JSON files of python -m bench.gpu.
 
     Args:

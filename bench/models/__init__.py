@@ -1,1 +1,1 @@
-"""The models that are compared, and the files that engines read of them."""
+"""The models to compare, and the files that engines need of them."""

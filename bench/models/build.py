@@ -1,8 +1,11 @@
-"""The files that a folder's model is made into, from ckpt.pt on: what is there is verified, what is absent made."""
+"""Builds the files that engines need from a folder's model, each from the file before it, beginning with ckpt.pt.
+
+A file that exists is verified against its source; one that is absent is built.
+"""
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.backends import Candidate
@@ -29,22 +32,29 @@ from bench.models.artifacts import (
     PAST,
     Artifacts,
 )
-from bench.models.external import adopt_foreign, is_foreign
+from bench.models.external import adopt_external, is_external
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import find_input, sha256_file
+from gpt.presets import PRESETS
 from tvm_frontend.target import CUDA_ARCHS
 
-# Models with random weights, for comparing without a training run. `demo` is what `make demo` trains, `gpt2` is
-# GPT-2 124M's shape, `gpt2-medium` and `gpt2-large` those of 355 and 774 million parameters, `char`
-# that of the preset of this name, `tiny` is for tests, `bigram` has no arithmetic at all.
+
+def _preset(name: str, vocab_size: int) -> GPTConfig:
+    """Return the shape that a preset trains, without dropout, which only training has."""
+    return replace(PRESETS[name][1], dropout=0.0).model_config(vocab_size)
+
+
+# Models with random weights, to compare engines without a training run. `demo` is what `make demo` trains and `char`
+# the preset of that name; `gpt2`, `gpt2-medium` and `gpt2-large` have 124, 355 and 774 million parameters. `tiny` is
+# for tests, and `bigram` multiplies nothing.
 SEEDED = {
     "bigram": GPTConfig.bigram(vocab_size=98, block_size=64),
-    "char": GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False, activation="gelu"),
-    "demo": GPTConfig(block_size=64, vocab_size=98, n_layer=4, n_head=4, n_embd=128, bias=False),
-    "gpt2": GPTConfig(),
-    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
-    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "char": _preset("char", vocab_size=65),
+    "demo": _preset("demo", vocab_size=98),
+    "gpt2": _preset("gpt2-124m", GPTConfig().vocab_size),
+    "gpt2-medium": _preset("gpt2-medium", GPTConfig().vocab_size),
+    "gpt2-large": _preset("gpt2-large", GPTConfig().vocab_size),
     "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
 
@@ -52,15 +62,17 @@ LOW_PRECISIONS = ("bf16", "int8", "int4")
 
 
 class CannotMake(UserError):
-    """A file cannot be made of this model here; what needs it is absent."""
+    """A file cannot be built from this model on this machine, so engines that need it are absent."""
 
 
 @dataclass(frozen=True)
-class Making:
-    """How a file is made. source: what from. make: given both paths. origin: the SHA-256 of its source that it names.
+class BuildRule:
+    """Builds one file from another.
 
-    done: what was done to the source. command: the same by hand, with the paths' names in braces. static: in a
-    folder of that name, a file for each shape, as `1x64`.
+    source: the name of the file to build from. make(source, path): builds it. origin(path): the SHA-256 of the source
+    that the built file records. done: a past participle for messages, such as `exported`. command: the shell command
+    that does the same, with {source} and {path}. static: True if the path is a folder with one file per shape, such as
+    `1x64`.
     """
 
     source: str
@@ -72,16 +84,16 @@ class Making:
 
 
 def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None) -> tuple[Artifacts, str]:
-    """The artifacts to work on and, in words, whose model they hold; nothing is read or made yet.
+    """Choose the model to work on: return its artifacts and a description of it, before anything is built.
 
-    The folder's own model, unless a seeded one is asked for or there is none: that lives in a folder of its own,
-    so it never takes a trained model's place. onnx: a file that somebody else wrote, also in a folder of its own; that
-    is read, as it says what the model is. Raises UserError for an unknown seeded model and an unusable file.
+    This is the folder's own model, unless a seeded one is asked for or the folder has none. A seeded model has its own
+    subfolder, so it never replaces a trained one. onnx: an external ONNX file, which is read at once for the model's
+    shape and also gets a subfolder. Raises UserError for an unknown seeded model and an unusable file.
     """
     if onnx is not None:
         if seeded is not None:
             raise UserError(f"seeded {seeded!r} and {onnx}: which of the two models is it to be? Leave one out")
-        return adopt_foreign(find_input(onnx), folder)
+        return adopt_external(find_input(onnx), folder)
     if seeded is not None and seeded not in SEEDED:
         raise UserError(f"seeded {seeded!r}: not known; known are {', '.join(SEEDED)}")
     own = Artifacts(folder)
@@ -103,27 +115,27 @@ def prepare(
     phases: Iterable[str] | None = None,
     prompts: Iterable[tuple[int, int]] = (),
 ) -> GPTConfig:
-    """Make or verify all that the candidates present here need for some phases, and return the model's config.
+    """Build or verify all files that installed contenders need for some phases, and return the model's config.
 
-    phases: by default all that the model has. prompts: the shapes that static engines need files for. Raises UserError
-    where a file does not come from the one before it, naming both and the command that remakes it, and CannotMake where
-    one cannot be made.
+    phases: by default all of the model's. prompts: the (B, T) shapes for which static engines need files. Raises
+    UserError if a file was not built from the source that is there, naming both and the command that rebuilds it, and
+    CannotMake if one cannot be built.
     """
-    config = config_of(artifacts) if is_foreign(artifacts) else _prepare_checkpoint(artifacts)
+    config = config_of(artifacts) if is_external(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
-    needed = {file for each in candidates if not each.absent for phase, file in each.files if phase in asked}
-    needed |= {MAKINGS[file].source for file in needed if file in MAKINGS}
-    for name, making in MAKINGS.items():
-        if name in needed and not (making.source == CHECKPOINT and is_foreign(artifacts)):
+    needed = {file for each in contenders if not each.absent for phase, file in each.files if phase in asked}
+    needed |= {BUILD_RULES[file].source for file in needed if file in BUILD_RULES}
+    for name, rule in BUILD_RULES.items():
+        if name in needed and not (rule.source == CHECKPOINT and is_external(artifacts)):
             path = artifacts.folder / name
-            for each in [path / f"{B}x{T}" for B, T in dict.fromkeys(prompts)] if making.static else [path]:
-                _prepare_made(artifacts.folder / making.source, each, making)
+            for each in [path / f"{B}x{T}" for B, T in dict.fromkeys(prompts)] if rule.static else [path]:
+                _prepare_made(artifacts.folder / rule.source, each, rule)
     return config
 
 
 def config_of(artifacts: Artifacts) -> GPTConfig:
-    """The shape of a folder's model, also of a seeded one that is not made yet."""
-    if is_foreign(artifacts):
+    """Return the shape of a folder's model, also of a seeded one that is not built yet."""
+    if is_external(artifacts):
         from export.artifact import load_exported
 
         return load_exported(artifacts.exported).config
@@ -144,22 +156,22 @@ def _prepare_checkpoint(artifacts: Artifacts) -> GPTConfig:
     return config
 
 
-def _prepare_made(source: Path, path: Path, making: Making) -> None:
+def _prepare_made(source: Path, path: Path, rule: BuildRule) -> None:
     if not path.exists():
-        _say(f"{source} is {making.done} to {path}")
+        _say(f"{source} is {rule.done} to {path}")
         try:
-            making.make(source, path)
+            rule.make(source, path)
         except UserError as error:
             raise CannotMake(str(error)) from error
         finally:
-            give_memory_back()  # of all the files of a GPT-2 6 GB, which the engines then lack
-    elif making.origin(path) != sha256_file(source):
-        shape = dict(zip("BT", path.name.split("x"), strict=True)) if making.static else {}
-        command = making.command.format(source=source, path=path, **shape)
-        raise UserError(f"{path} was not {making.done} from {source}: remake it with {command}")
+            give_memory_back()  # building all files of a GPT-2 leaves 6 GB, which the engines would lack
+    elif rule.origin(path) != sha256_file(source):
+        shape = dict(zip("BT", path.name.split("x"), strict=True)) if rule.static else {}
+        command = rule.command.format(source=source, path=path, **shape)
+        raise UserError(f"{path} was not {rule.done} from {source}: remake it with {command}")
 
 
-def _exported(form: str, options: str = "", **how: object) -> Making:
+def _exported(form: str, options: str = "", **how: object) -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from export.onnx import export_onnx
 
@@ -170,10 +182,10 @@ def _exported(form: str, options: str = "", **how: object) -> Making:
 
         return load_exported(path).checkpoint_sha256
 
-    return Making(CHECKPOINT, make, origin, "exported", f"python -m export.onnx {{source}} -o {{path}}{options}")
+    return BuildRule(CHECKPOINT, make, origin, "exported", f"python -m export.onnx {{source}} -o {{path}}{options}")
 
 
-def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None = None) -> Making:
+def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None = None) -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
         from tvm_frontend.options import CompileOptions
@@ -189,10 +201,10 @@ def _compiled(source: str, level: int, precision: str = "fp32", arch: str | None
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} --opt-level {level}"
     command += f" --target cuda --arch {arch}" if arch else ""
     command += "" if precision == "fp32" else f" --precision {precision}"
-    return Making(source, make, origin, "compiled", command)
+    return BuildRule(source, make, origin, "compiled", command)
 
 
-def _compiled_by_relay(source: str, level: int, arch: str | None = None) -> Making:
+def _compiled_by_relay(source: str, level: int, arch: str | None = None) -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from tvm_frontend.compile import compile_model
         from tvm_frontend.options import CompileOptions
@@ -210,10 +222,10 @@ def _compiled_by_relay(source: str, level: int, arch: str | None = None) -> Maki
     options = f"--frontend relay --opt-level {level} --batch {{B}} --tokens {{T}}"
     options += f" --target cuda --arch {arch}" if arch else ""
     command = f"python -m tvm_frontend.compile {{source}} -o {{path}} {options}"
-    return Making(source, make, origin, "compiled", command, static=True)
+    return BuildRule(source, make, origin, "compiled", command, static=True)
 
 
-def _quantized(source: str, tool: str, bits: int) -> Making:
+def _quantized(source: str, tool: str, bits: int) -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from export.quantize import quantize_onnxruntime, quantize_openvino
 
@@ -225,10 +237,10 @@ def _quantized(source: str, tool: str, bits: int) -> Making:
         return origin_of(path)
 
     command = f"python -m export.quantize {{source}} -o {{path}} --tool {tool} --bits {bits}"
-    return Making(source, make, origin, "quantised", command)
+    return BuildRule(source, make, origin, "quantised", command)
 
 
-def _converted() -> Making:
+def _converted() -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from export.ctranslate2 import convert_ctranslate2
 
@@ -239,11 +251,11 @@ def _converted() -> Making:
 
         return origin_of(path)
 
-    return Making(CHECKPOINT, make, origin, "converted", "python -m export.ctranslate2 {source} -o {path}")
+    return BuildRule(CHECKPOINT, make, origin, "converted", "python -m export.ctranslate2 {source} -o {path}")
 
 
-# In an order in which each comes after its source.
-MAKINGS = {
+# Ordered so that each file comes after its source.
+BUILD_RULES = {
     EXPORTED: _exported("forward"),
     CACHED: _exported("cached", " --cache static"),
     PAST: _exported("past", " --cache past"),

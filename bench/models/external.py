@@ -1,4 +1,4 @@
-"""An ONNX file that somebody else wrote, compared as our own are: what it is held to, and which engines can run it."""
+"""Lets an external ONNX file, written by other tools, take part: its reference, and the engines that can run it."""
 
 import math
 import sys
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-PHASES = ("prefill",)  # that a file without a cache can do
+EXTERNAL_PHASES = ("prefill",)  # phases of a file without a KV cache
 NEEDS = "needs the model's checkpoint, and an ONNX file is all there is"
-# What can be made of an ONNX file alone.
-FILES = (
+# Files that can be built from an ONNX file without its checkpoint.
+EXTERNAL_FILES = (
     EXPORTED,
     COMPILED_O0,
     COMPILED_O3,
@@ -42,10 +42,10 @@ FILES = (
 )
 
 
-def adopt_foreign(source: Path, folder: Path) -> tuple[Artifacts, str]:
-    """The artifacts of somebody's file, in a folder of its own that holds it in our form, and in words what it is.
+def adopt_external(source: Path, folder: Path) -> tuple[Artifacts, str]:
+    """Convert an external file to this project's form in a subfolder; return its artifacts and a description of it.
 
-    Raises UserError for a file that cannot be used, saying why.
+    Raises UserError with the reason for a file that cannot be used.
     """
     from export.artifact import load_exported
     from export.foreign import adopt
@@ -59,56 +59,56 @@ def adopt_foreign(source: Path, folder: Path) -> tuple[Artifacts, str]:
     return artifacts, f"the model in {source}"
 
 
-def is_foreign(artifacts: Artifacts) -> bool:
-    """Whether all there is, is somebody's ONNX file in our form."""
+def is_external(artifacts: Artifacts) -> bool:
+    """Return True if the folder holds a converted external ONNX file and no checkpoint."""
     return artifacts.exported.exists() and not artifacts.checkpoint.exists()
 
 
 def checked_phases(asked: Iterable[str]) -> tuple[str, ...]:
-    """The phases to compare. Raises UserError for one that needs a KV cache."""
-    if wrong := [name for name in asked if name not in PHASES]:
+    """Return the phases to compare. Raises UserError for one that needs a KV cache."""
+    if wrong := [name for name in asked if name not in EXTERNAL_PHASES]:
         raise UserError(
-            f"phase {wrong[0]!r}: must be {', '.join(PHASES)} with an ONNX file, which has no KV cache here"
+            f"phase {wrong[0]!r}: must be {', '.join(EXTERNAL_PHASES)} with an ONNX file, which has no KV cache here"
         )
-    return PHASES
+    return EXTERNAL_PHASES
 
 
-def without_checkpoint(candidate: Candidate) -> Candidate:
-    """The candidate with the phases that an ONNX file alone allows; absent if there is none."""
-    files = tuple((phase, file) for phase, file in candidate.files if file in FILES)
-    return replace(candidate, files=files) if files else replace(candidate, absent=NEEDS)
+def without_checkpoint(contender: Contender) -> Contender:
+    """Restrict a contender to the phases that need no checkpoint; it is absent if none is left."""
+    files = tuple((phase, file) for phase, file in contender.files if file in EXTERNAL_FILES)
+    return replace(contender, files=files) if files else replace(contender, absent=NEEDS)
 
 
 class Reference:
-    """The graph of a folder's ONNX file in float64, by ONNX's own reference evaluator. Not an engine: never timed."""
+    """Runs the graph of a folder's ONNX file in float64 by ONNX's reference evaluator. It is never timed."""
 
     summary = "ONNX's reference evaluator in float64"
 
     def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
-        """Make ready; the number of threads is in the environment, where numpy reads it."""
+        """Load the model; numpy reads the number of threads from the environment."""
         import onnx
 
         self._evaluator = evaluator_of(in_float64(onnx.load(artifacts.exported)))
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float64 [B, T, V] of ids int64 [B, T]."""
+        """Compute logits float64 [B, T, V] of ids int64 [B, T]."""
         return self._evaluator.run(["logits"], {"ids": ids})[0]
 
 
 def evaluator_of(proto: "onnx.ModelProto") -> "ReferenceEvaluator":
-    """ONNX's reference evaluator, its error function and GELU in the precision of what they are given.
+    """Build ONNX's reference evaluator with Erf and Gelu that compute in the precision of their input.
 
-    Its own Erf rounds to float32 on the way, and its Gelu is spelled with constants in float32.
+    Its own Erf rounds to float32, and its Gelu is a function with float32 constants.
     """
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
     class Erf(OpRun):
-        def _run(self, x):
+        def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
             return (_erf(x).astype(x.dtype),)
 
     class Gelu(OpRun):
-        def _run(self, x, approximate="none"):
+        def _run(self, x: np.ndarray, approximate: str = "none") -> tuple[np.ndarray]:
             inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
             share = np.tanh(inner) if approximate == "tanh" else _erf(x / math.sqrt(2))
             return ((0.5 * x * (1 + share)).astype(x.dtype),)
@@ -117,7 +117,7 @@ def evaluator_of(proto: "onnx.ModelProto") -> "ReferenceEvaluator":
 
 
 def in_float64(proto: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The same graph in which every number of float16, bfloat16 or float32 is a float64, casts included."""
+    """Copy a graph with every float16, bfloat16 and float32 tensor, attribute and cast widened to float64."""
     import onnx
 
     low = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -150,5 +150,5 @@ def _widened(tensor: "onnx.TensorProto") -> "onnx.TensorProto":
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    """The error function in float64."""
+    """Compute the error function in float64."""
     return np.fromiter(map(math.erf, x.ravel()), np.float64, x.size).reshape(x.shape)

@@ -1,1 +1,1 @@
-"""Results to a page with plots, for people and for programs."""
+"""Turns results into a page with plots, for people, and JSON, for programs."""

@@ -1,4 +1,4 @@
-"""What compilers made of the same file: how long it took them, and how large it is, from the compiled models."""
+"""Build statistics of compiled models: import and build time, sizes, and numbers of kernels."""
 
 from collections.abc import Iterable
 
@@ -6,16 +6,16 @@ from bench.backends import Candidate
 from bench.harness.work import Prefill, Work
 from bench.models.artifacts import Artifacts
 
-IMPORT = "import"  # the phase with which a file has become a compiler's own
+IMPORT = "import"  # the compiler phase that ends with the graph in the compiler's own IR
 
 
 def compiled_of(
     artifacts: Artifacts, candidates: Iterable[Candidate], works: Iterable[Work], precision: str
 ) -> list[dict]:
-    """One row for each candidate that runs a compiled model of TVM's at a piece of prefill.
+    """Collect one row for each contender that runs a model compiled by TVM at a prefill shape.
 
-    group, label, phase, work as in `bench.harness.results`; import_s and build_s, without a search; library_bytes,
-    weights_bytes; kernels, how many differ, and calls, how many a forward pass makes.
+    A row has group, label, phase and work as in `bench.harness.results`; import_s and build_s, which excludes a search;
+    library_bytes and weights_bytes; kernels, the number of distinct ones, and calls, the launches of a forward pass.
     """
     from tvm_frontend.artifact import WEIGHTS, is_ours, load_compiled
 
@@ -25,8 +25,8 @@ def compiled_of(
             file = dict(candidate.files).get(Prefill.phase)
             if candidate.absent or file is None or work.phase != Prefill.phase:
                 continue
-            path = artifacts.folder / file / (f"{work.B}x{work.T}" if candidate.static else "")
-            if not is_ours(path):  # another engine's folder, or none
+            path = artifacts.folder / file / (f"{work.B}x{work.T}" if contender.static else "")
+            if not is_ours(path):  # a folder of another engine, or absent
                 continue
             model = load_compiled(path)
             import_s, build_s = _split(model.phases_s)
@@ -48,7 +48,7 @@ def compiled_of(
 
 
 def _split(phases_s: dict[str, float]) -> tuple[float, float]:
-    """Seconds up to the import, and after it."""
+    """Split the seconds into those up to the import, and those after it without a search."""
     names = list(phases_s)
     before = names[: names.index(IMPORT) + 1]
     return sum(phases_s[name] for name in before), sum(

@@ -1,18 +1,24 @@
-"""Results to three files that say the same: results.json for programs, report.md, and report.html for people.
+"""Writes results to three files with the same content: results.json for programs, report.md and report.html for people.
 
-A row of results.json: group (the precision that is compared), engine, variant, label, precision (its own, another of
-what stands beside for comparison); phase (`prefill`, `decode`, `generate`), work (its name in the phase), B,
-T and context (T tokens of B sequences, behind `context` tokens), unit (what a time is of: a `prefill` or a `token`);
-dtype, threads; status (`timed`, `absent`, `failed`, `disagrees`, `left out`) and the reason for the others; samples_ms,
-samples_by_round (how many of them are of each round), median_ms, spread (slowest round over fastest, less 1), speedup
-(over the baseline in the same round: median, low, high); limit_ms, limit_binds, percent_of_limit, moved_bytes (that a
-unit must move); max_abs_err, max_rel_err, top1_match, agrees, tolerance.
+A row of results.json has these fields:
+- group (the precision that is compared), engine, variant, label, precision (differs from group in a row that is shown
+  for comparison), dtype, threads
+- phase (`prefill`, `decode`, `generate`), work (its name within the phase), B, T and context (T tokens of each of B
+  sequences, after `context` tokens), unit (a time is per `prefill` or per `token`)
+- status (`timed`, `absent`, `failed`, `disagrees`, `left out`) and, unless timed, the reason
+- samples_ms, samples_by_round (the number of samples of each round), median_ms, spread (slowest round over fastest,
+  less 1), speedup (over the baseline in the same round: median, low, high)
+- limit_ms, limit_binds, percent_of_limit (the roofline bound), moved_bytes (bytes that a unit must move)
+- max_abs_err, max_rel_err, top1_match, agrees, tolerance
 """
 
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import indent
+
+from tabulate import tabulate
 
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
@@ -38,13 +44,13 @@ from bench.report.summary import (
 from gpt.files import atomic_output
 
 TEMPLATES = Path(__file__).parent / "templates"
-MANY = 4  # more pieces of work than these get an overview, and their tables and plots fold away
+MANY = 4  # a phase with more works than this gets an overview, and its tables and plots are folded
 
 
 def write_report(results: dict, folder: Path) -> Path:
-    """Write results.json, report.md and report.html into a folder, all of them or none, and return the last's path.
+    """Write results.json, report.md and report.html into a folder, all or none, and return report.html's path.
 
-    Raises UserError if the place cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     contents = {
         "results.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
@@ -59,15 +65,16 @@ def write_report(results: dict, folder: Path) -> Path:
 
 
 def table_text(results: dict) -> str:
-    """The comparison of one precision as lines for a terminal, one block a piece of work."""
+    """Format the comparison of one precision for a terminal, one block per work."""
     blocks = []
     for phase in phases_in(results):
         for work in works_in(results, phase):
             rows = rows_at(results, phase, work)
-            lines = [columns_of(results, phase), *(cells_of(row) for row in rows if row["status"] == "timed")]
-            widths = [max(len(text) for text in column) for column in zip(*lines, strict=True)]
+            heads, cells = columns_of(results, phase), [cells_of(row) for row in rows if row["status"] == "timed"]
+            alignment = ["left", *["right"] * (len(heads) - 1)]
+            table = tabulate(cells, heads, "plain", colalign=alignment, disable_numparse=True)
             block = [f"{phase} {work} · {rows[0]['threads']} threads · {limit_of(limited(rows))}"]
-            block += ["  " + "  ".join(_aligned(line, widths)) for line in lines]
+            block.append(indent(table, "  "))
             block += [f"  {row['label']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "timed"]
             blocks.append("\n".join(block))
     last = (_loss_lines(results), _cliff_lines(results), _absent_lines(results))
@@ -98,22 +105,22 @@ def _absent_lines(results: dict) -> list[str]:
 
 
 def loss_text(each: dict) -> str:
-    """An engine's loss and what it is above the reference's, or why there is none."""
+    """Format an engine's loss and its excess over the reference's, or the reason why there is none."""
     return each["reason"] if each["loss"] is None else f"{each['loss']:.4f} ({each['percent_above']:+.3f} %)"
 
 
 def columns_of(results: dict, phase: str) -> list[str]:
-    """The heads of a phase's table."""
+    """List the column heads of a phase's table."""
     return ["engine", *(name.replace("eager", results["baseline"]) for name in PHASES[phase].columns)]
 
 
 def cells_of(row: dict) -> list[str]:
-    """A timed row as the text of its phase's columns."""
+    """Format a timed row as the cells of its phase's table."""
     return [name_of(row), *(CELLS[name](row) for name in PHASES[row["phase"]].columns)]
 
 
 def limit_of(row: dict) -> str:
-    """A row's limit in words, the same for all engines of its precision at this work."""
+    """Describe a row's roofline bound, which is the same for all engines of its precision at this work."""
     moved = (
         f"{size(row['moved_bytes'])} must be read a token, " if row["unit"] == "token" and row["moved_bytes"] else ""
     )
@@ -125,7 +132,7 @@ def _speedup(row: dict) -> str:
     return f"{times(speedup['median'])} ({times(speedup['low'])}–{times(speedup['high'])})" if speedup else "–"
 
 
-# What a table can show of a timed row, by the column's name in `bench.harness.work`.
+# Formatters of the cells of a timed row, by the column's name in `bench.harness.work`.
 CELLS: dict[str, Callable[[dict], str]] = {
     "median": lambda row: duration(row["median_ms"]),
     "ms/token": lambda row: milliseconds(row["median_ms"]),
@@ -143,14 +150,6 @@ CELLS: dict[str, Callable[[dict], str]] = {
 COMPILED_COLUMNS = ["compiled by", "import", "build", "library", "weights", "kernels", "calls", "median", "error"]
 
 
-def _aligned(line: list[str], widths: list[int]) -> list[str]:
-    first, *rest = (
-        text.ljust(width) if index == 0 else text.rjust(width)
-        for index, (text, width) in enumerate(zip(line, widths, strict=True))
-    )
-    return [first, *rest]
-
-
 def _render(template: str, results: dict) -> str:
     import jinja2
 
@@ -166,7 +165,7 @@ def _render(template: str, results: dict) -> str:
 
 
 def _view(results: dict, with_plots: bool) -> dict:
-    """What the templates show."""
+    """Collect the variables of the templates."""
     groups = [_group(in_group(results, precision), with_plots) for precision in results["precisions"]]
     named = {(row["phase"], row["work"]) for row in results["rows"]}
     return {
@@ -184,7 +183,7 @@ def _view(results: dict, with_plots: bool) -> dict:
         "worst": worst_error(results),
         "engines": list(dict.fromkeys((row["label"], row["summary"]) for row in results["rows"])),
         "noise": noise_floor(results),
-        "odd": [
+        "only_checked": [
             f"{phase} {work}"
             for phase, work in dict.fromkeys((each["phase"], each["work"]) for each in results["checks"])
             if (phase, work) not in named
@@ -193,7 +192,7 @@ def _view(results: dict, with_plots: bool) -> dict:
 
 
 def _group(results: dict, with_plots: bool) -> dict:
-    """What the templates show of one precision; results: of it alone."""
+    """Collect the variables of one precision. results: those of this precision alone."""
     rows = [row for row in timed(results) if row["precision"] == results["precision"]]
     found = cliffs.cliffs(results["rows"])
     return {
@@ -206,13 +205,13 @@ def _group(results: dict, with_plots: bool) -> dict:
         "sections": [_section(results, phase, with_plots) for phase in phases_in(results)],
         "losses": sorted(results["losses"], key=lambda each: each["loss"] or float("inf")),
         "cliffs": found,
-        "odd_lengths": [T for T in cliffs.ODD if any(T in ratios for ratios in found.values())],
+        "cliff_lengths": [T for T in cliffs.CLIFF_LENGTHS if any(T in ratios for ratios in found.values())],
         "errors_plot": plots.errors(rows) if with_plots and rows else None,
     }
 
 
 def _section(results: dict, phase: str, with_plots: bool) -> dict:
-    """What the templates show of one phase."""
+    """Collect the variables of one phase."""
     pairs = [pair for pair in paired_variants(results) if pair["phase"] == phase]
     tables = {work: rows_at(results, phase, work) for work in works_in(results, phase)}
     headline = headline_of(results, phase)
@@ -237,7 +236,7 @@ def _section(results: dict, phase: str, with_plots: bool) -> dict:
 
 
 def _pairs_plots(pairs: list[dict]) -> dict[str, str]:
-    """A plot for each engine that has a before and an after, by its title."""
+    """Draw a plot for each engine with a before and an after variant, by its title."""
     by_title: dict[str, list[dict]] = {}
     for pair in pairs:
         by_title.setdefault(f"{pair['before']['label']} → {pair['after']['label']}", []).append(pair)
@@ -245,7 +244,7 @@ def _pairs_plots(pairs: list[dict]) -> dict[str, str]:
 
 
 def _compiled(results: dict, phase: str, work: str) -> list[list[str]]:
-    """What compilers made of the file, a line an engine: the texts of COMPILED_COLUMNS."""
+    """Format the build statistics, one row of COMPILED_COLUMNS per engine."""
     rows = {row["label"]: row for row in rows_at(results, phase, work) if row["status"] == "timed"}
     return [
         [
@@ -264,9 +263,9 @@ def _compiled(results: dict, phase: str, work: str) -> list[list[str]]:
 
 
 def _overview(tables: dict[str, list[dict]]) -> dict:
-    """Many pieces of work at a glance: a row an engine, a column a piece of work, and by how much the fastest leads.
+    """Summarise many works: one row per engine, one column per work, and the lead of the fastest engine.
 
-    A cell: the median or why there is none, the share of the limit and whether it is the fastest.
+    A cell has the median, or the status if there is none, the share of the bound, and a flag for the fastest.
     """
     fastest = {work: rows[0] for work, rows in tables.items() if rows[0]["status"] == "timed"}
     lines: dict[str, dict[str, dict]] = {}

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that takes its ink and its font from the page around it, so it suits light and dark."""
+"""Draws the report's plots as SVG that inherits text colour and font from the page, for light and dark themes."""
 
 import io
 import re
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#010203"  # stands for the page's text colour, which replaces it
-FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and on near-black
+INK = "#010203"  # placeholder, replaced by currentColor in the SVG
+FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and near-black
 WIDTH_IN = 5.4
 PALETTE = ("#2f81f7", "#d08700", "#3fa55b", "#a371f7", "#d2568c", "#1aa7b8", "#8590a2", "#b35900", "#6b7a2f")
-OFF_SCALE = 30
+OFF_SCALE = 30  # an engine this many times slower than the fastest is drawn off the scale
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -38,9 +38,9 @@ STYLE = {
 
 
 def latency(rows: list[dict], baseline: str) -> str | None:
-    """One piece of work's medians, fastest on top, with the range of their rounds and the limit. Log axis, ms.
+    """Plot the medians of one work, fastest on top, with the range of the rounds and the limit, in ms on a log axis.
 
-    What is OFF_SCALE times slower than the fastest would squeeze all others together: its bar leaves the plot.
+    An engine more than OFF_SCALE times slower than the fastest would compress the others, so its bar leaves the plot.
     """
     rows = [row for row in rows if row["status"] == "timed"]
     if not rows:
@@ -73,7 +73,7 @@ def latency(rows: list[dict], baseline: str) -> str | None:
 
 
 def errors(rows: list[dict]) -> str:
-    """Each engine's largest error in what is timed, beside the tolerance. Log axis, over the largest logit."""
+    """Plot each engine's largest error over the largest logit, beside the tolerance, on a log axis."""
     largest: dict[str, tuple[float, float]] = {}
     for row in rows:
         error, tolerance = largest.get(row["label"], (0.0, row["tolerance"]))
@@ -97,7 +97,7 @@ def errors(rows: list[dict]) -> str:
 
 
 def shares(rows: list[dict]) -> str:
-    """The share of the limit that each engine reaches at each piece of work, in the order of the work."""
+    """Plot the share of the limit that each engine reaches at each work, in the order of the works."""
     works = list(dict.fromkeys(row["work"] for row in rows))
     by_engine: dict[str, list[dict]] = {}
     for row in rows:
@@ -118,7 +118,7 @@ def shares(rows: list[dict]) -> str:
 
 
 def before_after(pairs: list[dict]) -> str:
-    """One engine's first variant and its last at each piece of work, and how many times faster. Log axis, ms."""
+    """Plot an engine's first and last variant at each work and the speedup, in ms on a log axis."""
     with _drawing(len(pairs), "Before and after optimisation", row_in=0.62) as (axes, done):
         for y, pair in enumerate(pairs):
             before, after = pair["before"], pair["after"]
@@ -130,7 +130,7 @@ def before_after(pairs: list[dict]) -> str:
             for ms, side, away in (
                 (shorter, "right", -2),
                 (longer, "left", 2),
-            ):  # not over each other if they are close
+            ):  # outward, so that close labels do not overlap
                 style = {"xytext": (away, 9), "textcoords": "offset points", "ha": side, "fontsize": 9}
                 axes.annotate(duration(ms), (ms, y), **style)
             _right(axes, y, f"{factor(pair['ratio'])}× faster", 1.47, bold=True)
@@ -146,7 +146,7 @@ def before_after(pairs: list[dict]) -> str:
 
 @contextmanager
 def _drawing(rows: int, label: str, row_in: float = 0.34) -> "Iterator[tuple[Axes, list[str]]]":
-    """Axes for some rows; the finished SVG is appended to the list at the end of the block."""
+    """Yield axes for a number of rows, and a list to which the finished SVG is appended when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
@@ -177,12 +177,12 @@ def _svg(figure: "Figure", label: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL).replace(INK, "currentColor")
-    # The page's own font: the family that matplotlib wrote is left out of each text's style.
+    # Drop matplotlib's font family from each text's style, so that the page's font applies.
     text = re.sub(r"font: (?:(bold|\d+) )?([\d.]+)px [^;\"]*", _font, text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _font(match: re.Match) -> str:
+def _font(match: re.Match[str]) -> str:
     weight = f"font-weight: {match[1]}; " if match[1] else ""
     return f"{weight}font-size: {match[2]}px"
 
@@ -193,6 +193,6 @@ def _label_rows(axes: "Axes", labels: list[str]) -> None:
 
 
 def _right(axes: "Axes", y: float, text: str, x: float, bold: bool = False) -> None:
-    """Text in a column right of the axes."""
+    """Write text in a column to the right of the axes."""
     weight = "bold" if bold else "normal"
     axes.text(x, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight=weight)

@@ -1,4 +1,4 @@
-"""What the results come to: the sentence at the top of the report, and the numbers behind it."""
+"""Summarises results: the statements at the top of the report, and the rows and numbers behind them."""
 
 from collections import Counter
 from statistics import median
@@ -6,27 +6,27 @@ from statistics import median
 from bench.report.format import duration, percent
 
 Rows = list[dict]
-GROUPED = ("rows", "checks", "losses", "compiled")  # of the results, what is of one precision
+GROUPED = ("rows", "checks", "losses", "compiled")  # the lists of the results whose entries belong to one precision
 
 
 def timed(results: dict) -> Rows:
-    """The rows that hold a time."""
+    """Return the rows that were timed."""
     return [row for row in results["rows"] if row["status"] == "timed"]
 
 
 def in_group(results: dict, precision: str) -> dict:
-    """The results of one precision alone, with its `precision` and `baseline`."""
+    """Restrict the results to one precision, with its `precision` and `baseline`."""
     parts = {name: [each for each in results[name] if each["group"] == precision] for name in GROUPED}
     return results | parts | {"precision": precision, "baseline": results["baselines"][precision]}
 
 
 def present(results: dict) -> Rows:
-    """The rows of engines that can run here; `absent_engines` says the others once, instead of a row in each table."""
+    """Return the rows of engines that can run here; `absent_engines` reports the others once, outside the tables."""
     return [row for row in results["rows"] if row["status"] != "absent"]
 
 
 def absent_engines(results: dict) -> dict[str, str]:
-    """Why each absent engine is not in the tables, by its name; by its label, if a variant of it is here."""
+    """Map absent engines to the reason: by name, or by label if another variant of the engine is present."""
     here = {row["engine"] for row in present(results)}
     absent = [row for row in results["rows"] if row["status"] == "absent"]
     reasons = {(row["engine"], row["reason"]) for row in absent}
@@ -38,40 +38,40 @@ def absent_engines(results: dict) -> dict[str, str]:
 
 
 def phases_in(results: dict) -> list[str]:
-    """The phases of the rows, in their order."""
+    """List the phases of the rows, in order."""
     return list(dict.fromkeys(row["phase"] for row in present(results)))
 
 
 def works_in(results: dict, phase: str) -> list[str]:
-    """The names of a phase's pieces of work, in the rows' order."""
+    """List the names of a phase's works, in the order of the rows."""
     return list(dict.fromkeys(row["work"] for row in present(results) if row["phase"] == phase))
 
 
 def rows_at(results: dict, phase: str, work: str) -> Rows:
-    """The rows of one piece of work, fastest first, those without a time last."""
+    """Return the rows of one work, fastest first, rows without a time last."""
     rows = [row for row in present(results) if (row["phase"], row["work"]) == (phase, work)]
     return sorted(rows, key=lambda row: row["median_ms"] or float("inf"))
 
 
 def name_of(row: dict) -> str:
-    """An engine's label, and its precision where that is another than what is compared."""
+    """Return an engine's label, with its precision if that differs from the one that is compared."""
     return row["label"] if row["precision"] == row["group"] else f"{row['label']} ({row['precision']})"
 
 
 def limited(rows: Rows) -> dict:
-    """The row whose limit stands for all: one of the precision that is compared, if there is one."""
+    """Return the row whose bound stands for all rows: one of the precision that is compared, if there is one."""
     return next((row for row in rows if row["precision"] == row["group"]), rows[0])
 
 
 def headline_of(results: dict, phase: str) -> str:
-    """The work of a phase that the verdict is about: the one of most tokens that was timed, the last of equals."""
+    """Return the work that a phase is summarised by: the timed one of most tokens, the last among equals."""
     rows = [row for row in present(results) if row["phase"] == phase]
     rows = [row for row in rows if row["status"] == "timed"] or rows
     return max(reversed(rows), key=lambda row: row["B"] * (row["T"] + row["context"]))["work"]
 
 
 def medians_by_round(row: dict) -> list[float | None]:
-    """The median of each round in ms, None for a round without samples."""
+    """Return the median of each round in ms, None for a round without samples."""
     found, start = [], 0
     for count in row["samples_by_round"]:
         found.append(median(row["samples_ms"][start : start + count]) if count else None)
@@ -80,12 +80,12 @@ def medians_by_round(row: dict) -> list[float | None]:
 
 
 def rounds_ms(row: dict) -> list[float]:
-    """The median of each round that has samples, in ms."""
+    """Return the median of each round that has samples, in ms."""
     return [value for value in medians_by_round(row) if value is not None]
 
 
 def paired_variants(results: dict) -> list[dict]:
-    """Engines timed in more than one variant of a precision: the first and the last at each work, and the ratio."""
+    """Pair the first and last variant of engines timed in several variants of a precision, with the ratio, by work."""
     pairs, keys = [], ("engine", "precision", "phase", "work")
     for row in timed(results):
         same = [each for each in timed(results) if all(each[key] == row[key] for key in keys)]
@@ -97,20 +97,20 @@ def paired_variants(results: dict) -> list[dict]:
 
 
 def noise_floor(results: dict) -> float | None:
-    """The median of the engines' spreads, over all work: what they differ from themselves by, between rounds."""
+    """Return the median spread over all engines and works: the variation of one engine between rounds."""
     spreads = [row["spread"] for row in timed(results) if row["spread"] is not None]
     return median(spreads) if spreads else None
 
 
 def worst_error(results: dict) -> dict | None:
-    """The timed row that comes closest to its tolerance; of the precision that is compared, if there is one."""
+    """Return the timed row closest to its tolerance; of the precision that is compared, if there is one."""
     rows = timed(results)
     rows = [row for row in rows if row["precision"] == row["group"]] or rows
     return max(rows, key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
 
 
 def statements(results: dict) -> list[str]:
-    """The comparison in few sentences: who is fastest in each phase, how near its limit, and are the numbers right."""
+    """Summarise in a few sentences: the fastest engine of each phase, its share of the bound, and the agreement."""
     found = [_lead_of(results, phase) for phase in phases_in(results)]
     if not timed(results):
         found = ["No engine could be timed: see the reasons below."]
@@ -118,7 +118,7 @@ def statements(results: dict) -> list[str]:
 
 
 def glance(results: dict) -> list[dict]:
-    """Each phase's headline in a line of a table: the fastest and the next engine, None where there is none."""
+    """Collect a table row per phase for its headline work: the fastest engine and the next, None if there is none."""
     lines = []
     for phase in phases_in(results):
         work = headline_of(results, phase)
@@ -130,12 +130,12 @@ def glance(results: dict) -> list[dict]:
 
 
 def reliability(results: dict) -> list[str]:
-    """Are the numbers right, and what do they cost on text: the last of `statements`."""
+    """State the agreement with the reference and the loss on text, the last of `statements`."""
     return [each for each in (_agreement(results), _loss(results)) if each]
 
 
 def _lead_of(results: dict, phase: str) -> str | None:
-    """Who is fastest in a phase, at its headline's work; None if nobody was timed."""
+    """State the fastest engine of a phase at its headline work; None if none was timed."""
     work = headline_of(results, phase)
     rows = [row for row in rows_at(results, phase, work) if row["status"] == "timed"]
     if not rows:
@@ -158,7 +158,7 @@ def _lead(first: dict, others: Rows) -> str:
 
 
 def _time(row: dict) -> str:
-    """A row's median with what it is of, where that is not plain: `0.09 ms a token`."""
+    """Format a row's median, with its unit of work unless that is a prefill: `0.09 ms a token`."""
     per = " a token" if row["unit"] == "token" else ""
     return duration(row["median_ms"]) + per
 
@@ -169,7 +169,7 @@ def _gain(pair: dict) -> str:
 
 
 def _ever_behind(first: dict, second: dict) -> bool:
-    """Whether the second was as fast in any round that both took part in."""
+    """Return True if the second was at least as fast in any round that both have."""
     pairs = zip(medians_by_round(first), medians_by_round(second), strict=True)
     return any(ours >= theirs for ours, theirs in pairs if ours is not None and theirs is not None)
 
@@ -197,7 +197,7 @@ def _agreement(results: dict) -> str:
 
 
 def _loss(results: dict) -> str:
-    """What fewer bits cost on the text: the least and the most of the engines; nothing to say in float32."""
+    """State each engine's loss on text over float64's; empty for float32, which loses nothing."""
     found = [each for each in results["losses"] if each["loss"] is not None and each["precision"] == each["group"]]
     if not found or results["precision"] == "fp32":
         return ""

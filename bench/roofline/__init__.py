@@ -1,1 +1,1 @@
-"""The least time that work can take: its operations and bytes, and the machine's rates."""
+"""The roofline model: operations and bytes of the work, peak rates of the machine, and the bound that follows."""

@@ -1,6 +1,7 @@
-"""What this machine can do at best, and the least time that some work takes by it.
+"""The roofline of a machine, and the least time that a piece of work can take under it.
 
-Prefill is bound by arithmetic as soon as a few rows share a weight; below that, and in decode, by reading the weights.
+Prefill is compute-bound as soon as a few rows share each weight; below that, and in decode, it is bound by reading the
+weights.
 """
 
 from dataclasses import astuple, dataclass
@@ -10,22 +11,23 @@ from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_p
 
 FLOAT32_BYTES = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
+# KV cache: (bytes per element, extra scale bytes per head of a row)
 CACHE_BYTES = {
     "fp32": (4, 0),
     "bf16": (2, 0),
     "fp16": (2, 0),
     "int8": (1, 4),
     "int4": (1, 4),
-}  # of a number; of a head besides
-GROUP = 32  # weights that share a scale in 4 bits; in 8 bits those of a column do
+}
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of one precision, measured at `threads` threads. peak_flops_per_s: of products, a multiply-add being two.
+class Roofline:
+    """Peak rates of this machine for one precision, measured at `threads` threads.
 
-    bandwidth_bytes_per_s: reading `working_set_bytes`, the model's weights, again and again, from whichever cache they
-    fit in. memory_bytes_per_s: reading what no cache holds.
+    peak_flops_per_s counts a multiply-add as two operations. bandwidth_bytes_per_s is measured by reading
+    `working_set_bytes`, the size of the model's weights, again and again, from whichever cache they fit in;
+    memory_bytes_per_s by reading more than any cache holds.
     """
 
     threads: int
@@ -36,85 +38,98 @@ class Limits:
     precision: str = "fp32"
 
 
-def best_of(*seen: Limits) -> Limits:
-    """A limit is the best that was seen, so of measurements of the same the highest rates."""
-    return Limits(*map(max, zip(*map(astuple, seen), strict=True)))
+Limits = Roofline  # the former name, for callers that still use it
+
+
+def best_of(*seen: Roofline) -> Roofline:
+    """Combine several measurements of the same roofline by the highest of each rate, as a peak is what was reached."""
+    return Roofline(*map(max, zip(*map(astuple, seen), strict=True)))
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time that some work can take, in seconds, and which limit binds: `arithmetic` or `reading`."""
+    """A lower bound on the time of some work, in seconds, and what binds: `arithmetic` (compute) or `reading`."""
 
     seconds: float
     binds: str
 
 
 def prefill_flops(config: GPTConfig, B: int, T: int) -> float:
-    """Floating-point operations of the matmuls of a prefill (a lower bound); see `gpt.costs`."""
+    """Count the floating-point operations of a prefill's matmuls, a lower bound on all; see `gpt.costs`."""
     return B * T * prefill_flops_per_token(config, T)
 
 
 def weight_bytes(config: GPTConfig, precision: str = "fp32") -> int:
-    """Bytes of the weights that a prefill works on: the matrices of products with their scales; a bigram's table.
+    """Count the bytes of the weight matrices with their scales, which a prefill reads once; or of a bigram's table.
 
-    A scale is a float32 of each column in int8, two bytes of each GROUP of a column in int4. Embeddings do not count:
-    of a table only the rows of the ids are read.
+    int8 has a float32 scale per column, int4 two bytes per group of a column. Embedding tables do not count, as only
+    the rows of the ids are read.
     """
     weights = matmul_parameters(config)
-    columns = 9 * config.n_embd * config.n_layer + config.vocab_size  # 3C, C, 4C, C of a layer, and the head's
-    scale_bytes = {"int8": FLOAT32_BYTES * columns, "int4": 2 * weights // GROUP}.get(precision, 0)
     if not weights:
         return FLOAT32_BYTES * config.vocab_size**2
-    return int(WEIGHT_BYTES[precision] * weights) + scale_bytes
+    return int(WEIGHT_BYTES[precision] * weights) + _scale_bytes(config, precision, weights)
+
+
+def _scale_bytes(config: GPTConfig, precision: str, weights: int) -> int:
+    if precision == "int8":
+        # 3C, C, 4C and C columns in a layer, and those of the head
+        return FLOAT32_BYTES * (9 * config.n_embd * config.n_layer + config.vocab_size)
+    if precision == "int4":
+        from tvm_frontend.kernels.cpu.packing import GROUP  # loads TVM, which other precisions do without
+
+        return 2 * weights // GROUP
+    return 0
 
 
 def prefill_bytes(config: GPTConfig, B: int, T: int, precision: str = "fp32") -> int:
-    """Bytes that must move (a lower bound): weights read, ids read, logits written; activations may stay in caches.
+    """Count the bytes that a prefill must move: weights and ids read, logits written. A lower bound.
 
-    Of a bigram's table one row is enough, where all ids are the same.
+    Activations may stay in caches. A bigram may need a single row of its table, where all ids are the same.
     """
     read = weight_bytes(config, precision) if matmul_parameters(config) else FLOAT32_BYTES * config.vocab_size
     return read + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
 
 
 def decode_bytes(config: GPTConfig, B: int, context: int, precision: str = "fp32") -> int:
-    """Bytes that must be read for the next token of B sequences: weights once, keys and values of `context` tokens.
+    """Count the bytes read for the next token of B sequences: weights once, keys and values of `context` tokens.
 
-    Those count as this project keeps them: in bf16 two bytes a number, in int8 and int4 one, and a float32 a head.
+    The KV cache counts in this project's format: two bytes per element in bf16; in int8 and int4 one byte, and a
+    float32 scale per head.
     """
-    of_number, of_head = CACHE_BYTES[precision]
-    a_token = of_number * config.n_embd + of_head * config.n_head
-    return weight_bytes(config, precision) + 2 * config.n_layer * B * context * a_token
+    per_element, per_head = CACHE_BYTES[precision]
+    per_token = per_element * config.n_embd + per_head * config.n_head
+    return weight_bytes(config, precision) + 2 * config.n_layer * B * context * per_token
 
 
-def prefill_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
-    """Of a prompt's logits at all positions."""
-    return _bound_of(limits, prefill_flops(config, B, T), prefill_bytes(config, B, T, limits.precision))
+def prefill_bound(roofline: Roofline, config: GPTConfig, B: int, T: int) -> Bound:
+    """Bound the time of the logits at all positions of B prompts of T tokens."""
+    return _bound_of(roofline, prefill_flops(config, B, T), prefill_bytes(config, B, T, roofline.precision))
 
 
-def decode_bound(limits: Limits, config: GPTConfig, B: int, context: int) -> Bound:
-    """Of one more token for each of B sequences, behind `context` tokens in a KV cache."""
+def decode_bound(roofline: Roofline, config: GPTConfig, B: int, context: int) -> Bound:
+    """Bound the time of one more token for each of B sequences with `context` tokens in a KV cache."""
     flops = B * decode_flops_per_token(config, context + 1)
-    return _bound_of(limits, flops, decode_bytes(config, B, context, limits.precision))
+    return _bound_of(roofline, flops, decode_bytes(config, B, context, roofline.precision))
 
 
-def first_token_bound(limits: Limits, config: GPTConfig, B: int, T: int) -> Bound:
-    """Of the logits behind a prompt alone: of the head, one row a sequence. What is read are the weights, once."""
+def first_token_bound(roofline: Roofline, config: GPTConfig, B: int, T: int) -> Bound:
+    """Bound the time of a prompt's last logits: the head multiplies one row per sequence; only weights are read."""
     head_flops = 2 * config.n_embd * config.vocab_size
     flops = prefill_flops(config, B, T) - B * (T - 1) * head_flops
-    return _bound_of(limits, flops, weight_bytes(config, limits.precision))
+    return _bound_of(roofline, flops, weight_bytes(config, roofline.precision))
 
 
-def generation_bound(limits: Limits, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
-    """Of one of some tokens after a prompt of `context`: the prompt, whose last logits alone count, and the decodes."""
-    fill = first_token_bound(limits, config, B, context)
-    steps = [decode_bound(limits, config, B, context + done) for done in range(tokens - 1)]
+def generation_bound(roofline: Roofline, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
+    """Bound the time per generated token: (first token of a `context` prompt + tokens - 1 decode steps) / tokens."""
+    fill = first_token_bound(roofline, config, B, context)
+    steps = [decode_bound(roofline, config, B, context + done) for done in range(tokens - 1)]
     binds = (steps or [fill])[-1].binds
     return Bound((fill.seconds + sum(step.seconds for step in steps)) / tokens, binds)
 
 
-def _bound_of(limits: Limits, flops: float, moved_bytes: float) -> Bound:
-    """The roofline's floor (Williams et al., https://doi.org/10.1145/1498765.1498785): the larger of the two times."""
-    arithmetic_s = flops / limits.peak_flops_per_s
-    reading_s = moved_bytes / limits.bandwidth_bytes_per_s
+def _bound_of(roofline: Roofline, flops: float, moved_bytes: float) -> Bound:
+    """Apply the roofline model (Williams et al., https://doi.org/10.1145/1498765.1498785): the larger of two times."""
+    arithmetic_s = flops / roofline.peak_flops_per_s
+    reading_s = moved_bytes / roofline.bandwidth_bytes_per_s
     return Bound(arithmetic_s, "arithmetic") if arithmetic_s >= reading_s else Bound(reading_s, "reading")

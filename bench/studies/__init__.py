@@ -1,1 +1,1 @@
-"""Comparisons apart from `python -m bench`, each with a command of its own."""
+"""Studies beside `python -m bench`, each with a command of its own."""

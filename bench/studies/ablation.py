@@ -1,5 +1,7 @@
-"""What each step of the compiler adds on one model: it is compiled again and again, each time with one phase more, then
-with everything in fewer bits, and all of these take turns. The table is that of docs/cpu-lowering.md.
+"""Ablation study of the compiler on one model, the table of docs/cpu-lowering.md.
+
+The model is compiled with one more phase at each step, then with all phases at lower precisions, and all builds are
+timed in turns.
 """
 
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from tabulate import tabulate
 from tqdm import tqdm
 
 from bench.harness.plan import parse_shape
@@ -19,13 +22,14 @@ from tvm_frontend.compile import compile_model
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
-PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # from rung to rung
-LOW = ("bf16", "int8", "int4")
+ADDED_PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # in order
+LOW_PRECISIONS = ("bf16", "int8", "int4")
+COLUMNS, ALIGNMENT = ("", "ms", "× the step before", "× the first"), ("left", "right", "right", "right")
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A way to compile the model. last: only the logits behind the prompt are asked for."""
+class AblationStep:
+    """One configuration of the compiler. last: compute the logits of the last position alone."""
 
     name: str
     opt_level: int = 3
@@ -34,50 +38,52 @@ class Rung:
     last: bool = False
 
 
-def rungs() -> list[Rung]:
-    """From TVM's own pipeline to what `tvm_frontend.compile` does, and from there to fewer bits."""
-    climbing = [Rung(f"+ `{name}`", without=PHASES[number + 1 :]) for number, name in enumerate(PHASES)]
-    low = [Rung(f"all of it, `--precision {precision}`", precision=precision) for precision in LOW]
-    alone = Rung("all of it, logits of the last position alone (`split_head`)", last=True)
-    return [Rung("TVM's own pipeline (`--opt-level 0`)", opt_level=0), *climbing, alone, *low]
+def ablation_steps() -> list[AblationStep]:
+    """List the steps from TVM's own pipeline to all of `tvm_frontend.compile`, then the lower precisions."""
+    cumulative = [
+        AblationStep(f"+ `{name}`", without=ADDED_PHASES[number + 1 :]) for number, name in enumerate(ADDED_PHASES)
+    ]
+    low = [AblationStep(f"all of it, `--precision {precision}`", precision=precision) for precision in LOW_PRECISIONS]
+    alone = AblationStep("all of it, logits of the last position alone (`split_head`)", last=True)
+    return [AblationStep("TVM's own pipeline (`--opt-level 0`)", opt_level=0), *cumulative, alone, *low]
 
 
-def build_of(rung: Rung, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Build:
-    """A rung, compiled and ready to be called."""
-    options = CompileOptions(opt_level=rung.opt_level, precision=rung.precision, without=rung.without)
-    compiled = compile_model(model, folder, options)
-    session = open_session(compiled, threads)
-    run = session.last if rung.last else session.prefill
-    return Build(rung.name, sum(compiled.phases_s.values()), lambda: run(ids))
+def contestant_of(step: AblationStep, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Contestant:
+    """Compile one step and bind its call."""
+    compiled = compile_model(model, folder, opt_level=step.opt_level, precision=step.precision, without=step.without)
+    session = compiled.start(threads)
+    run = session.last if step.last else session.prefill
+    return Contestant(step.name, sum(compiled.phases_s.values()), lambda: run(ids))
 
 
-def ladder(
+def run_ablation(
     model: tyro.conf.Positional[Path] = Path("artifacts/model.onnx"),
     shape: Annotated[str, tyro.conf.arg(metavar="BxT")] = "1x64",
     threads: int | None = None,
 ) -> None:
-    """Print what each step of the compiler adds on a model, as a table in Markdown.
+    """Print the time of a model at each step of the compiler, as a table in Markdown.
 
     Args:
         model: a file written by python -m export.onnx
-        shape: of the prompts
-        threads: that kernels run on; by default one a physical core
+        shape: batch size and length of the prompts
+        threads: the kernels' threads; by default one per physical core
     """
     model = find_input(model)
     config = load_exported(model).config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, parse_shape(shape, config))
     with TemporaryDirectory() as scratch:
         found = [
-            build_of(rung, model, Path(scratch, str(number)), ids, threads)
-            for number, rung in enumerate(tqdm(rungs(), desc="compile", unit="rung", leave=False))
+            contestant_of(step, model, Path(scratch, str(number)), ids, threads)
+            for number, step in enumerate(tqdm(ablation_steps(), desc="compile", unit="step", leave=False))
         ]
         times = times_of(found)
-    print("| | ms | × the step before | × the first |\n|---|--:|--:|--:|")
+    rows = []
     for number, (each, seconds) in enumerate(zip(found, times, strict=True)):
-        before = f"{times[number - 1] / seconds:.2f}" if 1 <= number <= len(PHASES) else ""
-        print(f"| {each.name} | {seconds * 1e3:.2f} | {before} | {times[0] / seconds:.1f} |")
+        before = f"{times[number - 1] / seconds:.2f}" if 1 <= number <= len(ADDED_PHASES) else ""
+        rows.append((each.name, f"{seconds * 1e3:.2f}", before, f"{times[0] / seconds:.1f}"))
+    print(tabulate(rows, COLUMNS, "pipe", colalign=ALIGNMENT, disable_numparse=True))
 
 
 def main() -> None:
     """Parse the command line and print the table."""
-    tyro.cli(ladder, prog="python -m bench.ladder")
+    tyro.cli(run_ablation, prog="python -m bench.ladder")

@@ -1,6 +1,7 @@
-"""Hand schedules against a search by MetaSchedule: how long until the code is there, and how fast it is. The tables are
-those of docs/hand-and-search.md and docs/relay-to-relax.md. One search a model, that is continued from each number of
-trials to the next.
+"""Compares hand-written kernels with a MetaSchedule search: the time until the code is ready, and its speed.
+
+Prints the tables of docs/hand-and-search.md and docs/relay-to-relax.md. Each model is searched once; the search
+continues from one number of trials to the next.
 """
 
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
+from tabulate import tabulate
 
 from bench.harness.turns import Build, times_of
 from bench.models.build import SEEDED
@@ -18,25 +20,28 @@ from gpt.cli import UserError
 
 if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
+    from tvm_frontend.graph import Graph
+    from tvm_frontend.tune import Search
 
-M, K, N = 64, 768, 3072  # of the linear layer
-PROMPT = 1, 64  # B, T of the demo's model
+M, K, N = 64, 768, 3072  # the linear layer: x [1, M, K], weight [K, N]
+COLUMNS, ALIGNMENT = ("", "", "ready after", "a call", "× untuned"), ("left", "left", "right", "right", "right")
+PROMPT = 1, 64  # (B, T) for the demo model
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What to compare.
+    """Compare hand-written kernels with a MetaSchedule search.
 
-    linear is GPT-2's widest layer; demo the demo's model at 1x64, and relay the same by Relay.
+    The models are linear, GPT-2's widest layer; demo, the demo model at 1x64; and relay, the same by Relay.
     """
 
     models: tuple[Literal["linear", "demo", "relay"], ...] = ("linear", "demo")
-    trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which to look
-    threads: int = 2  # of every kernel
+    trials: tuple[int, ...] = (50, 200, 800)  # numbers of trials at which the search is timed
+    threads: int = 2  # threads of every kernel
 
 
-def linear_graph():
-    """gelu(x [1, M, K] · W [K, N] + b) as a graph of the importer's, with random weights."""
+def linear_graph() -> "Graph":
+    """Build gelu(x [1, M, K] · W [K, N] + b) with random weights, as the importer would."""
     from tvm import relax
 
     from tvm_frontend.graph import ENTRY, Graph
@@ -54,9 +59,9 @@ def linear_graph():
     return Graph(builder.get(), weights)
 
 
-def builds(model: str, config: SearchConfig, folder: Path) -> list[Build]:
-    """Untuned, by hand, and the search at each number of trials, each compiled and ready to be called."""
-    from tvm_frontend.search import Search
+def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
+    """Compile a model untuned, with hand-written kernels, and by the search at each number of trials."""
+    from tvm_frontend.tune import Search
 
     if model == "relay":
         found = [relay_build(trials, config, folder) for trials in (None, *sorted(config.trials))]
@@ -70,8 +75,10 @@ def builds(model: str, config: SearchConfig, folder: Path) -> list[Build]:
     return found
 
 
-def linear_build(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Build:
-    """The layer, compiled as the passes compile a model's."""
+def linear_contestant(
+    name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path
+) -> Contestant:
+    """Compile the linear layer with the passes that compile a model."""
     import tvm
     import tvm_ffi
     from tvm import relax
@@ -96,8 +103,10 @@ def linear_build(name: str, opt_level: int, search, config: SearchConfig, folder
     return Build(name, ready_s, call)
 
 
-def demo_build(name: str, opt_level: int, search, config: SearchConfig, folder: Path) -> Build:
-    """The demo model's forward pass of one prompt that fills it."""
+def demo_contestant(
+    name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path
+) -> Contestant:
+    """Compile the demo model and bind its forward pass of one PROMPT."""
     from tvm_frontend.compile import compile_model
     from tvm_frontend.options import CompileOptions
 
@@ -109,9 +118,8 @@ def demo_build(name: str, opt_level: int, search, config: SearchConfig, folder: 
     return prompt_build(name, ready_s, compiled, config)
 
 
-def relay_build(trials: int | None, config: SearchConfig, folder: Path) -> Build:
-    """The same by Relay, at opt level 3: by the schedules that it has, or by a search of so many trials in all."""
-    from tvm_frontend.options import CompileOptions
+def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
+    """Do the same by Relay at opt level 3, with its own schedules or a search of `trials` trials in total."""
     from tvm_frontend.relay.compile import compile_relay
 
     model = demo_model(folder)
@@ -124,7 +132,7 @@ def relay_build(trials: int | None, config: SearchConfig, folder: Path) -> Build
 
 
 def demo_model(folder: Path) -> Path:
-    """The demo's model with random weights, exported; made once."""
+    """Export the demo model with random weights, once."""
     from export.onnx import export_onnx
     from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 
@@ -135,31 +143,29 @@ def demo_model(folder: Path) -> Path:
     return model
 
 
-def prompt_build(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Build:
-    """A compiled model's forward pass of one PROMPT."""
-    from tvm_frontend.runtime import open_session
-
+def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
+    """Bind a compiled model's forward pass of one PROMPT."""
     ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
     session = open_session(compiled, config.threads)
     return Build(name, ready_s, lambda: session.prefill(ids))
 
 
 def run_search(config: SearchConfig) -> str:
-    """The table in Markdown. Raises UserError for numbers that make no sense."""
+    """Run the comparison and return it as a Markdown table. Raises UserError for trials below 1."""
     if not config.trials or min(config.trials) < 1:
         raise UserError(f"trials={config.trials}: must be numbers of at least 1")
-    lines = ["| | | ready after | a call | × untuned |", "|---|---|--:|--:|--:|"]
+    rows = []
     with TemporaryDirectory() as folder:
         for model in config.models:
             title = f"GELU(x [{M}, {K}] · W [{K}, {N}] + b)" if model == "linear" else "demo model, 1x64"
             found = builds(model, config, Path(folder))
             times = times_of(found)
             for each, seconds in zip(found, times, strict=True):
-                speed = f"{seconds * 1e3:.3f} ms | {times[0] / seconds:.1f}"
-                lines.append(f"| {title} | {each.name} | {each.ready_s:.1f} s | {speed} |")
-    return "\n".join(lines)
+                speed = f"{seconds * 1e3:.3f} ms", f"{times[0] / seconds:.1f}"
+                rows.append((title, each.name, f"{each.ready_s:.1f} s", *speed))
+    return tabulate(rows, COLUMNS, "pipe", colalign=ALIGNMENT, disable_numparse=True)
 
 
 def main(description: str | None = None) -> None:
-    """Parse the command line, compare and print. description: what `--help` begins with."""
+    """Parse the command line, compare and print. description: the text that `--help` begins with."""
     print(run_search(tyro.cli(SearchConfig, prog="python -m bench.search", description=description)))

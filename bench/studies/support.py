@@ -1,4 +1,4 @@
-"""Which files each frontend of the compiler takes: every one is exported, compiled, run and compared with float64."""
+"""Tests which files each frontend accepts: exports, compiles and runs each, and compares it with float64."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from tabulate import tabulate
 from tqdm import tqdm
 
 from export.artifact import PRECISIONS
@@ -43,29 +44,30 @@ COLUMNS = {
     "relax-onnx": {"frontend": "relax-onnx"},
     "relax-onnx, one shape": {"frontend": "relax-onnx", "fixed_shape": FIXED},
 }
-ROUNDING = 2e-6  # of the largest logit: what is beyond it has another reason than float32, and a row of its own
-HEAD = """# Which files each frontend takes
+ROUNDING = 2e-6  # error over the largest logit; a larger one is not float32 rounding alone and gets its own row
+HEAD = """# Files that each frontend accepts
 
-Written by `python -m bench.support`, which exported, compiled and ran each file. A number is the largest error over the
-files of its row, over B = 1 and 3, T = 1 and 17: against the model in float64 with the weights that the file holds, as
-a share of the largest logit. `no` is a refusal, with its own words below. The models have {n_layer} layers and random
-weights.
+Written by `python -m bench.support`, which exports, compiles and runs each file. A number is the largest error over the
+files of its row and over B = 1 and 3, T = 1 and 17, divided by the largest logit; the reference is the model in float64
+with the weights that the file holds. `no` is a refusal, with its message below. The models have {n_layer} layers and
+random weights.
 
-- `onnx` is this project's importer. `relax-onnx` is TVM's own, for any B and T and for one (`--batch 3 --tokens 17`).
+- `onnx` is this project's importer. `relax-onnx` is TVM's own, with dynamic B and T and with one shape
+  (`--batch 3 --tokens 17`).
 - `last` is `--last`, `cached` is `--with-cache`, run token by token, and `past` is `--cache past`.
-- `transformers` is its GPT-2, exported by torch.onnx with nothing of this project in between, and brought to this
+- `transformers` is that library's GPT-2, exported by torch.onnx without this project's exporter, and converted to this
   project's form as `python -m bench --onnx` does.
-- Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; that is not counted. Such files have
-  the scale of attention rounded too where they spell it out, and their rows show it.
+- Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; this is not counted.
+  Where such files decompose attention, its scale is rounded too, and the errors of their rows include that.
 - Versions: {versions}.
 """
 
-Outcome = float | str  # an error, or the words of a refusal
+Outcome = float | str  # the largest error, or the message of a refusal
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to try: the model in it, its form and precision, and what wrote it at which opset."""
+    """A file to test: its model, form and precision, and the exporter and opset that wrote it."""
 
     model: str
     form: str = "forward"
@@ -76,14 +78,14 @@ class File:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a file, in each of COLUMNS."""
+    """The outcome of a file in each of COLUMNS."""
 
     file: File
     outcomes: tuple[Outcome, ...]
 
 
 def all_files() -> list[File]:
-    """What is tried, in the page's order: of the first model all that can be exported, of others the main forms."""
+    """List the files to test in the page's order: all exports of the first model, the main forms of the others."""
     possible = [
         File(model, form, precision, exporter, opset)
         for form in FORMS
@@ -105,7 +107,7 @@ def _is_asked(file: File) -> bool:
 
 
 def _is_written(file: File) -> bool:
-    """Whether an exporter writes it; `export.onnx` tells those who ask what it cannot do, and why."""
+    """Return True if the exporter can write the file; `export.onnx` refuses what it cannot."""
     try:
         Request(file.form.replace("last", "forward"), file.opset, file.exporter, file.precision)
     except UserError:
@@ -114,7 +116,7 @@ def _is_written(file: File) -> bool:
 
 
 def try_file(file: File, folder: Path) -> Tried:
-    """Export into a folder, compile by each frontend, run and compare."""
+    """Export a file into a folder, compile it by each frontend, run and compare."""
     path = folder / "model.onnx"
     if file.model in THEIRS:
         model = export_theirs(THEIRS[file.model], file.opset, path)
@@ -130,7 +132,7 @@ def try_file(file: File, folder: Path) -> Tried:
 
 
 def random_checkpoint(config: GPTConfig, path: Path) -> Checkpoint:
-    """Random weights, large enough that every part of the model moves the logits, saved to a file."""
+    """Save random weights, large enough that every part of the model changes the logits."""
     random = seeded_checkpoint(config)
     state = {name: 6 * tensor if tensor.dim() == 2 else tensor for name, tensor in random.state.items()}
     checkpoint = replace(random, state=state)
@@ -139,13 +141,13 @@ def random_checkpoint(config: GPTConfig, path: Path) -> Checkpoint:
 
 
 def rounded(checkpoint: Checkpoint, precision: str) -> Checkpoint:
-    """The checkpoint with the weights that a file of a precision holds, in float32."""
+    """Round the weights as a file of a precision holds them, and return them in float32."""
     dtype = getattr(torch, PRECISIONS[precision])
     return replace(checkpoint, state={name: tensor.to(dtype).float() for name, tensor in checkpoint.state.items()})
 
 
 def export_theirs(attention: str, opset: int, path: Path) -> torch.nn.Module:
-    """A GPT-2 of transformers with random weights as torch.onnx writes it, and that brought to our form at `path`."""
+    """Export transformers' GPT-2 with random weights by torch.onnx, and convert it to this project's form at `path`."""
     import transformers
 
     torch.manual_seed(0)
@@ -172,10 +174,10 @@ def export_theirs(attention: str, opset: int, path: Path) -> torch.nn.Module:
     return model
 
 
-def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = False, **how) -> Outcome:
-    """Compile a file as `compile_model` is told, run it at SHAPES and compare it with a model in float64.
+def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = False, **how: Any) -> Outcome:
+    """Compile a file with the options `how`, run it at SHAPES and return its largest error against a float64 model.
 
-    Raises RuntimeError for logits of another shape, or that are no numbers.
+    Raises RuntimeError for logits of another shape, and for infinite or NaN logits.
     """
     try:
         session = open_session(compile_model(path, output, CompileOptions(**how)))
@@ -202,13 +204,13 @@ def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = Fa
 
 
 def words_of(error: UserError) -> str:
-    """A refusal without what differs from file to file: the path, names of nodes, the opset, the advice."""
+    """Strip a refusal of all that differs from file to file: the path, names of nodes, the opset, the advice."""
     said = re.sub(r"^\S+\.(onnx|pt): ", "", str(error)).removesuffix(FIX)
     return re.sub(r"node '[^']*' \((.+?)(, ai\.onnx opset \d+)?\)", r"a node (\1)", said)
 
 
 def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) -> str:
-    """The page: a row for files of one form and precision of which the same came, the words of refusals below."""
+    """Format the page: a row for all files of one form and precision with the same outcome, the refusals below."""
     words: dict[str, int] = {}
 
     def cell(outcome: Outcome) -> str:
@@ -216,29 +218,28 @@ def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) 
             return f"no ({words.setdefault(outcome, len(words) + 1)})"
         return _short(outcome)
 
-    lines = [head, *_table("form", "precision", "written by", "model", *COLUMNS)]
+    files = []
     for (form, precision, written, _), rows in _rows(tried).items():
         models, outcomes = zip(*rows, strict=True)
-        cells = [cell(outcome) for outcome in _worst(outcomes)]
-        lines.append(f"| {form} | {precision} | {written} | {' · '.join(models)} | {' | '.join(cells)} |")
-    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export's programs, for any B and T."]
-    lines += ["", *_table("model", "torch")]
-    lines += [f"| {model} | {cell(outcome)} |" for model, outcome in checkpoints.items()]
+        files.append([form, precision, written, " · ".join(models), *map(cell, _worst(outcomes))])
+    lines = [head, _table(files, "form", "precision", "written by", "model", *COLUMNS)]
+    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export programs, with dynamic B and T."]
+    lines += ["", _table([[model, cell(outcome)] for model, outcome in checkpoints.items()], "model", "torch")]
     lines += ["", "## Refusals", "", *(f"{number}. {said}" for said, number in words.items())]
     return "\n".join(lines) + "\n"
 
 
 def _short(error: float) -> str:
-    """One digit: 3e-7."""
+    """Format an error with one digit: 3e-7."""
     return f"{error:.0e}".replace("e-0", "e-") if error else "0"
 
 
-def _table(*heads: str) -> list[str]:
-    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+def _table(rows: list[list[str]], *heads: str) -> str:
+    return tabulate(rows, heads, "pipe", disable_numparse=True)
 
 
 def _rows(tried: Iterable[Tried]) -> dict[tuple, list[tuple[str, tuple[Outcome, ...]]]]:
-    """(form, precision, exporters with opsets, kind of outcome) to each model of which that is so, and its outcomes."""
+    """Group models by (form, precision, exporters with opsets, kind of outcome), each with its worst outcomes."""
     alike: dict[tuple, list[Tried]] = {}
     for each in tried:
         kind = tuple(outcome if isinstance(outcome, str) else outcome > ROUNDING for outcome in each.outcomes)
@@ -251,12 +252,12 @@ def _rows(tried: Iterable[Tried]) -> dict[tuple, list[tuple[str, tuple[Outcome, 
 
 
 def _worst(outcomes: Iterable[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
-    """Of outcomes of one kind: the largest error of each column, or its words."""
+    """Return the largest error of each column over outcomes of one kind, or its refusal."""
     return tuple(max(column) for column in zip(*outcomes, strict=True))
 
 
 def _written(files: list[File]) -> str:
-    """Exporters with their opsets, as "dynamo 18–22, torchscript 18–20"."""
+    """List exporters with their opsets: "dynamo 18–22, torchscript 18–20"."""
     opsets: dict[str, list[int]] = {}
     for file in files:
         opsets.setdefault(file.exporter, []).append(file.opset)
@@ -264,7 +265,7 @@ def _written(files: list[File]) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers in short: 18, 19, 20, 23 is 18–20, 23."""
+    """Abbreviate ascending numbers: 18, 19, 20, 23 is 18–20, 23."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -275,7 +276,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def head_of(folder: Path) -> str:
-    """What the page begins with: versions, and what rounding the weights does."""
+    """Fill in the page's head: versions, and the effect of rounding the weights."""
     checkpoint = random_checkpoint(SMALL, folder / "ckpt.pt")
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, SMALL.vocab_size, FIXED))
     with torch.inference_mode():
@@ -287,7 +288,7 @@ def head_of(folder: Path) -> str:
 
 
 def write_support(output: Path, files: Iterable[File]) -> None:
-    """Try files and checkpoints, and write the page. Raises UserError without transformers, which dev brings."""
+    """Test files and checkpoints, and write the page. Raises UserError if transformers is not installed."""
     if find_spec("transformers") is None:
         raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[dev]"')
     check_output(output)
@@ -299,7 +300,7 @@ def write_support(output: Path, files: Iterable[File]) -> None:
 
 
 def try_checkpoint(name: str, folder: Path) -> Outcome:
-    """What comes of a model's checkpoint by the frontend that takes those."""
+    """Test a model's checkpoint with the frontend that reads checkpoints."""
     checkpoint = random_checkpoint(MODELS[name], folder / "ckpt.pt")
     return outcome_of(folder / "ckpt.pt", folder / "tvm", checkpoint.build().double(), frontend="torch")
 
@@ -312,7 +313,7 @@ def _in_a_folder(work: Callable[..., Any], *arguments: object) -> Any:
 def support_command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="PAGE")] = Path("docs/support-matrix.md"),
 ) -> None:
-    """Try every kind of file by every frontend and write what came of it as a page.
+    """Test every kind of file with every frontend and write the outcomes as a page.
 
     Args:
         output: the page to write

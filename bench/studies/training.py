@@ -1,4 +1,4 @@
-"""Two bars of the training: the loss that nanoGPT publishes for its CPU recipe, and the speed of a plain loop."""
+"""Compares training with two references: nanoGPT's published loss of its CPU recipe, and a plain loop's speed."""
 
 import statistics
 import time
@@ -29,13 +29,13 @@ def recipe(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("artifacts/recipe"),
     threads: int | None = None,
 ) -> None:
-    """Train nanoGPT's CPU recipe once a seed and print the median of the best validation losses.
+    """Train nanoGPT's CPU recipe once per seed and print the median of the best validation losses.
 
     Args:
-        corpus: tinyshakespeare, for the published number to mean anything
-        seeds: one run each, minutes on two cores; a run that was broken off goes on, a finished one is read
+        corpus: a text file; the published loss is of tinyshakespeare
+        seeds: one run each, minutes on two cores; an interrupted run is resumed, a finished one is only read
         output: a folder for the runs
-        threads: of the CPU; torch's own choice by default
+        threads: CPU threads; torch's default if not given
     """
     losses = []
     for seed in seeds:
@@ -60,13 +60,13 @@ def throughput(
     corpus: Path | None = None,
     threads: int | None = None,
 ) -> None:
-    """Time our update against a plain loop on the same shapes, in turns, and print both and their ratio.
+    """Time gpt.train's update and a plain loop on the same shapes, in turns, and print both and their ratio.
 
     Args:
-        rounds: how often the two take turns
-        steps: updates a turn
-        corpus: a text; by default Python's standard library
-        threads: of the CPU; torch's own choice by default
+        rounds: the number of turns that each of the two takes
+        steps: updates per turn
+        corpus: a text file; by default Python's standard library
+        threads: CPU threads; torch's default if not given
     """
     if threads:
         torch.set_num_threads(threads)
@@ -76,7 +76,7 @@ def throughput(
     candidates = {"gpt.train": lambda: update(run), "plain": _plain_loop(run)}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for number in tqdm(range(rounds + 2), desc="throughput", unit="round"):
-        for name in sorted(candidates, reverse=number % 2 == 1):  # who is first changes
+        for name in sorted(contenders, reverse=number % 2 == 1):  # the first of the two alternates
             started_s = time.perf_counter()
             for _ in range(steps):
                 candidates[name]()
@@ -92,7 +92,7 @@ def throughput(
 
 
 def _plain_loop(run: Run) -> Callable[[], float]:
-    """One update of a straightforward loop over a model of its own: nothing but torch's own modules and functions."""
+    """Return one update of a straightforward training loop that uses torch's own modules and functions alone."""
     shape, config = run.raw.config, run.config
     model = _PlainGPT(shape.vocab_size, shape.block_size, shape.n_layer, shape.n_head, shape.n_embd)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
@@ -121,7 +121,7 @@ def _plain_loop(run: Run) -> Callable[[], float]:
 
 
 class _PlainGPT(nn.Module):
-    """The same arithmetic as `gpt.model.GPT` without biases, written straight down."""
+    """Computes the same as `gpt.model.GPT` without biases, in the most direct way."""
 
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int) -> None:
         super().__init__()

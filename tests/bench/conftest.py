@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config() -> GPTConfig:
-    """The seeded model for tests."""
+    """Return the shape of the seeded model for tests."""
     return SEEDED["tiny"]
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    """The seeded model for tests in every form that an engine needs; to be read only."""
+    """Provide the seeded model in every form that an engine needs. Tests must not write to it."""
     artifacts, _ = choose_artifacts(tmp_path_factory.mktemp("tiny"), "tiny")
     prepare(artifacts, find_candidates())
     return artifacts
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 @pytest.fixture(scope="session")
 def copy_tiny(tiny: Artifacts) -> Callable[[Path], Artifacts]:
-    """Copy the same files below a folder, where a test may spoil them or make more."""
+    """Copy the files to a folder in which a test may change them and build more."""
 
     def copy(folder: Path) -> Artifacts:
         for path in tiny.folder.rglob("*"):
@@ -48,7 +48,9 @@ def copy_tiny(tiny: Artifacts) -> Callable[[Path], Artifacts]:
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run `python -m` with some arguments in an empty folder."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # not of this pytest
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }  # the environment of this pytest is left out
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -65,9 +67,9 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def results() -> dict:
-    """A comparison of five engines: one wins, one has two variants, one is absent, one failed.
+    """Provide a comparison of five engines: one wins, one has two variants, one is absent, one failed.
 
-    Prefill at two shapes, decode at one context, without O0, and generate by two engines.
+    It has prefill at two shapes, decode at one context without O0, and generate by two engines.
     """
     rows = []
     for T, limit_ms in ((16, 0.5), (64, 1.0)):

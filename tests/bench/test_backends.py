@@ -1,4 +1,4 @@
-"""The registry: which engines there are, and what an absent package does."""
+"""Tests the registry of engines, the check of their inputs, and the effect of an absent package."""
 
 import importlib.util
 from pathlib import Path
@@ -14,14 +14,14 @@ from bench.backends import Backend, Variant, engine_names, find_candidates
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
 from bench.models.artifacts import CHECKPOINT, Artifacts
-from bench.models.build import MAKINGS, SEEDED
+from bench.models.build import BUILD_RULES, SEEDED
 from gpt.cli import UserError
 
 V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
 
 
 class Counting(Backend):
-    """Chooses the next number after the last token; `calls` are those that got through the checks."""
+    """Predicts the number after the last token, and records in `calls` the calls that passed the checks."""
 
     variants: ClassVar[dict[str, Variant]] = {"": Variant({})}
 
@@ -46,7 +46,7 @@ class Counting(Backend):
 
 @pytest.fixture
 def engine() -> Counting:
-    """Loaded."""
+    """Provide a loaded engine."""
     found = Counting()
     found.load(Artifacts(Path()), SEEDED["tiny"], 1, "")
     return found
@@ -54,7 +54,7 @@ def engine() -> Counting:
 
 @pytest.fixture
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which the package openvino is not installed."""
+    """Simulate a machine without the package openvino."""
     real = importlib.util.find_spec
     monkeypatch.setattr(bench.backends, "find_spec", lambda name: None if name == "openvino" else real(name))
 
@@ -62,15 +62,15 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {candidate.engine for candidate in find_candidates()} == files  # those that cannot run here too
+    assert {contender.engine for contender in find_contenders()} == files  # engines that cannot run here included
 
 
 def test_engines_meet_at_one_precision() -> None:
-    for precision in PRECISIONS.keys() - {"fp16"}:  # in which no engine computes on a CPU
-        assert {candidate.precision for candidate in find_candidates((), [precision])} == {precision}
-    assert {candidate.precision for candidate in find_candidates()} == {"fp32"}
-    both = find_candidates(["openvino"], ["fp32", "int4"])
-    assert [candidate.label for candidate in both] == ["openvino", "openvino int4"]
+    for precision in PRECISIONS.keys() - {"fp16"}:  # a precision that no engine has on a CPU
+        assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
+    assert {contender.precision for contender in find_contenders()} == {"fp32"}
+    both = find_contenders(["openvino"], ["fp32", "int4"])
+    assert [contender.label for contender in both] == ["openvino", "openvino int4"]
 
 
 def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> None:
@@ -79,7 +79,7 @@ def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> No
 
 
 def test_onnx_runtime_has_no_product_in_bfloat16() -> None:
-    """Why it has no such variant; the day that it has, it gets one."""
+    """ONNX Runtime has no bf16 variant for this reason; once this test fails, it can have one."""
     tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BFLOAT16, [4, 4]) for name in "abc"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
@@ -99,9 +99,9 @@ def test_each_variant_is_a_candidate_of_its_own_with_its_phases() -> None:
 
 
 def test_what_an_engine_needs_can_be_made() -> None:
-    for candidate in find_candidates((), PRECISIONS):
-        assert {phase for phase, _ in candidate.files} <= PHASES.keys()
-        assert {file for _, file in candidate.files} <= {CHECKPOINT, *MAKINGS}
+    for contender in find_contenders((), PRECISIONS):
+        assert {phase for phase, _ in contender.files} <= PHASES.keys()
+        assert {file for _, file in contender.files} <= {CHECKPOINT, *BUILD_RULES}
 
 
 def test_an_unknown_engine_names_the_known() -> None:

@@ -1,4 +1,4 @@
-"""`python -m bench.generate`: the same text by every engine that has a cache, and what cannot be generated."""
+"""Tests `python -m bench.generate`: every engine with a cache gives the same text; the impossible is refused."""
 
 import string
 from collections.abc import Callable
@@ -23,14 +23,14 @@ PROMPT = "abc"
 
 @pytest.fixture
 def folder(tiny: Artifacts, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a model whose 31 tokens are characters."""
+    """Provide the folder of a model whose 31 tokens are characters."""
     monkeypatch.setattr("bench.generate.tokenizer_from_json", lambda _: TOKENIZER)
     return tiny.folder
 
 
 @pytest.fixture
 def text(folder: Path) -> str:
-    """The prompt with what eager PyTorch finds likeliest after it, without an engine."""
+    """Generate the expected text by eager PyTorch, without an engine."""
     model = load_checkpoint(folder / "ckpt.pt").build()
     return PROMPT + TOKENIZER.decode(list(generate(model, TOKENIZER.encode(PROMPT), 13, temperature=0)))
 

@@ -1,4 +1,4 @@
-"""Engines in fewer bits: made from the exports, held to the reference by the tolerance of their precision."""
+"""Tests engines at lower precisions: their files are built from the exports, and they meet their tolerance."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,11 @@ from bench.harness.runner import Runner
 from bench.harness.work import PHASES
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
-from bench.models.build import MAKINGS, CannotMake, prepare
+from bench.models.build import BUILD_RULES, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
-# What is eager but for one thing need not prove the same again, and torch.compile takes its time.
+# Engines derived from eager are not tested again, and torch.compile is slow.
 LOW = [
     each
     for each in find_candidates((), [name for name in PRECISIONS if name != "fp32"])
@@ -30,23 +30,23 @@ def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.T
     return copy_tiny(tmp_path_factory.mktemp("quantised"))
 
 
-@pytest.mark.parametrize("candidate", LOW, ids=lambda candidate: candidate.label)
-def test_an_engine_agrees_in_every_phase(candidate: Candidate, artifacts: Artifacts) -> None:
-    # tests/tvm_frontend holds a forward to the reference at each precision, and to compile one takes its time.
-    phases = [phase for phase in candidate.phases if (candidate.engine, phase) != ("tvm", "prefill")]
+@pytest.mark.parametrize("contender", LOW, ids=lambda contender: contender.label)
+def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifacts) -> None:
+    # tests/tvm_frontend compares the forward pass with the reference at each precision; compiling it is slow.
+    phases = [phase for phase in contender.phases if (contender.engine, phase) != ("tvm", "prefill")]
     try:
         config = prepare(artifacts, [candidate], phases)
     except CannotMake as error:
         pytest.skip(str(error))
-    for file in {file for phase, file in candidate.files if phase in phases}:
-        if file in MAKINGS:
-            source = artifacts.folder / MAKINGS[file].source
-            assert MAKINGS[file].origin(artifacts.folder / file) == sha256_file(source)
-    with Worker(candidate.factory, threads=1) as worker, ReferenceModel(artifacts, config, 1) as reference:
-        runner = Runner(candidate, worker)
+    for file in {file for phase, file in contender.files if phase in phases}:
+        if file in BUILD_RULES:
+            source = artifacts.folder / BUILD_RULES[file].source
+            assert BUILD_RULES[file].origin(artifacts.folder / file) == sha256_file(source)
+    with Worker(contender.factory, threads=1) as worker, Truth(artifacts, config, 1) as truth:
+        runner = Runner(contender, worker)
         runner.load(artifacts, config, 1)
         if runner.failed and "compute type" in runner.failed:
-            pytest.skip(runner.failed)  # CTranslate2 has bfloat16 on some CPUs only
+            pytest.skip(runner.failed)  # CTranslate2 supports bfloat16 on some CPUs only
         assert runner.failed is None
         for phase in phases:
             for work in PHASES[phase].timed(config):
@@ -54,12 +54,14 @@ def test_an_engine_agrees_in_every_phase(candidate: Candidate, artifacts: Artifa
                 assert runner.errors == {}
                 assert runner.checks[work].agrees, runner.checks[work]
         errors = [check.max_rel_err for check in runner.checks.values()]
-        assert max(errors) > 1e-4  # it is not float32
-        assert max(errors) > tolerance_of(candidate.precision, config) / 40  # nor is the tolerance far away
+        assert max(errors) > 1e-4  # the precision is really lower than float32
+        assert (
+            max(errors) > tolerance_of(contender.precision, config) / 40
+        )  # and the tolerance is not far above the error
 
 
 def test_fewer_bits_have_a_tolerance_of_their_own() -> None:
     fp32, *fewer = [tolerance_of(precision, GPTConfig()) for precision in ("fp32", "bf16", "int8", "int4")]
     assert len(set(fewer)) == 3
-    assert 1000 * fp32 < min(fewer)  # what rounds inputs is told from what does not
+    assert 1000 * fp32 < min(fewer)  # engines that round their inputs differ from those that do not
     assert max(fewer) == fewer[-1] < 1

@@ -1,4 +1,4 @@
-"""Relay among the engines: absent without its environment, and with it timed as all others, beside Relax."""
+"""Tests Relay as an engine: it is absent without its environment, and with it is timed beside Relax as any other."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def test_it_is_checked_and_timed_in_its_own_environment_beside_relax(
     for row in results["rows"]:
         assert (row["status"], row["max_abs_err"]) == ("timed", 0.0), row
     checked = {(each["label"], each["work"]) for each in results["checks"] if each["label"] == "relay O3"}
-    assert checked == {("relay O3", "1×5"), ("relay O3", "2×16")}  # no module was built for others
+    assert checked == {("relay O3", "1×5"), ("relay O3", "2×16")}  # no module is built for other shapes
     assert {path.name for path in (folder / "tvm-llvm-O3-relay").iterdir()} == {"1x5", "2x16"}
     assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]  # no cache of TVM's
     assert results["versions"]["Relay"].startswith("TVM 0.17")

@@ -1,6 +1,7 @@
 """The table of races that lie in a folder."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_table_has_every_row_the_fastest_first_and_why_others_are_not_there(
     finding = {"tool": "racecheck", "status": "clean", "said": "0 hazards", "seconds": 41.7}
     (tmp_path / "sanitizer.json").write_text(json.dumps([finding]))
     text = write_table(tmp_path).read_text()
-    lines = text.splitlines()
+    lines = [re.sub(" +", " ", line) for line in text.splitlines()]
     first = lines.index("| tvm O3 | bf16 | 0.125 | 2.0 % | 0.100 | 80 % | reading | – | 3.0e-03 |")
     assert lines[first + 1] == "| eager | bf16 | 0.500 | 2.0 % | 0.100 | 20 % | reading | 1.00 | 3.0e-03 |"
     assert "- gone: absent: not installed" in lines

@@ -1,4 +1,4 @@
-"""Which model is compared, and that its files come from each other."""
+"""Tests the choice of the model to compare, and that each of its files is built from its source."""
 
 import gc
 import weakref
@@ -13,31 +13,31 @@ from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import EXPORTED, Artifacts
-from bench.models.build import MAKINGS, SEEDED, choose_artifacts, prepare
+from bench.models.build import BUILD_RULES, SEEDED, choose_artifacts, prepare
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.files import sha256_file
 
 
 @pytest.fixture(scope="module")
-def candidates() -> list[Candidate]:
-    """Engines that need every file between them."""
-    return find_candidates(["eager", "onnxruntime", "openvino", "tvm"])
+def contenders() -> list[Contender]:
+    """Provide engines that together need every file."""
+    return find_contenders(["eager", "onnxruntime", "openvino", "tvm"])
 
 
 @pytest.fixture
 def copied(copy_tiny: Callable[[Path], Artifacts], tmp_path: Path) -> Artifacts:
-    """The model's files in a folder that a test may spoil."""
+    """Copy the model's files to a folder that a test may change."""
     return copy_tiny(tmp_path)
 
 
 def replace_checkpoint(artifacts: Artifacts) -> None:
-    """Another model of the same shape in the checkpoint's place."""
+    """Replace the checkpoint by another model of the same shape."""
     save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
 
 
-def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, candidates: list[Candidate]) -> None:
-    """As any model of the zoo: checkpoint, ONNX, TVM at both levels; then each engine gives rows of the table."""
+def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[Contender]) -> None:
+    """A bigram is exported and compiled at both levels as any model; then each engine returns rows of its table."""
     artifacts, _ = choose_artifacts(tmp_path, "bigram")
     config = prepare(artifacts, candidates)
     ids = random_ids(config, 3, 17, seed=0)
@@ -71,9 +71,9 @@ def test_only_what_a_phase_needs_is_made(tmp_path: Path) -> None:
 
 
 def test_a_compiled_file_brings_what_it_is_compiled_from(tiny: Artifacts) -> None:
-    for name, making in ((name, making) for name, making in MAKINGS.items() if (tiny.folder / name).exists()):
-        assert (tiny.folder / making.source).exists(), name
-        assert making.origin(tiny.folder / name) == sha256_file(tiny.folder / making.source)
+    for name, rule in ((name, rule) for name, rule in BUILD_RULES.items() if (tiny.folder / name).exists()):
+        assert (tiny.folder / rule.source).exists(), name
+        assert rule.origin(tiny.folder / name) == sha256_file(tiny.folder / rule.source)
 
 
 def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, candidates: list[Candidate]) -> None:
@@ -97,7 +97,7 @@ def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(
 
 def test_a_library_of_another_export_is_an_error(copied: Artifacts, candidates: list[Candidate]) -> None:
     replace_checkpoint(copied)
-    copied.exported.unlink()  # so that it is made again
+    copied.exported.unlink()  # so that it is built again
     with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
         prepare(copied, candidates, ["prefill"])
 
@@ -132,7 +132,7 @@ def test_an_unknown_seeded_model_names_the_known(tmp_path: Path) -> None:
 
 
 def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that holds weights and itself, as those of torch, ONNX and TVM do, is gone when its file is there."""
+    """A graph in a reference cycle with its weights, as in torch, ONNX and TVM, is freed once its file is built."""
     left = []
 
     class Graph:
@@ -144,7 +144,7 @@ def test_what_making_a_file_leaves_is_given_back(copied: Artifacts, monkeypatch:
         path.write_bytes(source.read_bytes())
 
     copied.exported.unlink()
-    monkeypatch.setitem(MAKINGS, EXPORTED, replace(MAKINGS[EXPORTED], make=make))
+    monkeypatch.setitem(BUILD_RULES, EXPORTED, replace(BUILD_RULES[EXPORTED], make=make))
     gc.disable()
     try:
         prepare(copied, find_candidates(["onnxruntime"]), ["prefill"])

@@ -1,4 +1,4 @@
-"""python -m bench --onnx: a file that this project did not write, its reference, and the engines that cannot."""
+"""Tests python -m bench --onnx: an external file, its reference, and the engines that cannot run it."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def checkpoint_of(**settings: object) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2 of transformers with random weights, exported by torch.onnx directly."""
+    """Export transformers' GPT-2 with random weights by torch.onnx."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = {"n_positions": 16, "vocab_size": 31, "n_layer": 2, "n_head": 2, "n_embd": 32}
@@ -103,12 +103,12 @@ def test_the_reference_is_eager_in_float64(tmp_path: Path, activation: str, opse
         expected = checkpoint.build().double()(torch.from_numpy(ids)).numpy()
     (logits,) = evaluator_of(in_float64(onnx.load(exported.path))).run(["logits"], {"ids": ids})
     assert logits.dtype == np.float64
-    # What is left are constants that the file has in float32: epsilon, the scale, those of a spelled-out GELU.
+    # The rest is due to float32 constants in the file: epsilon, the scale, those of a decomposed GELU.
     assert np.abs(logits - expected).max() < 1e-8 * np.abs(expected).max()
 
 
 def test_the_plain_evaluator_would_round_the_error_function() -> None:
-    """Why it gets one of ours."""
+    """ONNX's own Erf rounds to float32, which is why the evaluator replaces it."""
     node = onnx.helper.make_node("Erf", ["x"], ["y"])
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, ["N"]) for name in "xy")
     proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]))

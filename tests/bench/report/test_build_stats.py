@@ -7,7 +7,7 @@ from bench.report.build_stats import compiled_of
 
 
 def test_another_engines_folder_is_no_compiled_model(tmp_path: Path) -> None:
-    """CTranslate2's holds a model.json too."""
+    """A folder of CTranslate2 also holds a model.json."""
     theirs = tmp_path / "ctranslate2"
     theirs.mkdir()
     (theirs / "model.json").write_text("{}")

@@ -1,14 +1,14 @@
-"""Odd lengths against what their neighbours say."""
+"""Compares odd lengths with the time interpolated from their neighbours."""
 
 import pytest
 
 from bench.models.build import SEEDED
-from bench.report.cliffs import ODD, cliffs, neighbours, sizes
+from bench.report.cliffs import CLIFF_LENGTHS, cliffs, neighbours, sizes
 from gpt.config import GPTConfig
 
 
 def row(T: int, *rounds_ms: float | None) -> dict:
-    """Of one engine at a length, with a call in each round, or none."""
+    """Build a row of one engine at a length, with at most one call in each round."""
     samples = [ms for ms in rounds_ms if ms is not None]
     counts = [int(ms is not None) for ms in rounds_ms]
     names = {"label": "e", "phase": "prefill", "status": "timed", "B": 1, "T": T}
@@ -16,7 +16,7 @@ def row(T: int, *rounds_ms: float | None) -> dict:
 
 
 def test_neighbours_are_the_multiples_of_16_around() -> None:
-    assert [neighbours(T) for T in ODD] == [(2,), (16, 32), (48, 64), (64, 80), (240, 256), (256, 272)]
+    assert [neighbours(T) for T in CLIFF_LENGTHS] == [(2,), (16, 32), (48, 64), (64, 80), (240, 256), (256, 272)]
 
 
 def test_what_fits_the_model_is_timed() -> None:
@@ -31,7 +31,7 @@ def test_the_time_is_held_to_the_one_interpolated() -> None:
 
 
 def test_a_round_is_compared_with_itself() -> None:
-    """The machine is at half of its speed in the second round, and one length sits the fourth out."""
+    """The machine runs at half its speed in the second round, and one length has no sample in the fourth."""
     found = cliffs([row(2, 1.0, 2.0, 1.0, 3.0), row(1, 0.5, 1.0, 0.9, None)])
     assert found == {"e": {1: 0.5}}
 

@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Tests the format of numbers."""
 
 import pytest
 

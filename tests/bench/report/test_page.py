@@ -1,4 +1,4 @@
-"""The three files, from results made by hand."""
+"""Tests the three report files, from hand-written results."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def test_a_decode_says_what_must_be_read_and_how_fast_it_was(results: dict) -> N
 
 def test_a_generation_says_tokens_a_second(results: dict) -> None:
     block = next(block for block in table_text(results).split("\n\n") if block.startswith("generate"))
-    assert " 4,000 " in block  # of 0.25 ms each
+    assert " 4,000 " in block  # tokens of 0.25 ms each
     assert "same tokens" in block
 
 
@@ -121,7 +121,7 @@ def test_an_absent_engine_is_one_line_and_not_a_row_in_every_table(html: str, re
     assert html.count("not installed: pip install gone") == 1
     write_report(results, tmp_path)
     markdown = (tmp_path / "report.md").read_text()
-    assert markdown.count("gone") == 2  # its name and how to install it, in the one line
+    assert markdown.count("gone") == 2  # the package and the command that installs it, in one line
     assert table_text(results).count("not installed") == 1
 
 
@@ -149,13 +149,15 @@ def test_markdown_has_a_table_for_each_work(results: dict, tmp_path: Path) -> No
     write_report(results, tmp_path)
     lines = (tmp_path / "report.md").read_text().split("\n")
     assert len([line for line in lines if line.startswith("| engine |")]) == 4
-    assert len([line for line in lines if line.startswith("| fast O3 |")]) == 5  # one of them for its compiler
+    assert (
+        len([line for line in lines if line.startswith("| fast O3 |")]) == 5
+    )  # one of them is in the table of compilers
     assert [line[3:].split(":")[0] for line in lines if line.startswith("## ")][:3] == ["Prefill", "Decode", "Generate"]
 
 
 @pytest.fixture
 def both(results: dict) -> dict:
-    """The comparison in float32 and another in int8, with ours in float32 beside it, odd lengths and a loss."""
+    """Provide a comparison in float32 and one in int8, with tvm in float32 beside it, odd lengths and a loss."""
     low = [row | {"group": "int8", "precision": "int8", "dtype": "int8"} for row in results["rows"]]
     for row in low:
         row["label"] += " int8"

@@ -1,15 +1,15 @@
-"""The sentence at the top: what it claims, and when it claims less."""
+"""Tests the statements at the top of the report: what they claim, and when they claim less."""
 
 from bench.report.summary import headline_of, noise_floor, paired_variants, rounds_ms, statements, worst_error
 
 
 def row_of(results: dict, label: str, T: int) -> dict:
-    """One row."""
+    """Build one row of the results."""
     return next(row for row in results["rows"] if (row["label"], row["T"]) == (label, T))
 
 
 def sentence(results: dict) -> str:
-    """All statements as one text."""
+    """Join all statements to one text."""
     return " ".join(statements(results))
 
 

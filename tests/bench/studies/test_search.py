@@ -1,4 +1,4 @@
-"""The table that sets schedules by hand beside those of a search, on a layer and trials that take seconds."""
+"""Tests the table that compares hand-written kernels with a search, on a small layer and few trials."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names_in(table: str) -> list[str]:
-    """Of the builds, after a look at the numbers behind them."""
+    """List the names of the contestants, after checking the numbers of their rows."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     for _, _, ready, call, speed in rows:
         assert float(ready.removesuffix(" s")) >= 0
