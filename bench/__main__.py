@@ -35,7 +35,7 @@ from bench.report import cliffs
 from bench.report.build_stats import compiled_of
 from bench.report.page import table_text, write_report
 from bench.report.summary import GROUPED, in_group, statements
-from bench.roofline.bounds import Limits, best_of
+from bench.roofline.bounds import Roofline, best_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
@@ -185,9 +185,9 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
     """Merge the results of the races of all precisions."""
     found = [result for _, result in races.values()]
-    limits: dict[str, Limits] = {}
+    limits: dict[str, Roofline] = {}
     for precision, measured in chain.from_iterable(result["limits"].items() for result in found):
-        limit = Limits(**measured)
+        limit = Roofline(**measured)
         limits[precision] = best_of(limits.get(precision, limit), limit)
     return {
         "precisions": list(races),

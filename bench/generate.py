@@ -64,9 +64,9 @@ def run(
     print(f"{candidate.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
 
 
-def _contender_of(engine: str, precision: str) -> Contender:
+def _candidate_of(engine: str, precision: str) -> Candidate:
     """Return the engine's first variant that can generate. Raises UserError if there is none."""
-    able = [each for each in find_contenders([engine], [precision]) if Generate.phase in each.phases]
+    able = [each for each in find_candidates([engine], [precision]) if Generate.phase in each.phases]
     if not able:
         others = dict.fromkeys(
             each.engine for each in find_candidates((), [precision]) if Generate.phase in each.phases

@@ -180,7 +180,7 @@ class Backend(ABC):
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One engine in one variant, the subject of a row of the results.
 
     precision: that of the matrix products, a name in `bench.correctness.agreement.PRECISIONS`. files: pairs of a phase
@@ -221,7 +221,7 @@ def engine_names(package: str = __name__) -> list[str]:
 
 def find_candidates(
     asked: Sequence[str] = (), precisions: Collection[str] = ("fp32",), package: str = __name__
-) -> list[Contender]:
+) -> list[Candidate]:
     """List every variant of some precisions of every engine of a registry, or of the engines asked for.
 
     Raises UserError for a name that is no engine, and for an engine asked for that has no such variant or cannot run
@@ -243,7 +243,7 @@ def find_candidates(
     return found
 
 
-def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> None:
+def refuse_absent(asked: Iterable[str], candidates: Collection[Candidate]) -> None:
     """Raise UserError for the first engine asked for that cannot run here in any variant."""
     for name in asked:
         reasons = [candidate.absent for candidate in candidates if candidate.engine == name]
@@ -251,7 +251,7 @@ def refuse_absent(asked: Iterable[str], contenders: Collection[Contender]) -> No
             raise UserError(f"engine {name!r} was asked for and is absent: {reasons[0]}")
 
 
-def contenders_of(name: str, package: str = __name__) -> list[Contender]:
+def candidates_of(name: str, package: str = __name__) -> list[Candidate]:
     """List all variants of one engine."""
     engine: type[Backend] = importlib.import_module(f"{package}.{name}").Engine
     found = []

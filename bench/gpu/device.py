@@ -6,7 +6,7 @@ from bench.gpu.clock import sample_on
 from bench.harness.machine import describe_machine
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
-from bench.roofline.bounds import Limits, weight_bytes
+from bench.roofline.bounds import Roofline, weight_bytes
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.cuda_toolchain import gpu_arch
@@ -103,11 +103,11 @@ class Probe:
         return 2 * n**3 / seconds
 
 
-def measure_limits(probe: Worker, precisions: list[str], config: GPTConfig, threads: int) -> dict[str, Limits]:
+def measure_limits(probe: Worker, precisions: list[str], config: GPTConfig, threads: int) -> dict[str, Roofline]:
     """Measure the limits of each precision for one model. probe: a worker of a loaded `Probe`. Raises WorkerError."""
     bandwidth = probe.call("copied_bytes_per_s")
     return {
-        precision: Limits(
+        precision: Roofline(
             threads,
             probe.call("peak_flops_per_s", precision),
             bandwidth,

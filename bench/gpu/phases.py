@@ -5,7 +5,7 @@ import numpy as np
 from bench.correctness.agreement import Agreement, compare_steps
 from bench.harness.work import Ask, Decode, Generate, Reference, Request, Work
 from bench.report.format import shape_name
-from bench.roofline.bounds import CACHE_BYTES, Bound, Limits, first_token_bound, weight_bytes
+from bench.roofline.bounds import CACHE_BYTES, Bound, Roofline, first_token_bound, weight_bytes
 from gpt.config import GPTConfig
 
 BATCHES, PROMPTS, CONTEXTS = (1, 8), (128, 1024), (128, 1000)  # those timed; a short model has shorter ones
@@ -44,7 +44,7 @@ class FirstToken(Work):
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
         return compare_steps(reference(ids, [self.T - 1]), [ask("fill", ids)], tolerance)
 
-    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return first_token_bound(limits, config, self.B, self.T)
 
     def moved_bytes(self, config: GPTConfig, precision: str) -> int:

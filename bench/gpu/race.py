@@ -18,7 +18,7 @@ from bench.harness.plan import Plan
 from bench.harness.race import Race, precisions_of
 from bench.harness.runner import Runner
 from bench.harness.worker import Worker, WorkerError
-from bench.roofline.bounds import Limits
+from bench.roofline.bounds import Roofline
 from gpt.cli import UserError
 from gpt.version import PROJECT, project_version
 
@@ -152,7 +152,7 @@ def run_race(
         return results
 
 
-def _measure(device: str, precisions: list[str], plan: Plan) -> tuple[dict[str, Any], dict[str, Limits]]:
+def _measure(device: str, precisions: list[str], plan: Plan) -> tuple[dict[str, Any], dict[str, Roofline]]:
     """Describe the device, and measure its limits by precision. Raises UserError."""
     with Worker(FACTORY, plan.threads) as probe:
         try:

@@ -25,7 +25,7 @@ from bench.harness.work import Reference, Work
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.roofline import probe as probes
-from bench.roofline.bounds import Limits, best_of, weight_bytes
+from bench.roofline.bounds import Roofline, best_of, weight_bytes
 
 NOT_REACHED = "the time was up, or the run ended, before it"
 
@@ -47,8 +47,8 @@ class Race:
     runners: list[Runner]
     progress: tqdm
     until: float = math.inf
-    limits: dict[str, Limits] = field(default_factory=dict)
-    limits_at: dict[Work, dict[str, Limits]] = field(default_factory=dict)
+    limits: dict[str, Roofline] = field(default_factory=dict)
+    limits_at: dict[Work, dict[str, Roofline]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leave_out(self.plan.to_check)
@@ -121,7 +121,7 @@ class Race:
                 self.show(f"timing {runner.candidate.label}: {work.phase} {work.name}")
                 runner.take_turn(work, ids, share_s / ROUNDS, share_s)
 
-    def note_limits(self, measured: dict[str, Limits], works: Collection[Work]) -> None:
+    def note_limits(self, measured: dict[str, Roofline], works: Collection[Work]) -> None:
         """Take limits, by precision, into account for the times of the works: the highest rates seen count."""
         for known in (self.limits, *(self.limits_at.setdefault(work, {}) for work in works)):
             known |= {name: best_of(known.get(name, limits), limits) for name, limits in measured.items()}
@@ -209,8 +209,8 @@ def _time_all(race: Race, probe: Worker) -> None:
         race.run_rounds(group, shares_s, measure_limits)
 
 
-def _limits_now(probe: Worker, precision: str, plan: Plan) -> Limits:
+def _limits_now(probe: Worker, precision: str, plan: Plan) -> Roofline:
     size = weight_bytes(plan.config, precision)
     peak, bandwidth = probe.call("peak_flops_per_s", precision), probe.call("read_bytes_per_s", size)
     memory = probe.call("read_bytes_per_s", probes.UNCACHED_BYTES)
-    return Limits(plan.threads, peak, bandwidth, size, memory, precision)
+    return Roofline(plan.threads, peak, bandwidth, size, memory, precision)

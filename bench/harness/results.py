@@ -9,14 +9,14 @@ from bench.harness.measure import Measurement, median_of, speedup_of, spread_of
 from bench.harness.plan import Plan
 from bench.harness.runner import Runner
 from bench.harness.work import Work
-from bench.roofline.bounds import Limits
+from bench.roofline.bounds import Roofline
 
 
 def rows_of(
     work: Work,
     candidates: list[Candidate],
     runners: list[Runner],
-    limits: dict[str, Limits],
+    limits: dict[str, Roofline],
     plan: Plan,
 ) -> Iterator[dict]:
     """Make a row for each candidate that has the work's phase, absent and failed ones too. limits: by precision."""

@@ -15,7 +15,7 @@ from bench.correctness.agreement import Agreement, compare_logits, compare_steps
 from bench.report.format import shape_name
 from bench.roofline.bounds import (
     Bound,
-    Limits,
+    Roofline,
     decode_bound,
     decode_bytes,
     generation_bound,
@@ -98,7 +98,7 @@ class Work(ABC):
         """Have an engine do the work, and compare the result with the reference in float64."""
 
     @abstractmethod
-    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         """Compute the least time that a unit can take on a machine."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Prefill(Work):
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
         return compare_logits(reference(ids), ask("prefill", ids), tolerance)
 
-    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return prefill_bound(limits, config, self.B, self.T)
 
     def moved_bytes(self, config: GPTConfig, precision: str) -> int:
@@ -190,7 +190,7 @@ class Decode(Work):
         steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
         return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
 
-    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
 
     def moved_bytes(self, config: GPTConfig, precision: str) -> int:
@@ -229,7 +229,7 @@ class Generate(Work):
         seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # the tokens before each one
         return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
 
-    def bound(self, limits: Limits, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)
 
     def moved_bytes(self, config: GPTConfig, precision: str) -> None:

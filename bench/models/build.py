@@ -115,7 +115,7 @@ def prepare(
     phases: Iterable[str] | None = None,
     prompts: Iterable[tuple[int, int]] = (),
 ) -> GPTConfig:
-    """Build or verify all files that installed contenders need for some phases, and return the model's config.
+    """Build or verify all files that installed candidates need for some phases, and return the model's config.
 
     phases: by default all of the model's. prompts: the (B, T) shapes for which static engines need files. Raises
     UserError if a file was not built from the source that is there, naming both and the command that rebuilds it, and
@@ -123,7 +123,7 @@ def prepare(
     """
     config = config_of(artifacts) if is_external(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
-    needed = {file for each in contenders if not each.absent for phase, file in each.files if phase in asked}
+    needed = {file for each in candidates if not each.absent for phase, file in each.files if phase in asked}
     needed |= {BUILD_RULES[file].source for file in needed if file in BUILD_RULES}
     for name, rule in BUILD_RULES.items():
         if name in needed and not (rule.source == CHECKPOINT and is_external(artifacts)):

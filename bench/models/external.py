@@ -73,10 +73,10 @@ def checked_phases(asked: Iterable[str]) -> tuple[str, ...]:
     return EXTERNAL_PHASES
 
 
-def without_checkpoint(contender: Contender) -> Contender:
-    """Restrict a contender to the phases that need no checkpoint; it is absent if none is left."""
-    files = tuple((phase, file) for phase, file in contender.files if file in EXTERNAL_FILES)
-    return replace(contender, files=files) if files else replace(contender, absent=NEEDS)
+def without_checkpoint(candidate: Candidate) -> Candidate:
+    """Restrict a candidate to the phases that need no checkpoint; it is absent if none is left."""
+    files = tuple((phase, file) for phase, file in candidate.files if file in EXTERNAL_FILES)
+    return replace(candidate, files=files) if files else replace(candidate, absent=NEEDS)
 
 
 class Reference:

@@ -12,7 +12,7 @@ IMPORT = "import"  # the compiler phase that ends with the graph in the compiler
 def compiled_of(
     artifacts: Artifacts, candidates: Iterable[Candidate], works: Iterable[Work], precision: str
 ) -> list[dict]:
-    """Collect one row for each contender that runs a model compiled by TVM at a prefill shape.
+    """Collect one row for each candidate that runs a model compiled by TVM at a prefill shape.
 
     A row has group, label, phase and work as in `bench.harness.results`; import_s and build_s, which excludes a search;
     library_bytes and weights_bytes; kernels, the number of distinct ones, and calls, the launches of a forward pass.
@@ -25,7 +25,7 @@ def compiled_of(
             file = dict(candidate.files).get(Prefill.phase)
             if candidate.absent or file is None or work.phase != Prefill.phase:
                 continue
-            path = artifacts.folder / file / (f"{work.B}x{work.T}" if contender.static else "")
+            path = artifacts.folder / file / (f"{work.B}x{work.T}" if candidate.static else "")
             if not is_ours(path):  # a folder of another engine, or absent
                 continue
             model = load_compiled(path)

@@ -38,9 +38,6 @@ class Roofline:
     precision: str = "fp32"
 
 
-Limits = Roofline  # the former name, for callers that still use it
-
-
 def best_of(*seen: Roofline) -> Roofline:
     """Combine several measurements of the same roofline by the highest of each rate, as a peak is what was reached."""
     return Roofline(*map(max, zip(*map(astuple, seen), strict=True)))

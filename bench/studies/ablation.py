@@ -48,12 +48,13 @@ def ablation_steps() -> list[AblationStep]:
     return [AblationStep("TVM's own pipeline (`--opt-level 0`)", opt_level=0), *cumulative, alone, *low]
 
 
-def contestant_of(step: AblationStep, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Contestant:
+def build_of(step: AblationStep, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Build:
     """Compile one step and bind its call."""
-    compiled = compile_model(model, folder, opt_level=step.opt_level, precision=step.precision, without=step.without)
-    session = compiled.start(threads)
+    options = CompileOptions(opt_level=step.opt_level, precision=step.precision, without=step.without)
+    compiled = compile_model(model, folder, options)
+    session = open_session(compiled, threads)
     run = session.last if step.last else session.prefill
-    return Contestant(step.name, sum(compiled.phases_s.values()), lambda: run(ids))
+    return Build(step.name, sum(compiled.phases_s.values()), lambda: run(ids))
 
 
 def run_ablation(
@@ -73,7 +74,7 @@ def run_ablation(
     ids = np.random.default_rng(0).integers(0, config.vocab_size, parse_shape(shape, config))
     with TemporaryDirectory() as scratch:
         found = [
-            contestant_of(step, model, Path(scratch, str(number)), ids, threads)
+            build_of(step, model, Path(scratch, str(number)), ids, threads)
             for number, step in enumerate(tqdm(ablation_steps(), desc="compile", unit="step", leave=False))
         ]
         times = times_of(found)

@@ -21,7 +21,7 @@ from gpt.cli import UserError
 if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
     from tvm_frontend.graph import Graph
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
 M, K, N = 64, 768, 3072  # the linear layer: x [1, M, K], weight [K, N]
 COLUMNS, ALIGNMENT = ("", "", "ready after", "a call", "× untuned"), ("left", "left", "right", "right", "right")
@@ -59,9 +59,9 @@ def linear_graph() -> "Graph":
     return Graph(builder.get(), weights)
 
 
-def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contestant]:
+def builds(model: str, config: SearchConfig, folder: Path) -> list[Build]:
     """Compile a model untuned, with hand-written kernels, and by the search at each number of trials."""
-    from tvm_frontend.tune import Search
+    from tvm_frontend.search import Search
 
     if model == "relay":
         found = [relay_build(trials, config, folder) for trials in (None, *sorted(config.trials))]
@@ -75,9 +75,7 @@ def contestants(model: str, config: SearchConfig, folder: Path) -> list[Contesta
     return found
 
 
-def linear_contestant(
-    name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path
-) -> Contestant:
+def linear_build(name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path) -> Build:
     """Compile the linear layer with the passes that compile a model."""
     import tvm
     import tvm_ffi
@@ -103,9 +101,7 @@ def linear_contestant(
     return Build(name, ready_s, call)
 
 
-def demo_contestant(
-    name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path
-) -> Contestant:
+def demo_build(name: str, opt_level: int, search: "Search | None", config: SearchConfig, folder: Path) -> Build:
     """Compile the demo model and bind its forward pass of one PROMPT."""
     from tvm_frontend.compile import compile_model
     from tvm_frontend.options import CompileOptions
@@ -118,8 +114,9 @@ def demo_contestant(
     return prompt_build(name, ready_s, compiled, config)
 
 
-def relay_contestant(trials: int | None, config: SearchConfig, folder: Path) -> Contestant:
+def relay_build(trials: int | None, config: SearchConfig, folder: Path) -> Build:
     """Do the same by Relay at opt level 3, with its own schedules or a search of `trials` trials in total."""
+    from tvm_frontend.options import CompileOptions
     from tvm_frontend.relay.compile import compile_relay
 
     model = demo_model(folder)
@@ -143,8 +140,10 @@ def demo_model(folder: Path) -> Path:
     return model
 
 
-def prompt_contestant(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Contestant:
+def prompt_build(name: str, ready_s: float, compiled: "CompiledModel", config: SearchConfig) -> Build:
     """Bind a compiled model's forward pass of one PROMPT."""
+    from tvm_frontend.runtime import open_session
+
     ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
     session = open_session(compiled, config.threads)
     return Build(name, ready_s, lambda: session.prefill(ids))

@@ -76,7 +76,7 @@ def throughput(
     candidates = {"gpt.train": lambda: update(run), "plain": _plain_loop(run)}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for number in tqdm(range(rounds + 2), desc="throughput", unit="round"):
-        for name in sorted(contenders, reverse=number % 2 == 1):  # the first of the two alternates
+        for name in sorted(candidates, reverse=number % 2 == 1):  # the first of the two alternates
             started_s = time.perf_counter()
             for _ in range(steps):
                 candidates[name]()

@@ -62,15 +62,15 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_is_the_registry() -> None:
     files = {path.stem for path in Path(bench.backends.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(engine_names()) == files
-    assert {contender.engine for contender in find_contenders()} == files  # engines that cannot run here included
+    assert {candidate.engine for candidate in find_candidates()} == files  # engines that cannot run here included
 
 
 def test_engines_meet_at_one_precision() -> None:
     for precision in PRECISIONS.keys() - {"fp16"}:  # a precision that no engine has on a CPU
-        assert {contender.precision for contender in find_contenders((), [precision])} == {precision}
-    assert {contender.precision for contender in find_contenders()} == {"fp32"}
-    both = find_contenders(["openvino"], ["fp32", "int4"])
-    assert [contender.label for contender in both] == ["openvino", "openvino int4"]
+        assert {candidate.precision for candidate in find_candidates((), [precision])} == {precision}
+    assert {candidate.precision for candidate in find_candidates()} == {"fp32"}
+    both = find_candidates(["openvino"], ["fp32", "int4"])
+    assert [candidate.label for candidate in both] == ["openvino", "openvino int4"]
 
 
 def test_an_engine_asked_for_that_has_not_the_precision_says_what_it_has() -> None:
@@ -99,9 +99,9 @@ def test_each_variant_is_a_candidate_of_its_own_with_its_phases() -> None:
 
 
 def test_what_an_engine_needs_can_be_made() -> None:
-    for contender in find_contenders((), PRECISIONS):
-        assert {phase for phase, _ in contender.files} <= PHASES.keys()
-        assert {file for _, file in contender.files} <= {CHECKPOINT, *BUILD_RULES}
+    for candidate in find_candidates((), PRECISIONS):
+        assert {phase for phase, _ in candidate.files} <= PHASES.keys()
+        assert {file for _, file in candidate.files} <= {CHECKPOINT, *BUILD_RULES}
 
 
 def test_an_unknown_engine_names_the_known() -> None:

@@ -30,20 +30,20 @@ def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.T
     return copy_tiny(tmp_path_factory.mktemp("quantised"))
 
 
-@pytest.mark.parametrize("contender", LOW, ids=lambda contender: contender.label)
-def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifacts) -> None:
+@pytest.mark.parametrize("candidate", LOW, ids=lambda candidate: candidate.label)
+def test_an_engine_agrees_in_every_phase(candidate: Candidate, artifacts: Artifacts) -> None:
     # tests/tvm_frontend compares the forward pass with the reference at each precision; compiling it is slow.
-    phases = [phase for phase in contender.phases if (contender.engine, phase) != ("tvm", "prefill")]
+    phases = [phase for phase in candidate.phases if (candidate.engine, phase) != ("tvm", "prefill")]
     try:
         config = prepare(artifacts, [candidate], phases)
     except CannotMake as error:
         pytest.skip(str(error))
-    for file in {file for phase, file in contender.files if phase in phases}:
+    for file in {file for phase, file in candidate.files if phase in phases}:
         if file in BUILD_RULES:
             source = artifacts.folder / BUILD_RULES[file].source
             assert BUILD_RULES[file].origin(artifacts.folder / file) == sha256_file(source)
-    with Worker(contender.factory, threads=1) as worker, Truth(artifacts, config, 1) as truth:
-        runner = Runner(contender, worker)
+    with Worker(candidate.factory, threads=1) as worker, ReferenceModel(artifacts, config, 1) as reference:
+        runner = Runner(candidate, worker)
         runner.load(artifacts, config, 1)
         if runner.failed and "compute type" in runner.failed:
             pytest.skip(runner.failed)  # CTranslate2 supports bfloat16 on some CPUs only
@@ -56,7 +56,7 @@ def test_an_engine_agrees_in_every_phase(contender: Contender, artifacts: Artifa
         errors = [check.max_rel_err for check in runner.checks.values()]
         assert max(errors) > 1e-4  # the precision is really lower than float32
         assert (
-            max(errors) > tolerance_of(contender.precision, config) / 40
+            max(errors) > tolerance_of(candidate.precision, config) / 40
         )  # and the tolerance is not far above the error
 
 

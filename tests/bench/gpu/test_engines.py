@@ -124,10 +124,10 @@ def test_a_model_compiled_for_the_cpu_is_not_taken_for_a_gpu(artifacts: DeviceAr
 
 def test_each_engine_with_a_cache_has_all_phases_and_its_files_can_be_made_for_any_gpu() -> None:
     for target in ("llvm", "sm_80", "sm_86", "sm_90"):
-        for contender in find_contenders([], target):
-            assert set(contender.phases) == ({"first-token"} if contender.engine == "relay" else set(PHASES))
-            assert {file for _, file in contender.files} <= {"ckpt.pt", *BUILD_RULES}
-    labels = {each.label for each in find_contenders([], "sm_90")}
+        for candidate in find_candidates([], target):
+            assert set(candidate.phases) == ({"first-token"} if candidate.engine == "relay" else set(DEVICE_PHASES))
+            assert {file for _, file in candidate.files} <= {"ckpt.pt", *BUILD_RULES}
+    labels = {each.label for each in find_candidates([], "sm_90")}
     assert {"tvm O0", "tvm O3", "inductor", "inductor max-autotune", "onnxruntime TensorRT fp16"} <= labels
     assert {each.engine for each in find_candidates([], "llvm")} == set(engine_names("bench.gpu.engines"))
 

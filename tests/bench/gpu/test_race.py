@@ -14,7 +14,7 @@ from bench.gpu.race import run_race
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.race import NOT_REACHED
 from bench.models.build import SEEDED
-from bench.roofline.bounds import Limits, decode_bytes, prefill_flops
+from bench.roofline.bounds import Roofline, decode_bytes, prefill_flops
 
 CONFIG = SEEDED["tiny"]
 FAKES = {
@@ -80,7 +80,7 @@ def test_each_row_is_timed_or_says_why_not(race: Run) -> None:
 
 def _check_numbers(found: dict[str, Any]) -> None:
     """Floors follow from the limits and the model's size, fractions from the floors and medians."""
-    limits = Limits(**found["limits"]["bf16"])
+    limits = Roofline(**found["limits"]["bf16"])
     rows = {(row["engine"], row["phase"]): row for row in found["rows"]}
     first, step = rows["eager", "first-token"], rows["eager", "decode"]
     flops = prefill_flops(CONFIG, 1, 16) - 15 * 2 * CONFIG.n_embd * CONFIG.vocab_size

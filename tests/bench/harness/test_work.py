@@ -12,12 +12,12 @@ from bench.harness.work import PHASES, Decode, Generate, Prefill, Work, phases_o
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.models.build import SEEDED
-from bench.roofline.bounds import Limits
+from bench.roofline.bounds import Roofline
 from gpt.config import GPTConfig
 
 CONFIG = SEEDED["tiny"]
 TOLERANCE = tolerance_of("fp32", CONFIG)
-LIMITS = Limits(2, 500e9, 200e9, 1, 40e9)
+LIMITS = Roofline(2, 500e9, 200e9, 1, 40e9)
 CACHING = [candidate for candidate in find_candidates() if "decode" in candidate.phases]
 
 

@@ -20,9 +20,9 @@ from gpt.files import sha256_file
 
 
 @pytest.fixture(scope="module")
-def contenders() -> list[Contender]:
+def candidates() -> list[Candidate]:
     """Provide engines that together need every file."""
-    return find_contenders(["eager", "onnxruntime", "openvino", "tvm"])
+    return find_candidates(["eager", "onnxruntime", "openvino", "tvm"])
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def replace_checkpoint(artifacts: Artifacts) -> None:
     save_checkpoint(artifacts.checkpoint, seeded_checkpoint(SEEDED["tiny"], seed=1))
 
 
-def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, contenders: list[Contender]) -> None:
+def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, candidates: list[Candidate]) -> None:
     """A bigram is exported and compiled at both levels as any model; then each engine returns rows of its table."""
     artifacts, _ = choose_artifacts(tmp_path, "bigram")
     config = prepare(artifacts, candidates)

@@ -19,7 +19,7 @@ def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names_in(table: str) -> list[str]:
-    """List the names of the contestants, after checking the numbers of their rows."""
+    """List the names of the builds, after checking the numbers of their rows."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     for _, _, ready, call, speed in rows:
         assert float(ready.removesuffix(" s")) >= 0
