@@ -24,7 +24,7 @@ help:
 # A change of a pin installs again; otherwise a second run installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,gpt2,quantize,tune]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,engines,gpt2,quantize,tensorboard,tune]"
 	@touch $@
 
 $(RELAY_INSTALLED): tvm_frontend/relay/requirements.txt

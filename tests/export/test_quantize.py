@@ -58,6 +58,15 @@ def test_openvino(folder: Path, form: str, bits: int, least: float, most: float,
     assert (output / BIN).stat().st_size < (layers * bits / 8 + 2 * table) * 1.3
 
 
+@pytest.mark.parametrize("missing", [("nncf",), ("openvino",), ("nncf", "openvino")])
+def test_openvinos_quantiser_without_its_packages_says_what_to_install(
+    folder: Path, missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.quantize.find_spec", lambda name: None if name in missing else name)
+    with pytest.raises(UserError, match=f"pip install {' '.join(missing)}$"):
+        quantize_openvino(folder / "forward.onnx", tmp_path / "quantised", 8)
+
+
 def test_what_openvino_cannot_read_is_said(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     with pytest.raises(UserError, match="OpenVINO does not know its operators; export it with --cache past"):
