@@ -10,13 +10,15 @@ RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11 /usr/bin/python3.11; 
 	&& echo $$python && break; done)
 NO_RELAY := Relay is left out: no Python 3.11 with venv found, of which its packages are; RELAY_PYTHON=path names one
 
-.PHONY: help demo test bench relay docker-test lint clean
+.PHONY: help demo test bench relay picture absences docker-test lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
 	@echo "make test    lint and tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
+	@echo "make absences     tests with each optional thing absent (some need root)"
+	@echo "make picture      docs/report.png of the report in artifacts, by headless Chromium"
 	@echo "make docker-test  the CUDA image, built and run (as root; no docker engine, no GPU)"
 	@echo "make lint    ruff: lint and format"
 	@echo "make clean   remove .venv and artifacts"
@@ -51,8 +53,22 @@ test: lint
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only
 
-# For --frontend relay alone; nothing else needs it.
+# Which make demo does too, where it can.
 relay: $(RELAY_INSTALLED)
+
+# The README's picture, of the report that is in artifacts.
+picture:
+	@command -v chromium >/dev/null || { echo "make picture: no chromium on PATH (on Debian: apt-get install chromium)"; exit 2; }
+	@test -f artifacts/report.html || { echo "make picture: no artifacts/report.html; make it with: make demo"; exit 2; }
+	chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync \
+		--user-data-dir=artifacts/.chromium --hide-scrollbars --window-size=1100,1250 \
+		--screenshot=artifacts/report.png artifacts/report.html
+	rm -rf artifacts/.chromium
+	mv artifacts/report.png docs/report.png
+
+# What touches something optional, run without it: it passes, or skips with a reason.
+absences: $(INSTALLED)
+	$(BIN)/python tests/absences.py
 
 # Some minutes and GB: see docker/README.md.
 docker-test: $(INSTALLED)
