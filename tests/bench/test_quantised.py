@@ -16,6 +16,8 @@ from bench.models.build import MAKINGS, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
+pytestmark = pytest.mark.slow
+
 # What is eager but for one thing need not prove the same again, and torch.compile takes its time.
 LOW = [
     each

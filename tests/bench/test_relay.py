@@ -12,6 +12,8 @@ from bench.backends import Contender, find_contenders
 from gpt.cli import UserError
 from tvm_frontend.relay.environment import why_absent
 
+pytestmark = pytest.mark.slow
+
 
 def test_without_its_environment_it_is_absent_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_frontend.relay.environment.FOLDER", tmp_path / ".venv-relay")

@@ -21,6 +21,7 @@ def refused(path, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_of_a_weight_is_found(exported, tmp_path):
     content = bytearray(exported.path.read_bytes())
     (weight,) = (w for w in onnx.load(exported.path).graph.initializer if w.name.endswith("0.mlp.c_fc.bias"))
@@ -68,6 +69,7 @@ def test_an_edited_file_is_found(exported, tmp_path, edit):
     refused(tmp_path / "model.onnx", "does not match its own hash")
 
 
+@pytest.mark.slow
 def test_a_file_whose_metadata_was_stripped_is_refused(cached, tmp_path):
     proto = onnx.load(cached.path)
     proto.ClearField("metadata_props")

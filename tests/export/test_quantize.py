@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["forward", "cached", "past"])
 def test_onnxruntime_in_8_bits(folder: Path, form: str, tmp_path: Path) -> None:
     source, output = folder / f"{form}.onnx", tmp_path / "int8.onnx"

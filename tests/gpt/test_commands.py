@@ -95,6 +95,7 @@ def test_a_command_runs_its_module_with_the_arguments_behind_it(
     assert ran == [(module, {"run_name": "__main__", "alter_sys": True}, ["--help", "--version", "x"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("missing.txt", "-o", "corpus"), ("--nonesuch",)])
 def test_exit_code_and_error_are_those_of_the_module(arguments: tuple[str, ...], tmp_path: Path) -> None:
     ours, theirs = call("corpus", *arguments, cwd=tmp_path), call(*arguments, module="gpt.corpus", cwd=tmp_path)

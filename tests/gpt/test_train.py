@@ -208,6 +208,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
     assert all(preset in shown for preset in PRESETS)
 
 
+@pytest.mark.slow
 def test_command_trains_and_says_where_the_checkpoint_is(run, tmp_path):
     done = run("gpt.train", "tiny", "--max-steps", 20, "-o", "out/ckpt.pt", "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -221,6 +222,7 @@ def test_command_trains_and_says_where_the_checkpoint_is(run, tmp_path):
     assert load_checkpoint(tmp_path / "out" / "ckpt.pt").step == 20
 
 
+@pytest.mark.slow
 def test_interrupted_command_keeps_the_old_checkpoint_and_nothing_half_written(start, tmp_path, trained):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored, and that is inherited
     sha256 = save_checkpoint(tmp_path / "ckpt.pt", trained)

@@ -16,6 +16,8 @@ from tvm.script.parser.core.parser import ScriptMacro
 
 from tvm_frontend.target import resolve_target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline.promise_no_alias works around it")
 def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():

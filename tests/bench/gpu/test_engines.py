@@ -25,6 +25,8 @@ from tvm_frontend.artifact import load_compiled
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
 from tvm_frontend.relay.environment import why_absent
 
+pytestmark = pytest.mark.slow
+
 needs_relay = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
 CONFIG = SEEDED["tiny"]
 

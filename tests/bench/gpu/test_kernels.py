@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench.gpu.kernels import check_kernels
+
+pytestmark = pytest.mark.slow
 
 CASES = """
 import pytest

@@ -16,6 +16,8 @@ from bench.harness.worker import ROOT
 from tvm_frontend.cuda_toolchain import gpu_arch
 from tvm_frontend.relay.environment import why_absent
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., CompletedProcess]
 TRY = ["--device", "cpu", "--models", "tiny", "--threads", "1", "--no-kernels", "--output", "out"]
 

@@ -14,6 +14,8 @@ from bench.harness.plan import ROUNDS, Plan
 from bench.models.build import SEEDED
 from bench.roofline.bounds import Limits, decode_bytes, prefill_flops
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 FAKES = {
     "eager": "",

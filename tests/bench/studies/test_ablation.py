@@ -1,11 +1,15 @@
 import re
 
+import pytest
+
 from bench.harness import turns
 from bench.studies import ablation, search
 from bench.studies.ablation import PHASES, rungs
 from export.onnx import export_onnx
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.config import GPTConfig
+
+pytestmark = pytest.mark.slow
 
 
 def test_each_rung_adds_what_the_one_before_left_out():

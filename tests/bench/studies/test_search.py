@@ -8,6 +8,8 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend.relay.environment import why_absent
 
+pytestmark = pytest.mark.slow
+
 TINY = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=32)
 
 

@@ -97,6 +97,7 @@ def built(request, target, tile):
     return tvm.compile(tvm.IRModule({"run": kernel}), target.to_tvm())["run"], rows, nh, hs, length
 
 
+@pytest.mark.slow
 def test_one_token_after_any_number(built):
     kernel, rows, nh, hs, length = built
     for filled in (0, 1, 3, 4, 7, length - 1):
