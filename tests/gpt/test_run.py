@@ -121,6 +121,7 @@ def test_forty_steps_are_twenty_and_twenty_more(config, tmp_path, changes):
     assert config.output.read_bytes() == whole.output.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_scale_of_fp16_is_kept(config, tmp_path):
     config = replace(config, precision="fp16", max_steps=2, n_layer=1, n_embd=16, batch_size=2, block_size=8)
     train(replace(config, save_interval=1))

@@ -113,6 +113,7 @@ def test_an_update_is_as_long_as_rate_and_clip_allow(new_run, learning_rate, gra
     assert moved == pytest.approx(learning_rate * grad_clip, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_learns_as_well(train_config, precision):
     config = replace(train_config, max_steps=10, eval_interval=10)
@@ -238,6 +239,7 @@ def test_interrupted_command_keeps_the_old_checkpoint_and_nothing_half_written(s
     assert load_checkpoint(tmp_path / "ckpt.pt").sha256 == sha256
 
 
+@pytest.mark.slow
 def test_an_unwritable_output_is_found_before_training(run):
     done = run("gpt.train", "tiny", "--max-steps", 10**9, "-o", "/dev/null/ckpt.pt")
     assert done.returncode == 2

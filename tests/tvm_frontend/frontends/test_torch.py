@@ -28,6 +28,7 @@ def test_a_checkpoint_computes_what_eager_does_at_any_shape(export, eager, name)
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_no_checkpoint(exported):
     with pytest.raises(UserError, match=r"model\.onnx: --frontend torch reads a checkpoint"):
         compile_model(exported.path, frontend="torch")
