@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.cli import UserError, run_command
-from gpt.version import NAME, project_commit, project_version
+from gpt.version import PROJECT, project_version
 
 COMMANDS = {
     "train": "gpt.train",
@@ -97,29 +97,28 @@ def help_text() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {summary_of(module)}" for name, module in COMMANDS.items())
     return f"""\
-usage: {NAME} COMMAND [ARGUMENTS]
-       {NAME} --version
-       {NAME} --print-completion bash|zsh
+usage: {PROJECT} COMMAND [ARGUMENTS]
+       {PROJECT} --version
+       {PROJECT} --print-completion bash|zsh
 
-{NAME} COMMAND --help shows what a command takes.
+{PROJECT} COMMAND --help shows what a command takes.
 
 {commands}
 """
 
 
 def version_text() -> str:
-    """Return the name and version, with the commit in a checkout."""
-    commit = project_commit()
-    return f"{NAME} {project_version()}" + (f" (commit {commit})" if commit else "")
+    """Return the name and version, which has the commit in a checkout."""
+    return f"{PROJECT} {project_version()}"
 
 
 def completion(shell: str) -> str:
     """Return a script that completes the commands in a shell. Raises UserError for another than bash and zsh."""
     if shell == "bash":
-        return BASH.format(name=NAME, words=" ".join([*COMMANDS, *OPTIONS]))
+        return BASH.format(name=PROJECT, words=" ".join([*COMMANDS, *OPTIONS]))
     if shell == "zsh":
         lines = (f"{name}:{summary_of(module)}".replace("'", "'\\''") for name, module in COMMANDS.items())
-        return ZSH.format(name=NAME, described="\n".join(f"        '{line}'" for line in lines))
+        return ZSH.format(name=PROJECT, described="\n".join(f"        '{line}'" for line in lines))
     raise UserError(f"--print-completion {shell}: must be bash or zsh")
 
 
@@ -128,7 +127,7 @@ def find_module(command: str) -> str:
     if command in COMMANDS:
         return COMMANDS[command]
     near = [name for name in COMMANDS if command in name.split("-")] or difflib.get_close_matches(command, COMMANDS)
-    hint = f"did you mean {', '.join(near)}?" if near else f"{NAME} --help lists them"
+    hint = f"did you mean {', '.join(near)}?" if near else f"{PROJECT} --help lists them"
     raise UserError(f"{command!r}: no such command; {hint}")
 
 

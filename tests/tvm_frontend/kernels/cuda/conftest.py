@@ -164,3 +164,11 @@ def to_float64(tensor: tvm.runtime.Tensor) -> np.ndarray:
     if array.dtype == np.uint16:
         array = array.view(ml_dtypes.bfloat16)
     return array.astype(np.float64)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder slow: each compiles C++ for the emulator of a GPU."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)

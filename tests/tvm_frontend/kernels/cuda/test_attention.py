@@ -29,7 +29,6 @@ def tolerance(v: np.ndarray, unit: float) -> float:
     return 2.5 * unit * float(np.abs(v).max())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize(
     ("B", "T", "nh", "hs"), [(1, 1, 2, 64), (3, 17, 2, 32), (1, 130, 1, 64), (2, 64, 1, 128), (1, 70, 3, 48)]
@@ -46,7 +45,6 @@ def test_causal_attention(
     assert within(found, expected.transpose(0, 2, 1, 3).reshape(B, T, C), tolerance(v, UNIT[precision]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("T", [1, 2, 17, 70])
 @pytest.mark.parametrize(("precision", "nh", "hs"), [("bf16", 2, 64), ("fp16", 1, 80), ("bf16", 1, 128)])
 def test_over_a_cache(

@@ -44,14 +44,12 @@ def check(
     assert within(found, expected, of_result * np.abs(expected) + (of_inputs + K * 2.0**-24) * size)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("rows", ROWS)
 def test_any_number_of_rows(run: Callable, launcher, within: Callable, precision: str, rows: int) -> None:
     check(run, launcher, within, precision, (1, rows), 72, 100, activation=None, residual=False, narrow=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("precision", DTYPES)
 def test_activations_in_the_epilogue(
@@ -60,7 +58,6 @@ def test_activations_in_the_epilogue(
     check(run, launcher, within, precision, (3, 17), 64, 96, activation=activation, residual=False, narrow=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(1, 1), (3, 1), (3, 17)])
 @pytest.mark.parametrize("precision", DTYPES)
 def test_residual_and_odd_widths(
@@ -69,7 +66,6 @@ def test_residual_and_odd_widths(
     check(run, launcher, within, precision, rows, 40, 65, activation=None, residual=True, narrow=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 def test_the_large_tile(
     run: Callable, launcher, within: Callable, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -10,8 +10,6 @@ from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.passes.add_choice import add_choice
 from tvm_frontend.runtime.device_session import DeviceSession
 
-pytestmark = pytest.mark.slow
-
 CONFIG = GPTConfig(block_size=150, vocab_size=211, n_layer=2, n_head=2, n_embd=64)
 
 

@@ -6,7 +6,6 @@ import pytest
 from tvm_frontend.kernels.cuda import CudaKernels
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize(("B", "T", "C"), [(1, 1, 64), (3, 17, 100), (1, 6, 768), (1, 2, 33)])
 def test_layer_norm(run: Callable, launcher, within: Callable, B: int, T: int, C: int, narrow: bool) -> None:
@@ -23,7 +22,6 @@ def test_layer_norm(run: Callable, launcher, within: Callable, B: int, T: int, C
     assert within(found, expected, (2.0**-8 if narrow else 2.0**-20) * (np.abs(expected) + 1) + of_x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize(("B", "T", "C"), [(1, 1, 64), (3, 17, 200)])
 def test_embedding(run: Callable, launcher, B: int, T: int, C: int, behind: bool) -> None:

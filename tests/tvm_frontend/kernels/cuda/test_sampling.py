@@ -28,7 +28,6 @@ def choose(launcher, build):
     return compile_for
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("V", [1, 65, 511, 2000])
 @pytest.mark.parametrize("B", [1, 3])
 def test_the_likeliest_is_written_where_it_belongs(choose, V, B):
@@ -56,7 +55,6 @@ def test_behind_the_last_place_nothing_is_written(choose):
     assert (text == -1).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [2, 5, 40])
 def test_draws_follow_the_softmax_of_the_likeliest(choose, top_k):
     """Of 4,000 sequences with the same logits, negative ones among them: within 5 standard deviations each."""
