@@ -32,7 +32,6 @@ def test_a_small_working_set_is_really_read(probe: Worker) -> None:
     assert 1e9 < probe.call("read_bytes_per_s", 100_000) < 2 * 64 * 6e9
 
 
-@pytest.mark.slow
 def test_asked_again_it_measures_the_same(probe: Worker) -> None:
     """By the kernel that was the fastest, from the memory that it has, whatever else was read from it."""
     for method, what in (("peak_flops_per_s", "int8"), ("read_bytes_per_s", 100_000)):
