@@ -13,6 +13,7 @@ from tvm_frontend.frontends.relax_onnx import import_by_tvm
 SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=16, bias=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("opset", "exporter", "B", "T", "opt_level"), [(18, "dynamo", 1, 1, 0), (20, "torchscript", 3, 17, 3)]
 )
@@ -28,6 +29,7 @@ def test_a_model_of_one_shape_computes_what_eager_does(export, eager, opset, exp
         session.prefill(np.zeros((2, 5), np.int64))
 
 
+@pytest.mark.slow
 def test_what_needs_no_shape_takes_any(export, eager):
     checkpoint, exported = export(GPTConfig.bigram(block_size=8, vocab_size=37), opset=18)
     session = compile_model(exported.path, frontend="relax-onnx").start(threads=2)
@@ -48,6 +50,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_tvm_cannot_read_is_one_line(export, capsys, case):
     how, fixed_shape, said = REFUSED[case]
