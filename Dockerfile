@@ -16,7 +16,7 @@ WORKDIR /gpt-frontend
 # Only what says what to install: a change of the source leaves this layer as it is.
 COPY pyproject.toml constraints.txt ./
 COPY docker/dependencies.py docker/
-ARG EXTRAS=cuda,datasets,quantize,tune
+ARG EXTRAS=cuda,datasets,gpt2,quantize,tensorboard,tune
 # Where a torch is to come from other than PyPI, whose torch brings CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -10,11 +10,12 @@ RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11 /usr/bin/python3.11; 
 	&& echo $$python && break; done)
 NO_RELAY := Relay is left out: no Python 3.11 with venv found, of which its packages are; RELAY_PYTHON=path names one
 
-.PHONY: help demo test bench relay picture absences docker-test lint clean
+.PHONY: help demo quick test bench relay picture absences docker-test lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
-	@echo "make test    lint and tests"
+	@echo "make quick   lint and the tests that are not marked slow: under 3 minutes on two cores"
+	@echo "make test    lint and all tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
 	@echo "make absences     tests with each optional thing absent (some need root)"
@@ -26,7 +27,7 @@ help:
 # A change of a pin installs again; otherwise a second run installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,gpt2,quantize,tune]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,cuda,datasets,engines,gpt2,quantize,tensorboard,tune]"
 	@touch $@
 
 $(RELAY_INSTALLED): tvm_frontend/relay/requirements.txt
@@ -46,9 +47,14 @@ demo: $(INSTALLED)
 	$(BIN)/python -m tvm_frontend.compile artifacts/model-cache.onnx
 	$(BIN)/python -m bench
 
-# A worker a core, four at most, each on one thread; who has done his part takes of another's.
+# One worker for each core, four at most, on one thread each; a worker that has run its tests takes over another's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+quick: lint
+	$(PYTEST) -q -m "not slow"
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only

@@ -77,8 +77,10 @@ def quantize_openvino(model: Path, output: Path, bits: int) -> list[Loss]:
     up to 128, tables and head staying int8 there. OpenVINO's CPU plugin quantises activations as it sees fit. Raises
     UserError as `quantize_onnxruntime`, for a form that OpenVINO cannot read, and where NNCF is absent.
     """
-    if find_spec("nncf") is None:
-        raise UserError("OpenVINO's quantisation is in the package nncf: pip install nncf")
+    if missing := [name for name in ("nncf", "openvino") if find_spec(name) is None]:
+        raise UserError(
+            f"OpenVINO's quantisation is in the packages nncf and openvino: pip install {' '.join(missing)}"
+        )
     if output.exists() and not is_ours(output):
         raise UserError(f"{output}: exists and is no quantised model, so it is not replaced; choose another with -o")
     exported = _load_float32(model)

@@ -131,6 +131,8 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
     """Yield a document a row."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path}: needs the package pyarrow; install it with: pip install pyarrow")
     import pyarrow
     import pyarrow.parquet
 

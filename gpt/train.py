@@ -33,15 +33,18 @@ from gpt.run import Run, batches_of
 from gpt.run_folder import RunFolder, plain
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
-from gpt.training_log import TrainingLog
+from gpt.training_log import TrainingLog, check_tensorboard
 
 
 def train(config: TrainConfig) -> Checkpoint:
     """Train a model, write it to config.output and return it; config.folder has checkpoints and logs of the way there.
 
     Under torchrun every rank calls it, and rank 0 prints and writes. Raises UserError for a corpus that cannot be used,
-    a device that is not there, settings that do not fit, or a loss that is no longer a number.
+    a device that is not there, settings that do not fit, a log without its package, or a loss that is no longer a
+    number.
     """
+    if config.tensorboard:
+        check_tensorboard()  # on every rank, and before an earlier run's files are removed
     with join_ranks(config.device) as ranks:
         return _train(config, ranks)
 

@@ -1,11 +1,13 @@
 """Report on a training run while it runs: a progress bar, lines of JSON, and TensorBoard. One rank does."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from gpt.cli import UserError
 from gpt.files import atomic_output
 
 
@@ -56,6 +58,15 @@ class TrainingLog:
         self._file.write(json.dumps(row) + "\n")
         if self._board:
             self._board.file_writer.add_summary(_summary_of(row), row["step"])
+
+
+def check_tensorboard() -> None:
+    """Raise UserError where the package tensorboard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard=True: needs the package tensorboard; install it with: pip install tensorboard, or leave its "
+            "log out with --no-tensorboard"
+        )
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -39,23 +39,25 @@ def fma_kernel(threads: int, accumulators: int, width: int, steps: int) -> tvm.t
 
 
 def dot_kernel(
-    threads: int,
-    accumulators: int,
-    width: int,
-    steps: int,
+    out_shape: tuple[int, int, int],
+    x_shape: tuple[int, int],
+    passes: int,
     dot: Callable[[Expr, Expr, Expr], Expr],
     acc_dtype: str,
-    llvm: str,
+    imports: dict[str, str],
 ) -> tvm.tirx.PrimFunc:
-    """Build sums = dot(sums, x[0, 0], x[1]), `steps` times, with packed int32 inputs: x [2, width].
+    """Build sums[a] = dot(sums[a], x[row, a], x[0, :width]) over all rows, `passes` times; x is packed int32.
 
-    dot adds the products of two bf16 or four int8 to each accumulator of `acc_dtype`. llvm: the LLVM IR of the
-    functions that it calls, empty if it calls none.
+    dot adds the products of two bf16 or four int8 to each accumulator of `acc_dtype`. Each accumulator has factors of
+    its own and they change from row to row: equal products would be computed once for all, and constant ones once for
+    all steps, where a target has no instruction that multiplies and adds. imports: the loop annotations with the LLVM
+    IR of the functions that dot calls. out_shape: [threads, accumulators, width].
     """
-    imports = {"pragma_import_llvm": llvm} if llvm else {}
+    threads, accumulators, width = out_shape
+    rows, columns = x_shape
 
     @T.prim_func(s_tir=True)
-    def kernel(x: T.Buffer((2, width), "int32"), out: T.Buffer((threads, accumulators, width), acc_dtype)):
+    def kernel(x: T.Buffer((rows, columns), "int32"), out: T.Buffer((threads, accumulators, width), acc_dtype)):
         T.func_attr({"global_symbol": "kernel", "tirx.noalias": True})
         for thread in T.parallel(threads, annotations=imports):
             with T.sblock("one"):
@@ -64,11 +66,12 @@ def dot_kernel(
                 for a in T.unroll(accumulators):
                     for lane in T.vectorized(width):
                         sums[a, lane] = T.Cast(acc_dtype, 0)
-                for _ in range(steps):
-                    for a in T.unroll(accumulators):
-                        sums[a, T.ramp(0, 1, width)] = dot(
-                            sums[a, T.ramp(0, 1, width)], x[0, 0], x[1, T.ramp(0, 1, width)]
-                        )
+                for _ in range(passes):
+                    for row in range(rows):
+                        for a in T.unroll(accumulators):
+                            sums[a, T.ramp(0, 1, width)] = dot(
+                                sums[a, T.ramp(0, 1, width)], x[row, a], x[0, T.ramp(0, 1, width)]
+                            )
                 for a in T.unroll(accumulators):
                     for lane in T.vectorized(width):
                         out[p, a, lane] = sums[a, lane]

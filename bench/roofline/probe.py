@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDTHS = (4, 8, 16)
 ACCUMULATORS = (8, 12, 24)
 FMA_STEPS = 200_000  # loop iterations of one call, about a third of a millisecond
+DOT_SLOTS = 250  # rows of packed factors that are multiplied in turn: they fit in L1, and LLVM does not unroll so many
 BYTES_A_CALL = 200_000_000  # bytes read by one call; a working set that fits a cache is read several times
 CALLS_S = 0.05  # seconds for which a kernel is called each time a rate is asked for
 KEPT = 3  # keep the three fastest FMA kernels: several tie, and one run may have been disturbed
@@ -101,16 +102,24 @@ class Probe:
     def _make_dot(self, precision: str, accumulators: int) -> Kernel:
         """Compile the multiply-adds of packed bf16 or int8, by the dot-product instruction that the target has."""
         from bench.roofline.kernels import dot_kernel
-        from tvm_frontend.kernels.cpu.formats import arithmetic_of
+        from tvm_frontend.kernels.cpu.formats import gemm_format
+        from tvm_frontend.kernels.cpu.intrinsics import import_llvm
         from tvm_frontend.target import resolve_target
 
         target = resolve_target()
-        arithmetic, width = arithmetic_of(precision, target), target.vector_bits // 32
+        fmt, width = gemm_format(precision, target), target.vector_bits // 32
+        rows, columns = DOT_SLOTS, max(accumulators, width)
         kernel = dot_kernel(
-            self._threads, accumulators, width, FMA_STEPS, arithmetic.dot, arithmetic.total, arithmetic.llvm
+            (self._threads, accumulators, width),
+            (rows, columns),
+            FMA_STEPS // rows,
+            fmt.dot,
+            fmt.acc_dtype,
+            import_llvm(*fmt.intrinsics),
         )
-        call = self._compile(kernel, (2, width), (self._threads, accumulators, width), ("int32", arithmetic.total))
-        return Kernel(2 * arithmetic.values * self._threads * accumulators * width * FMA_STEPS, call)
+        call = self._compile(kernel, (rows, columns), (self._threads, accumulators, width), ("int32", fmt.acc_dtype))
+        steps = FMA_STEPS // rows * rows
+        return Kernel(2 * fmt.pack_factor * self._threads * accumulators * width * steps, call)
 
     def _compile(
         self,

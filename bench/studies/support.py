@@ -290,7 +290,7 @@ def head_of(folder: Path) -> str:
 def write_support(output: Path, files: Iterable[File]) -> None:
     """Test files and checkpoints, and write the page. Raises UserError if transformers is not installed."""
     if find_spec("transformers") is None:
-        raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[dev]"')
+        raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[engines]"')
     check_output(output)
     tried = [_in_a_folder(try_file, file) for file in tqdm(list(files), desc="support", unit="file")]
     checkpoints = {name: _in_a_folder(try_checkpoint, name) for name in MODELS}

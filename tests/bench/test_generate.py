@@ -16,6 +16,8 @@ from gpt.config import GPTConfig
 from gpt.generate import generate
 from gpt.tokenizer import CharTokenizer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 TOKENIZER = CharTokenizer("".join(sorted(string.ascii_lowercase + "é\n .,")))
 PROMPT = "abc"

@@ -10,6 +10,8 @@ import pytest
 
 from bench.models.artifacts import Artifacts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., CompletedProcess]
 ROW_FIELDS = """engine variant phase work unit dtype B T context samples_ms median_ms moved_bytes max_abs_err

@@ -16,6 +16,8 @@ from bench.models.build import BUILD_RULES, CannotMake, prepare
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
 
+pytestmark = pytest.mark.slow
+
 # Engines derived from eager are not tested again, and torch.compile is slow.
 LOW = [
     each

@@ -11,6 +11,8 @@ from bench.__main__ import BenchConfig, unless_many_shapes
 from bench.backends import Candidate, find_candidates
 from gpt.cli import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_without_its_environment_it_is_absent_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_frontend.relay.environment.FOLDER", tmp_path / ".venv-relay")

@@ -23,6 +23,7 @@ def refused(path, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_of_a_weight_is_found(exported, tmp_path):
     content = bytearray(exported.path.read_bytes())
     (weight,) = (w for w in onnx.load(exported.path).graph.initializer if w.name.endswith("0.mlp.c_fc.bias"))
@@ -83,6 +84,7 @@ def test_a_file_names_the_version_that_wrote_it_and_one_from_before_that_is_read
     assert found == replace(exported, path=found.path, sha256=found.sha256, version=None)
 
 
+@pytest.mark.slow
 def test_a_file_whose_metadata_was_stripped_is_refused(cached, tmp_path):
     proto = onnx.load(cached.path)
     proto.ClearField("metadata_props")

@@ -66,6 +66,7 @@ def theirs(gpt2: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     return export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

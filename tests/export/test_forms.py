@@ -102,6 +102,7 @@ def test_the_names_and_shapes_of_a_static_cache(cached):
     ]
 
 
+@pytest.mark.slow
 def test_the_names_and_shapes_of_past_and_present(past):
     assert (past.form, past.opset) == ("past", 23)
     inputs, outputs = (past.entry_points["past"][part] for part in ("inputs", "outputs"))
@@ -111,6 +112,7 @@ def test_the_names_and_shapes_of_past_and_present(past):
     assert outputs["present.1.value"] == ["float32", ["B", 2, "P+T", 20]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["cached", "past"])
 @pytest.mark.parametrize(
     "config",

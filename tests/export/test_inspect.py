@@ -42,6 +42,7 @@ def test_the_command_shows_all(exported: ExportedModel, checkpoint: Checkpoint) 
     assert "Attention 2" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -65,6 +65,7 @@ def export(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     return export_once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("form", "opset", "exporter"), EXPORTS)
 def test_an_engine_gives_eagers_logits(

@@ -74,6 +74,7 @@ def test_the_file_computes_what_eager_does(exported, checkpoint, shape):
     np.testing.assert_allclose(logits_of(exported.path, ids), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20, 25])
 def test_other_opsets_are_what_they_say_and_proven(checkpoint_path, tmp_path, opset):
     found = export_onnx(checkpoint_path, tmp_path / "model.onnx", opset)
@@ -82,6 +83,7 @@ def test_other_opsets_are_what_they_say_and_proven(checkpoint_path, tmp_path, op
     assert operators(found.path)["Attention"] == (2 if opset >= 23 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -100,6 +102,7 @@ def test_other_models(tmp_path, config):
     assert approximate == (b"none" if config.activation == "gelu" else b"tanh")
 
 
+@pytest.mark.slow
 def test_relu_and_a_head_of_its_own_are_exported(tmp_path):
     # torch.onnx folds the transpose of a head of up to 8192 numbers into a weight of its own; this one is larger
     config = GPTConfig(block_size=8, vocab_size=300, n_layer=2, n_head=2, n_embd=32, activation="relu", tied_head=False)
@@ -247,6 +250,7 @@ def test_a_failed_export_leaves_the_earlier_file_as_it_was(exported, checkpoint_
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.onnx", "earlier")]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_errors_at_each_shape(checkpoint_path, tmp_path):
     (tmp_path / "ckpt.pt").write_bytes(checkpoint_path.read_bytes())
     done = subprocess.run(
@@ -268,6 +272,7 @@ def test_the_command_prints_the_errors_at_each_shape(checkpoint_path, tmp_path):
     assert "arning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_only_in_artifacts_is_taken_from_there(checkpoint_path, tmp_path, monkeypatch, capsys):
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "ckpt.pt").write_bytes(checkpoint_path.read_bytes())

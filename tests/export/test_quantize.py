@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["forward", "cached", "past"])
 def test_onnxruntime_in_8_bits(folder: Path, form: str, tmp_path: Path) -> None:
     source, output = folder / f"{form}.onnx", tmp_path / "int8.onnx"
@@ -56,6 +57,15 @@ def test_openvino(folder: Path, form: str, bits: int, least: float, most: float,
     table = exported.config.vocab_size * exported.config.n_embd  # the head is a table's copy
     layers = matmul_parameters(exported.config) - table
     assert (output / BIN).stat().st_size < (layers * bits / 8 + 2 * table) * 1.3
+
+
+@pytest.mark.parametrize("missing", [("nncf",), ("openvino",), ("nncf", "openvino")])
+def test_openvinos_quantiser_without_its_packages_says_what_to_install(
+    folder: Path, missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.quantize.find_spec", lambda name: None if name in missing else name)
+    with pytest.raises(UserError, match=f"pip install {' '.join(missing)}$"):
+        quantize_openvino(folder / "forward.onnx", tmp_path / "quantised", 8)
 
 
 def test_what_openvino_cannot_read_is_said(folder: Path, tmp_path: Path) -> None:

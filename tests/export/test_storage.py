@@ -56,6 +56,7 @@ def large(checkpoint_path, tmp_path, quick):
     return export_onnx(checkpoint_path, tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_the_graph_is_small_and_finds_its_weights_beside_it(checkpoint_path, exported, tmp_path):
     found = export_onnx(checkpoint_path, tmp_path / "model.onnx")  # traced and proven
     assert found.path.stat().st_size < 40_000 < exported.path.stat().st_size / 2

@@ -18,6 +18,7 @@ def floats_in(path) -> int:
     return sum(numpy_helper.to_array(weight).size for weight in weights if weight.data_type == onnx.TensorProto.FLOAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_a_small_tied_head_is_stored_once_too(tmp_path, exporter):
     checkpoint = seeded_checkpoint(TINY)

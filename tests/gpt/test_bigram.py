@@ -68,6 +68,7 @@ def test_samples_beyond_its_block():
     assert drawn == chain[1:]
 
 
+@pytest.mark.slow
 def test_command_trains_and_samples_one(run, tmp_path, text_file):
     done = run("gpt.train", "bigram", "--corpus", text_file, "--max-steps", 60, "-o", "ckpt.pt", "--device", "cpu")
     assert done.returncode == 0, done.stderr

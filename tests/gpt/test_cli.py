@@ -49,6 +49,7 @@ def test_a_fault_of_the_project_keeps_its_traceback_also_where_a_library_hides_i
     assert sys.excepthook is sys.__excepthook__
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_early_is_no_error(start):
     with start("gpt.generate", "--help") as process:
         process.stdout.close()

@@ -264,6 +264,7 @@ def test_killed_at_any_shard_it_goes_on_to_the_same_files(config, tmp_path, monk
     assert content(again.output) == wanted
 
 
+@pytest.mark.slow
 def test_the_command_says_which_byte_pairs_it_read(run, tmp_path):
     try:
         table = GPT2Tokenizer().table
@@ -275,6 +276,7 @@ def test_the_command_says_which_byte_pairs_it_read(run, tmp_path):
     assert done.stdout.splitlines()[:2] == ["corpus: corpus, 50,257 different tokens", f"byte pairs: {table}"]
 
 
+@pytest.mark.slow
 def test_killed_command_goes_on_to_the_same_files(run, start, tmp_path):
     path = tmp_path / "numbers.jsonl"
     path.write_text("".join(json.dumps({"text": f"{number} " * 500}) + "\n" for number in range(2000)))
@@ -293,6 +295,7 @@ def test_killed_command_goes_on_to_the_same_files(run, start, tmp_path):
     assert "100%" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_opening_a_corpus_needs_neither_datasets_nor_pyarrow():
     code = "import sys, gpt.corpus; assert not {'datasets', 'pyarrow', 'tiktoken'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

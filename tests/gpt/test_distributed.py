@@ -88,6 +88,7 @@ def torchrun(tmp_path: Path, text_file: Path, environment: dict) -> Callable[...
     return launch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_same_batches_give_the_same_parameters_on_any_number_of_ranks(torchrun, tmp_path, monkeypatch, world):
     done = torchrun(world, "--max-steps 10 --micro-batch-size 1 -o many.pt", COUNTED)
@@ -106,6 +107,7 @@ def test_the_same_batches_give_the_same_parameters_on_any_number_of_ranks(torchr
     assert f"{world} ranks" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_rank_under_max_restarts_goes_on_to_the_same_bits(torchrun, tmp_path):
     settings = "--max-steps 40 --dropout 0.2 --resume"
     whole = torchrun(2, f"{settings} -o whole.pt")
@@ -116,6 +118,7 @@ def test_a_killed_rank_under_max_restarts_goes_on_to_the_same_bits(torchrun, tmp
     assert (tmp_path / "ckpt.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_all(torchrun, tmp_path):
     done = torchrun(2, "--max-steps 1000000", KILLED)
     assert done.returncode != 0

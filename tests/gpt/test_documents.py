@@ -93,6 +93,14 @@ def test_parquet_without_the_column_says_what_it_has(tmp_path):
         texts(find_source(str(path)))
 
 
+def test_parquet_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    path.touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a.parquet: needs the package pyarrow; install it with: pip install pyarrow"):
+        texts(find_source(str(path)))
+
+
 def test_a_file_that_is_only_called_parquet_is_named(tmp_path):
     (tmp_path / "a.parquet").write_text("hello")
     with pytest.raises(UserError, match=r"a.parquet: not a Parquet file"):

@@ -138,6 +138,7 @@ def test_bad_settings_are_named_before_the_first_token(model, ids, settings, mes
         generate(model, ids, **({"tokens": 3} | settings))
 
 
+@pytest.mark.slow
 def test_command_continues_the_prompt(run, tmp_path, trained):
     save_checkpoint(tmp_path / "ckpt.pt", trained)
     done = run("gpt.generate", "ckpt.pt", "--prompt", "the ", "--tokens", 50, "--temperature", 0)
@@ -156,6 +157,7 @@ def test_a_character_of_several_tokens_is_printed_whole(capsys):
     assert capsys.readouterr().out == "a☃b\ufffd\n"
 
 
+@pytest.mark.slow
 def test_command_reads_a_prompt_file_and_prints_every_sample(run, tmp_path, trained):
     save_checkpoint(tmp_path / "ckpt.pt", trained)
     (tmp_path / "prompt.txt").write_text("the quick ")
@@ -165,6 +167,7 @@ def test_command_reads_a_prompt_file_and_prints_every_sample(run, tmp_path, trai
     assert [(len(text), text[:10]) for text in texts] == [(19, "the quick ")] * 3
 
 
+@pytest.mark.slow
 def test_command_without_a_cache_prints_the_same(run, tmp_path, trained):
     save_checkpoint(tmp_path / "ckpt.pt", trained)
     with_cache, without = (
@@ -175,6 +178,7 @@ def test_command_without_a_cache_prints_the_same(run, tmp_path, trained):
     assert with_cache.stdout == without.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -193,6 +197,7 @@ def test_command_with_a_bad_flag_is_exit_2(run, tmp_path, trained, arguments, me
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_command_with_a_bad_prompt_is_exit_2(run, tmp_path, trained):
     save_checkpoint(tmp_path / "ckpt.pt", trained)
     done = run("gpt.generate", "ckpt.pt", "--prompt", "the §")

@@ -33,6 +33,7 @@ def test_a_batch_of_nothing_is_a_users_error(config):
         list(describe(seeded_checkpoint(config), 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CHAR, GPTConfig.bigram(65, 8)])
 def test_command_shows_parameters_flops_and_memory(run, tmp_path, config):
     checkpoint = seeded_checkpoint(config)

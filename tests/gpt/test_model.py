@@ -150,6 +150,7 @@ def test_learns_one_batch_by_heart(config):
     assert loss.item() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_exports_with_dynamic_batch_and_length(config, attention):
     model = seeded_checkpoint(config).build(attention)
@@ -160,6 +161,7 @@ def test_exports_with_dynamic_batch_and_length(config, attention):
         torch.testing.assert_close(exported(ids), model(ids), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_sdpa_is_one_node_in_onnx(config):
     shapes = ({0: Dim("B"), 1: Dim("T", max=config.block_size)},)
     program = torch.onnx.export(

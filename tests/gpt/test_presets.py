@@ -9,6 +9,8 @@ from gpt.presets import PRESETS
 from gpt.train import train
 from gpt.zoo import build_model
 
+pytestmark = pytest.mark.slow
+
 
 def recipe(name, *fields):
     return tuple(getattr(PRESETS[name][1], field) for field in fields)

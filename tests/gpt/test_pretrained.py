@@ -32,6 +32,7 @@ def save(tmp_path):
     return save_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -213,6 +214,7 @@ def test_half_a_file_is_not_kept(hub, monkeypatch, tmp_path):
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_command_writes_a_checkpoint(save, run, tmp_path):
     _, folder = save()
     done = run("gpt.pretrained", folder, "-o", "ckpt.pt")

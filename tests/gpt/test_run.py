@@ -106,6 +106,7 @@ def assert_same_bits(one: object, other: object) -> None:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"order": "sequential", "micro_batch_size": 4}, {"precision": "bf16"}, {"recompute": True}]
 )
@@ -120,6 +121,7 @@ def test_forty_steps_are_twenty_and_twenty_more(config, tmp_path, changes):
     assert config.output.read_bytes() == whole.output.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_scale_of_fp16_is_kept(config, tmp_path):
     config = replace(config, precision="fp16", max_steps=2, n_layer=1, n_embd=16, batch_size=2, block_size=8)
     train(replace(config, save_interval=1))
@@ -170,6 +172,7 @@ def test_another_model_or_vocabulary_is_not_resumed(config, tmp_path, changes):
         train(replace(config, resume=True, **changes))
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same_within_rounding(config):
     config = replace(config, n_layer=1, dropout=0.0, max_steps=3, compile=True)
     corpus, alone = load_corpus(config.corpus), Ranks(0, 1, torch.device("cpu"))
@@ -179,6 +182,7 @@ def test_compiled_training_is_the_same_within_rounding(config):
     assert plain.checkpoint().state.keys() == compiled.checkpoint().state.keys()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_loses_no_step_but_the_last(text_file, tmp_path, environment):
     (tmp_path / "fox.txt").write_bytes(text_file.read_bytes())
     done = subprocess.run(

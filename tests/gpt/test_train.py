@@ -133,6 +133,7 @@ def test_an_update_is_as_long_as_rate_and_clip_allow(new_run, learning_rate, gra
     assert moved == pytest.approx(learning_rate * grad_clip, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_learns_as_well(train_config, precision):
     config = replace(train_config, max_steps=10, eval_interval=10)
@@ -228,6 +229,7 @@ def test_an_unknown_preset_is_refused_with_those_that_exist(capsys):
     assert all(preset in shown for preset in PRESETS)
 
 
+@pytest.mark.slow
 def test_command_trains_and_says_where_the_checkpoint_is(run, tmp_path):
     done = run("gpt.train", "tiny", "--max-steps", 20, "-o", "out/ckpt.pt", "--device", "cpu")
     assert done.returncode == 0, done.stderr
@@ -241,6 +243,7 @@ def test_command_trains_and_says_where_the_checkpoint_is(run, tmp_path):
     assert load_checkpoint(tmp_path / "out" / "ckpt.pt").step == 20
 
 
+@pytest.mark.slow
 def test_interrupted_command_keeps_the_old_checkpoint_and_nothing_half_written(start, tmp_path, trained):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored, and that is inherited
     sha256 = save_checkpoint(tmp_path / "ckpt.pt", trained)
@@ -256,6 +259,7 @@ def test_interrupted_command_keeps_the_old_checkpoint_and_nothing_half_written(s
     assert load_checkpoint(tmp_path / "ckpt.pt").sha256 == sha256
 
 
+@pytest.mark.slow
 def test_an_unwritable_output_is_found_before_training(run):
     done = run("gpt.train", "tiny", "--max-steps", 10**9, "-o", "/dev/null/ckpt.pt")
     assert done.returncode == 2

@@ -1,8 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gpt.cli import UserError
+from gpt.train import train
 from gpt.training_log import TrainingLog
 
 
@@ -68,3 +71,13 @@ def test_tensorboard_has_the_same_numbers_also_of_a_resumed_run(tmp_path):
     assert set(board.Tags()["scalars"]) == {"loss", "lr", "grad_norm", "dt_s", "tokens_per_s", "train", "val"}
     losses = {event.step: event.value for event in board.Scalars("loss")}
     assert losses == pytest.approx({step: 1 / step for step in range(1, 6)})
+
+
+def test_a_run_whose_log_needs_an_absent_package_ends_before_it_removes_anything(train_config, tmp_path, monkeypatch):
+    config = replace(train_config, output=tmp_path / "ckpt.pt", tensorboard=True)
+    (tmp_path / "ckpt-run").mkdir()
+    (tmp_path / "ckpt-run" / "step-00000001.pt").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tensorboard.* pip install tensorboard, or leave .* --no-tensorboard"):
+        train(config)
+    assert [path.name for path in config.folder.iterdir()] == ["step-00000001.pt"]

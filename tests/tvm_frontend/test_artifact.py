@@ -31,6 +31,7 @@ def random_ids(config, B, T):
     return np.random.default_rng([B, T]).integers(0, config.vocab_size, (B, T))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("B", "T"), SHAPES)
 def test_one_artifact_serves_every_batch_and_length(session, checkpoint, eager, B, T):
     ids = random_ids(checkpoint.config, B, T)
@@ -47,6 +48,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(export, eager, name):
     checkpoint, exported = export(OTHERS[name])
@@ -92,6 +94,7 @@ def test_a_list_and_narrow_integers_are_ids_too(session):
     np.testing.assert_array_equal(session.prefill(np.array([[3, 2, 1]])[:, ::-1]), expected)
 
 
+@pytest.mark.slow
 def test_it_runs_where_torch_and_onnx_are_not_installed(compiled, session, tmp_path):
     ids = random_ids(compiled.config, 2, 9)
     np.save(tmp_path / "ids.npy", ids)
@@ -199,6 +202,7 @@ def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_libra
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, eager, tmp_path):
     """The linker takes a file that it has loaded for the same, by its name."""
     for activation in ("gelu_tanh", "relu"):
@@ -209,6 +213,7 @@ def test_a_model_compiled_anew_at_the_same_place_is_the_one_that_runs(export, ea
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_phases_can_be_left_out(exported, checkpoint, eager):
     left_out = ("fuse_attention", "fuse_layer_norm", "split_head", "promise_no_alias")
     compiled = compile_model(exported.path, options=CompileOptions(without=left_out))

@@ -60,6 +60,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_time_went(model, command):
     code, out, err = command(model, "--dump-ir", model.parent / "ir", "--print-pass-times")
     assert (code, err) == (0, "")
@@ -82,6 +83,7 @@ def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_
     assert re.search(r"^wrote \S+tvm-llvm-O3 \(\d+\.\d MB, llvm \S+, opt level 3, \d+\.\d s\)$", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_command_works_as_a_process_of_its_own(model):
     done = subprocess.run(
         [sys.executable, "-m", "tvm_frontend.compile", "model.onnx", "-o", "out", "--opt-level", "0"],
@@ -96,6 +98,7 @@ def test_the_command_works_as_a_process_of_its_own(model):
     assert load_compiled(model.parent / "out").opt_level == 0
 
 
+@pytest.mark.slow
 def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, eager):
     compiled = compile_model(model, options=CompileOptions(mcpu="x86-64"))
     assert compiled.target["mcpu"] == "x86-64"
@@ -202,6 +205,7 @@ def test_without_a_cpp_compiler_the_user_is_told_what_to_install(model, monkeypa
     assert names(model.parent) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_damaged_artifact_or_an_empty_folder_is_replaced(model):
     output = model.parent / "out"
     output.mkdir()
@@ -209,6 +213,7 @@ def test_a_damaged_artifact_or_an_empty_folder_is_replaced(model):
     assert compile_model(model, output, CompileOptions(opt_level=0)) == load_compiled(output)
 
 
+@pytest.mark.slow
 def test_an_earlier_artifact_survives_a_failed_compilation(model, compiled, monkeypatch):
     output = Path(shutil.copytree(compiled.path, model.parent / "tvm-llvm-O3"))
 
@@ -223,6 +228,7 @@ def test_an_earlier_artifact_survives_a_failed_compilation(model, compiled, monk
     assert load_compiled(output).files_crc32 == compiled.files_crc32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, UserError])
 def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch, exception):
     def fail(*_):
@@ -234,6 +240,7 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
     assert names(model.parent) == ["model.onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
 def test_ctrl_c_half_way_leaves_nothing(model, phase):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it: inherited
@@ -263,6 +270,7 @@ def test_ctrl_c_half_way_leaves_nothing(model, phase):
     assert names(model.parent) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(compiler, model, command):
     code, out, err = command(model, "--target", "cuda")
     assert (code, err) == (0, "")
@@ -274,6 +282,7 @@ def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(compiler, mo
     assert json.loads((output / "model.json").read_text())["target"]["kind"] == "cuda"
 
 
+@pytest.mark.slow
 def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, command):
     code, out, err = command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")
     assert (code, err) == (0, "")
@@ -283,11 +292,13 @@ def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, com
     assert command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")[0] == 0
 
 
+@pytest.mark.slow
 def test_fast_math_is_for_gpus(model, command):
     code, _, err = command(model, "--fast-math")
     assert (code, err) == (2, "error: --fast-math is for --target cuda: leave it out\n")
 
 
+@pytest.mark.slow
 def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):
     monkeypatch.setattr(cuda_toolchain, "gpu_arch", lambda: None)
     compiled = compile_model(model, options=CompileOptions(target="cuda", opt_level=0))
@@ -295,6 +306,7 @@ def test_where_no_gpu_is_its_artifact_is_refused(compiler, model, monkeypatch):
         open_session(compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(gpu_arch() is None, reason="no NVIDIA driver with a GPU on this machine")
 def test_on_a_gpu_it_computes_what_eager_does(compiler, model, checkpoint, eager):
     session = open_session(compile_model(model, options=CompileOptions(target="cuda", arch=gpu_arch())))

@@ -14,6 +14,8 @@ from tvm_frontend.cuda_toolchain import cubin_archs, cuda_machine_code, find_com
 from tvm_frontend.kernels.cuda.default import ScheduleKernels, schedule_cuda
 from tvm_frontend.target import resolve_target
 
+pytestmark = pytest.mark.slow
+
 B, T = tvm.tirx.Var("B", "int64"), tvm.tirx.Var("T", "int64")
 
 

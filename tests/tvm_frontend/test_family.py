@@ -17,6 +17,8 @@ from tvm_frontend.pipeline import graph_phases
 from tvm_frontend.runtime import open_session
 from tvm_frontend.target import resolve_target
 
+pytestmark = pytest.mark.slow
+
 TANH = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=20)
 EXACT = replace(TANH, bias=False, activation="gelu")
 SHAPES = [(1, 1), (3, 1), (1, 17), (3, 17), (3, 16)]

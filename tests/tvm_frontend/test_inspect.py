@@ -11,6 +11,8 @@ from tvm_frontend.cuda_toolchain import find_compiler, find_tool
 from tvm_frontend.inspect import KernelCode, code_table, inspect_command, read_kernels
 from tvm_frontend.options import CompileOptions
 
+pytestmark = pytest.mark.slow
+
 SMALL = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=128)
 CHAR = GPTConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
 # One layer of GPT-2, the others have the same kernels; and its logits at 1,024 positions would take gigabytes to prove.

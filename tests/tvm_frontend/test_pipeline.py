@@ -32,6 +32,7 @@ def test_a_model_of_two_layers_is_one_and_fourteen_and_two_kernels(exported, cal
     }
 
 
+@pytest.mark.slow
 def test_so_is_one_without_bias_and_with_exact_gelu(export, calls):
     found = calls(rewritten(export(NO_BIAS)[1].path))
     assert found["linear_gelu"] == 2
@@ -62,6 +63,7 @@ def functions(compilation):
     return {re.search(r"@([\w.]+)\(", text)[1]: text for text in texts if text.startswith("define ")}
 
 
+@pytest.mark.slow
 def test_the_arguments_of_every_kernel_are_promised_not_to_overlap(functions):
     heads = {name: text.split("\n")[0] for name, text in functions.items() if name.endswith("_compute_")}
     # Five shapes of linear, attention, LayerNorm, embedding, two for the head's row, the virtual machine's own three.

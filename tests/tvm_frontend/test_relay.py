@@ -26,6 +26,8 @@ from tvm_frontend.relay.process import RelayProcess
 from tvm_frontend.runtime import open_session
 from tvm_frontend.tune import tune_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TANH = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=20)
 EXACT = replace(TANH, bias=False, activation="gelu")

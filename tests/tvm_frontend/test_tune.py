@@ -19,6 +19,8 @@ from tvm_frontend.runtime import open_session
 from tvm_frontend.target import resolve_target
 from tvm_frontend.tune import tune_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = GPTConfig(block_size=9, vocab_size=37, n_layer=1, n_head=2, n_embd=16)
 BIGRAM = GPTConfig.bigram(block_size=8, vocab_size=37)

@@ -14,6 +14,7 @@ def written_opset(asked: int) -> int:
     return onnx.load_from_string(file.getvalue()).opset_import[0].version
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="export.trace compares the file's opset with the one asked for"

@@ -18,6 +18,8 @@ from tvm_frontend.cuda_toolchain import cubin_archs, gpu_arch
 from tvm_frontend.target import resolve_target
 from tvm_frontend.tvm_patches import stack_without_source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline.promise_no_alias works around it")
 def test_a_kernel_that_promises_no_alias_keeps_it_beside_one_that_does_not():

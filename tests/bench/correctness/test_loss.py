@@ -52,6 +52,7 @@ def test_windows_do_not_overlap_and_reach_over_the_text(count: int, expected: in
         assert windows[-1, -1] > 0.99 * count
 
 
+@pytest.mark.slow
 def test_an_engines_loss_is_the_one_of_training(trained: Artifacts) -> None:
     held_out = find_held_out(trained, trained.folder / "input.txt")
     val = load_corpus(trained.folder / "input.txt").val
@@ -67,6 +68,7 @@ def test_an_engines_loss_is_the_one_of_training(trained: Artifacts) -> None:
         assert worker.call("loss", held_out.windows) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_random_model_has_no_loss(tiny: Artifacts) -> None:
     found = find_held_out(tiny, None)
     assert (found.windows, found.words) == (None, "no trained model: no loss")

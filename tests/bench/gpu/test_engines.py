@@ -26,6 +26,8 @@ from tvm_frontend.artifact import load_compiled
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
 from tvm_frontend.runtime import open_session
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 Load = Callable[..., DeviceEngine]  # of a class, and the name of a variant
 

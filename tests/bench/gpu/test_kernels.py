@@ -8,6 +8,8 @@ import pytest
 from bench.gpu.cases import CASES
 from bench.gpu.kernels import check_kernels
 
+pytestmark = pytest.mark.slow
+
 Module = Callable[[str], str]
 AGREE_AND_NOT = """
 from bench.gpu.cases import Case

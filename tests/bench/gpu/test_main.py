@@ -15,6 +15,8 @@ import pytest
 from bench.harness.worker import ROOT
 from tvm_frontend.cuda_toolchain import gpu_arch
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., CompletedProcess]
 TRY = ["--device", "cpu", "--models", "tiny", "--threads", "1", "--no-kernels", "--output", "out"]
 

@@ -16,6 +16,8 @@ from bench.harness.race import NOT_REACHED
 from bench.models.build import SEEDED
 from bench.roofline.bounds import Roofline, decode_bytes, prefill_flops
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 FAKES = {
     "eager": "",

@@ -9,6 +9,8 @@ import pytest
 from bench.gpu import sanitize
 from gpt.cli import UserError
 
+pytestmark = pytest.mark.slow
+
 CASES = """
 import bench.gpu.cases
 from bench.gpu.cases import Case, Executor

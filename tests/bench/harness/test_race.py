@@ -69,6 +69,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_right_is_timed(compared: dict) -> None:
     row = compared["by_engine"]["eager_fake"]
     assert (row["status"], row["agrees"], row["B"], row["T"]) == ("timed", True, 1, 4)
@@ -126,6 +127,7 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
     assert row["median_ms"] > row["limit_ms"]
 
 
+@pytest.mark.slow
 def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
     """In five rounds of two works, one has the limits of the first, third, … ninth moment, the other the rest."""
     plan = Plan(SEEDED["tiny"], (Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)

@@ -44,6 +44,7 @@ def checked(work: Work, ask: Callable, reference: ReferenceModel) -> Agreement:
 
 
 # Two sequences in all of them: torch.compile takes seconds for each other number.
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [Decode(2, 1, 1), Decode(2, 1, 13), Decode(2, 1, 15)], ids=str)
 def test_every_engine_decodes_what_the_plain_forward_gives(
     work: Work, ask: Callable, reference: ReferenceModel
@@ -53,11 +54,13 @@ def test_every_engine_decodes_what_the_plain_forward_gives(
     assert agreement.max_rel_err < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [Generate(2, 8, 8), Generate(2, 16, 1)], ids=str)
 def test_every_engine_generates_the_likeliest_tokens(work: Work, ask: Callable, reference: ReferenceModel) -> None:
     assert checked(work, ask, reference).agrees
 
 
+@pytest.mark.slow
 def test_a_decode_may_go_back(ask: Callable, reference: ReferenceModel) -> None:
     """A token at an earlier place overwrites what was behind it."""
     ids = Decode(2, 1, 10).ids(CONFIG, seed=5)  # [2, 16]

@@ -18,6 +18,8 @@ from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.files import sha256_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def candidates() -> list[Candidate]:

@@ -23,6 +23,8 @@ from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., CompletedProcess]
 CONFIG = GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32)
 

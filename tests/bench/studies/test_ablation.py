@@ -10,6 +10,8 @@ from export.onnx import export_onnx
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_step_adds_the_next_phase() -> None:
     cumulative = ablation_steps()[1 : len(ADDED_PHASES) + 1]

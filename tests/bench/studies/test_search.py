@@ -7,6 +7,8 @@ from bench.studies import search
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = GPTConfig(block_size=64, vocab_size=65, n_layer=1, n_head=2, n_embd=32)
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from bench.studies.support import (
     COLUMNS,
     MODELS,
@@ -69,6 +71,7 @@ def files_of(row: list[str]) -> set[File]:
     return found
 
 
+@pytest.mark.slow
 def test_a_file_is_run_by_each_frontend_and_its_weights_are_what_counts(tmp_path: Path) -> None:
     own, *theirs = try_file(File("bigram", precision="bf16", opset=18), tmp_path).outcomes
     assert own == 0

@@ -15,6 +15,7 @@ from tvm_frontend.runtime import open_session
 SMALL = GPTConfig(block_size=17, vocab_size=37, n_layer=1, n_head=2, n_embd=16, bias=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("opset", "exporter", "B", "T", "opt_level"), [(18, "dynamo", 1, 1, 0), (20, "torchscript", 3, 17, 3)]
 )
@@ -32,6 +33,7 @@ def test_a_model_of_one_shape_computes_what_eager_does(export, eager, opset, exp
         session.prefill(np.zeros((2, 5), np.int64))
 
 
+@pytest.mark.slow
 def test_what_needs_no_shape_takes_any(export, eager):
     checkpoint, exported = export(GPTConfig.bigram(block_size=8, vocab_size=37), opset=18)
     session = open_session(compile_model(exported.path, options=CompileOptions(frontend="relax-onnx")), threads=2)
@@ -52,6 +54,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_tvm_cannot_read_is_one_line(export, capsys, case):
     how, fixed_shape, said = REFUSED[case]

@@ -15,6 +15,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_computes_what_eager_does_at_any_shape(export, eager, name):
     checkpoint, exported = export(MODELS[name])
@@ -29,11 +30,13 @@ def test_a_checkpoint_computes_what_eager_does_at_any_shape(export, eager, name)
         np.testing.assert_allclose(session.prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_no_checkpoint(exported):
     with pytest.raises(UserError, match=r"model\.onnx: --frontend torch reads a checkpoint"):
         compile_model(exported.path, options=CompileOptions(frontend="torch"))
 
 
+@pytest.mark.slow
 def test_what_tvm_cannot_read_is_one_line(export):
     path = export(replace(MODELS["gpt"], bias=False))[1].path.with_name("ckpt.pt")
     with pytest.raises(UserError, match=r"node 'layer_norm' \(aten\.layer_norm\.default\): KeyError: None$"):

@@ -49,6 +49,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_becomes_one_kernel_of_the_same_meaning(graph_of, calls, kernels, rewritten, form):
     before = graph_of(*FORMS[form])
@@ -96,6 +97,7 @@ def test_a_constant_addend_of_another_shape_is_no_bias(graph_of, calls, kernels,
     rewritten(before, after, [normal(3, 5, K)])
 
 
+@pytest.mark.slow
 def test_a_result_that_something_else_reads_too_is_still_there(graph_of, calls, kernels, rewritten):
     def body(emit, x, w, bias):
         linear = emit(op.add(product(emit, x, w), bias))

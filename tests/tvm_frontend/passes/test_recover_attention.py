@@ -85,6 +85,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_causal_attention_that_is_spelt_out_is_one_kernel(calls, kernels, rewritten, form):
     before = attention(*FORMS[form])

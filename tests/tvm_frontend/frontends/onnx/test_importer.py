@@ -49,6 +49,7 @@ def in_onnxruntime(proto, array):
     return session.run(None, {session.get_inputs()[0].name: array})[0]
 
 
+@pytest.mark.slow
 def test_a_gpt_without_any_rewrite_gives_onnxruntimes_numbers(exported):
     proto = onnx.load(exported.path)
     forward = compiled(proto)
@@ -308,6 +309,7 @@ SMALL |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL)
 def test_each_operator_gives_onnxruntimes_numbers(case):
     proto = SMALL[case]

@@ -34,6 +34,7 @@ def check(build, tile, nh, hs, shapes, scale=None, size=1.0):
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=f"B={B} T={T}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nh", "hs"), [(2, 8), (3, 20), (1, 32), (2, 64), (1, 7), (7, 1)])
 def test_any_head(build, tile, nh, hs):
     check(build, tile, nh, hs, [(1, 1), (3, 17), (2, 65)])

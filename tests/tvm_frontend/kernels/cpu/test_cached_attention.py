@@ -48,6 +48,7 @@ def built(request, target, tile):
     return tvm.compile(tvm.IRModule({"run": kernel}), target.to_tvm())["run"], layout, precision, nh, hs, length
 
 
+@pytest.mark.slow
 def test_one_token_after_any_number(built):
     kernel, layout, precision, nh, hs, length = built
     for filled in (0, 1, 3, 4, 7, length - 1):

@@ -38,11 +38,13 @@ def check(build, tile, fp32, shapes, K, N, activation, residual):
         assert (np.abs(found - expected) <= bound).all(), (B, T, np.abs(found - expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "residual"), [("gelu_tanh", False), ("gelu", True), ("relu", False)])
 def test_every_epilogue(build, tile, fp32, activation, residual):
     check(build, tile, fp32, [(1, 1), (3, 17)], 20, 37, activation, residual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 5), (64, 96), (33, 65), (130, 31), (264, 31), (1283, 33)])
 def test_any_width(build, tile, fp32, K, N):
     check(build, tile, fp32, [(1, 1), (3, 17)], K, N, None, True)

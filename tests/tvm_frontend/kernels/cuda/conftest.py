@@ -35,3 +35,11 @@ def check(executor: Executor, record_property: Callable[[str, object], None]) ->
             assert share <= 1
 
     return check_case
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder slow: each compiles C++ for the emulator of a GPU."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
