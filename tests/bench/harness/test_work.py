@@ -15,6 +15,8 @@ from bench.models.build import SEEDED
 from bench.roofline.bounds import Limits
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 TOLERANCE = tolerance_of("fp32", CONFIG)
 LIMITS = Limits(2, 500e9, 200e9, 1, 40e9)
@@ -44,7 +46,6 @@ def checked(work: Work, ask: Callable, truth: Truth) -> Agreement:
 
 
 # Two sequences in all of them: torch.compile takes seconds for each other number.
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [Decode(2, 1, 1), Decode(2, 1, 13), Decode(2, 1, 15)], ids=str)
 def test_every_engine_decodes_what_the_plain_forward_gives(work: Work, ask: Callable, truth: Truth) -> None:
     agreement = checked(work, ask, truth)
@@ -52,13 +53,11 @@ def test_every_engine_decodes_what_the_plain_forward_gives(work: Work, ask: Call
     assert agreement.max_rel_err < TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [Generate(2, 8, 8), Generate(2, 16, 1)], ids=str)
 def test_every_engine_generates_the_likeliest_tokens(work: Work, ask: Callable, truth: Truth) -> None:
     assert checked(work, ask, truth).agrees
 
 
-@pytest.mark.slow
 def test_a_decode_may_go_back(ask: Callable, truth: Truth) -> None:
     """A token at an earlier place overwrites what was behind it."""
     ids = Decode(2, 1, 10).ids(CONFIG, seed=5)  # [2, 16]

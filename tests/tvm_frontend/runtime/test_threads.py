@@ -85,6 +85,7 @@ def idle_s():
 """
 
 
+@pytest.mark.slow
 def test_between_steps_it_uses_no_time_and_binds_nobody(compiled):
     idle_s, same = run(
         """
@@ -100,6 +101,7 @@ print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("
     assert same == "True"
 
 
+@pytest.mark.slow
 def test_the_environment_may_say_to_wait_actively(compiled):
     # TVM's threads yield while they wait, so how much time they use is up to whoever else runs.
     code = "session = model.start(threads=2)\nsession.prefill(ids)\nprint(os.environ['TVM_THREAD_POOL_SPIN_COUNT'])"
