@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
-from bench.backends import engine_names, find_contenders
+from bench.backends import engine_names, find_candidates
 from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
 from bench.models.artifacts import Artifacts
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
@@ -107,7 +107,7 @@ def test_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (registry / "float64.py").write_text(BLOCKS["bench/backends/float64.py"])
     monkeypatch.syspath_prepend(tmp_path)
     assert engine_names("contributed_engines") == ["float64"]
-    [found] = find_contenders(package="contributed_engines")
+    [found] = find_candidates(package="contributed_engines")
     assert (found.label, found.phases, found.absent) == ("float64", ("prefill",), None)
 
     checkpoint = seeded_checkpoint(CONFIG)

@@ -93,6 +93,7 @@ def test_gpt2_of_transformers_is_brought_to_our_form(
         assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [("input_ids",), ("input_ids", "attention_mask", "position_ids")], ids=len)
 def test_a_causal_mask_becomes_an_attribute(theirs: Callable, tmp_path: Path, inputs: tuple[str, ...]) -> None:
     proto = onnx.load(adopt(theirs(inputs=inputs), tmp_path / "model.onnx").path)

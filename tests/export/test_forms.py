@@ -62,6 +62,7 @@ def plain(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
         return checkpoint.build().double()(torch.from_numpy(ids)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("form", ["cached", "past"])
 def test_chunks_give_the_logits_of_the_whole(form, B, checkpoint, request):

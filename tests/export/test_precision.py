@@ -10,6 +10,8 @@ from export.onnx import export_command, export_onnx
 from export.precision import add_islands
 from export.session import Session
 
+pytestmark = pytest.mark.slow
+
 
 def graph_of(dtype, *operators):
     """x → each operator in turn → y, all [2, 2]; a MatMul multiplies by itself."""
@@ -62,7 +64,6 @@ def bf16(checkpoint_path, tmp_path_factory):
     return export_onnx(checkpoint_path, path, form="cached", precision="bf16")
 
 
-@pytest.mark.slow
 def test_weights_and_caches_are_bfloat16_ids_and_logits_are_not(bf16):
     inputs, outputs = (bf16.entry_points["cached"][part] for part in ("inputs", "outputs"))
     assert (inputs["ids"][0], inputs["pos"][0], outputs["logits"][0]) == ("int64", "int64", "float32")
@@ -88,7 +89,6 @@ def test_bfloat16_rounds_and_not_more(bf16, cached):
     assert 2**-12 < error < 2**-4
 
 
-@pytest.mark.slow
 def test_the_command_says_which_operators_and_why(checkpoint_path, tmp_path, capsys):
     export_command(checkpoint_path, tmp_path / "model.onnx", precision="fp16")
     said = "ONNX Runtime's CPU provider casts to float32 for lack of a float16 kernel: Add, Gelu, MatMul\n"

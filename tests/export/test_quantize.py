@@ -15,6 +15,8 @@ from gpt.config import GPTConfig
 from gpt.costs import matmul_parameters
 from tvm_frontend.compile import compile_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["forward", "cached", "past"])
 def test_onnxruntime_in_8_bits(folder: Path, form: str, tmp_path: Path) -> None:
     source, output = folder / f"{form}.onnx", tmp_path / "int8.onnx"

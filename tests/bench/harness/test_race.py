@@ -15,6 +15,8 @@ from bench.roofline.bounds import decode_bytes
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 FAKES = """
 import os, signal
 from bench.backends import eager
@@ -69,7 +71,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
     }
 
 
-@pytest.mark.slow
 def test_an_engine_that_is_right_is_timed(compared: dict) -> None:
     row = compared["by_engine"]["eager_fake"]
     assert (row["status"], row["agrees"], row["B"], row["T"]) == ("timed", True, 1, 4)
@@ -127,7 +128,6 @@ def test_a_generation_is_timed_by_the_token(compared: dict) -> None:
     assert row["median_ms"] > row["limit_ms"]
 
 
-@pytest.mark.slow
 def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
     """In five rounds of two works, one has the limits of the first, third, … ninth moment, the other the rest."""
     plan = Plan(SEEDED["tiny"], (Prefill(1, 1), Prefill(1, 2)), threads=1, minutes=0.01, together=True)

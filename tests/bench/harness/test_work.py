@@ -15,6 +15,8 @@ from bench.models.build import SEEDED
 from bench.roofline.bounds import Roofline
 from gpt.config import GPTConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SEEDED["tiny"]
 TOLERANCE = tolerance_of("fp32", CONFIG)
 LIMITS = Roofline(2, 500e9, 200e9, 1, 40e9)
@@ -44,7 +46,6 @@ def checked(work: Work, ask: Callable, reference: ReferenceModel) -> Agreement:
 
 
 # Two sequences in all of them: torch.compile takes seconds for each other number.
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [Decode(2, 1, 1), Decode(2, 1, 13), Decode(2, 1, 15)], ids=str)
 def test_every_engine_decodes_what_the_plain_forward_gives(
     work: Work, ask: Callable, reference: ReferenceModel
@@ -54,7 +55,6 @@ def test_every_engine_decodes_what_the_plain_forward_gives(
     assert agreement.max_rel_err < TOLERANCE
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("work", [Generate(2, 8, 8), Generate(2, 16, 1)], ids=str)
 def test_every_engine_generates_the_likeliest_tokens(work: Work, ask: Callable, reference: ReferenceModel) -> None:
     assert checked(work, ask, reference).agrees

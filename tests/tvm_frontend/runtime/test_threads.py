@@ -122,6 +122,7 @@ def counted_yields(tmp_path_factory):
     return {"LD_PRELOAD": str(folder / "yields.so"), "OPENBLAS_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_between_steps_its_threads_sleep_after_few_yields_and_bind_nobody(compiled, counted_yields):
     """Of the two threads one is the caller's own, so one waits between steps."""
     *waited, total, same = run(
@@ -143,6 +144,7 @@ print(all(os.sched_getaffinity(int(thread)) == before for thread in os.listdir("
     assert same == "True"
 
 
+@pytest.mark.slow
 def test_the_environment_may_say_to_wait_actively(compiled):
     # TVM's threads yield while they wait, so how much time they use is up to whoever else runs.
     code = """

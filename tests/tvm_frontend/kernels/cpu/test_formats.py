@@ -114,6 +114,7 @@ def kernels(target):
     return kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("K", "N"), [(64, 96), (16, 48), (176, 16)])
 def test_a_linear_layer_takes_and_gives_what_the_next_would_round_to(target, kernels, K, N):
     plain = linear(K, N, kernels.tile, kernels.format, activation="relu", residual=False)
@@ -157,6 +158,7 @@ def test_layer_norm_gives_what_the_next_would_round_to(target, kernels):
         check_rounded(given, wanted, f"C={C}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nh", "hs"), [(2, 64), (3, 16)])
 def test_attention_gives_what_the_next_would_round_to(target, kernels, nh, hs):
     C, length = nh * hs, 40
