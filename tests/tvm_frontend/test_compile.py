@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
@@ -84,6 +87,10 @@ def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_
 
 
 @pytest.mark.slow
+def test_the_command_line_offers_every_precision_of_a_target():
+    assert get_args(Precision) == tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))
+
+
 def test_the_command_works_as_a_process_of_its_own(model):
     done = subprocess.run(
         [sys.executable, "-m", "tvm_frontend.compile", "model.onnx", "-o", "out", "--opt-level", "0"],
