@@ -86,11 +86,11 @@ def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_
     assert re.search(r"^wrote \S+tvm-llvm-O3 \(\d+\.\d MB, llvm \S+, opt level 3, \d+\.\d s\)$", out, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_the_command_line_offers_every_precision_of_a_target():
     assert get_args(Precision) == tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))
 
 
+@pytest.mark.slow
 def test_the_command_works_as_a_process_of_its_own(model):
     done = subprocess.run(
         [sys.executable, "-m", "tvm_frontend.compile", "model.onnx", "-o", "out", "--opt-level", "0"],
