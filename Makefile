@@ -83,7 +83,7 @@ docker-test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gpt export
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv .venv-relay artifacts

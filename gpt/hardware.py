@@ -105,4 +105,5 @@ def gpu_named(name: str) -> Gpu | None:
 
 def multiprocessors_of(arch: str) -> int:
     """Multiprocessors of the largest product of an arch; where none is known, of DEFAULT_ARCH."""
-    return ARCHS[arch].multiprocessors or ARCHS[DEFAULT_ARCH].multiprocessors
+    known = (ARCHS[each].multiprocessors for each in (arch, DEFAULT_ARCH))
+    return next(count for count in known if count is not None)

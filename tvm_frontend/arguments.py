@@ -5,11 +5,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tvm_frontend.artifact import RELAY
-from tvm_frontend.frontends import FRONTENDS
-
-FRONTEND_NAMES = (*FRONTENDS, RELAY)
-
 ModelArgument = Annotated[
     tyro.conf.Positional[Path | None],
     tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: artifacts/model.onnx; torch: artifacts/ckpt.pt)"),
@@ -17,7 +12,7 @@ ModelArgument = Annotated[
 CpuArgument = Annotated[
     str | None, tyro.conf.arg(metavar="CPU", help_behavior_hint="(default: this machine's, as LLVM detects it)")
 ]
-FrontendArgument = Literal[FRONTEND_NAMES]
+FrontendArgument = Literal["onnx", "relax-onnx", "torch", "relay"]  # the FRONTENDS, and RELAY
 FolderArgument = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: not written)")]
 
 

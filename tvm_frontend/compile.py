@@ -9,7 +9,6 @@ python -m tvm_frontend.compile --frontend relay --batch 1 --tokens 64    # by TV
 
 from collections import Counter
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,11 +24,10 @@ from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
-from tvm_frontend.kernels import PRECISIONS
+from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
-from tvm_frontend.relay.compile import OPT_LEVELS as RELAY_OPT_LEVELS
-from tvm_frontend.relay.compile import compile_relay
+from tvm_frontend.relay.compile import OptLevel, compile_relay
 from tvm_frontend.target import CompileTarget, resolve_target
 from tvm_frontend.tvm_patches import register_errors
 
@@ -163,9 +161,9 @@ def compile_command(
     target: str = "llvm",
     mcpu: CpuArgument = None,
     arch: Annotated[str | None, tyro.conf.arg(metavar="SM,…", help_behavior_hint="(default for cuda: sm_86)")] = None,
-    opt_level: Literal[RELAY_OPT_LEVELS] = 3,
+    opt_level: OptLevel = 3,
     precision: Annotated[
-        Literal[tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))] | None,
+        Precision | None,
         tyro.conf.arg(help_behavior_hint="(default: fp32, for cuda bf16)"),
     ] = None,
     frontend: FrontendArgument = DEFAULT,

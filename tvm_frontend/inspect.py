@@ -126,16 +126,17 @@ def work_table(kernels: list[KernelCode], shape: Shape) -> str:
     gpus = [gpu for gpu in GPUS if gpu.arch == kernels[0].arch]
     rows = [("kernel", "GFLOP", "MB", *(f"{gpu.name} µs" for gpu in gpus), "what it is")]
     for kernel in kernels:
-        work = work_of(kernel.function, shape) if kernel.function else None
-        if work is None:
+        function = kernel.function
+        work = work_of(function, shape) if function else None
+        if function is None or work is None:
             continue
         least_s = (
-            max(work.flops / gpu.flops_per_s["tf32" if "Tf32" in kernel.function else "bf16"],
+            max(work.flops / gpu.flops_per_s["tf32" if "Tf32" in function else "bf16"],
                 work.bytes / gpu.bytes_per_s)
             for gpu in gpus
         )  # fmt: skip
         numbers = [f"{work.flops / 1e9:.3f}", f"{work.bytes / 1e6:.2f}", *(f"{s * 1e6:.2f}" for s in least_s)]
-        rows.append((kernel.name, *numbers, kernel.function))
+        rows.append((kernel.name, *numbers, function))
     return _columns(rows)
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,15 +92,19 @@ def compile_graph(
     if missing := [name for name in options.without if name not in optional]:
         raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
     kept = [phase for phase in possible if phase[0] not in options.without]
-    phases: list[Phase] = [("import", lambda _: import_graph()), *kept]
-    graph = None
-    with tqdm(total=len(phases) + 1, desc="compile", unit="phase", leave=False) as bar:
-        for name, phase in phases:
+    with tqdm(total=len(kept) + 2, desc="compile", unit="phase", leave=False) as bar:
+
+        def run(name: str, phase: Callable[[], Graph]) -> Graph:
             bar.set_postfix_str(name)
             start = time.perf_counter()
-            graph = phase(graph)
+            graph = phase()
             trace.record(name, time.perf_counter() - start, graph.module.script)
             bar.update()
+            return graph
+
+        graph = run("import", import_graph)
+        for name, phase in kept:
+            graph = run(name, partial(phase, graph))
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
         executable, launches = machine_code(graph, target, options.cuda_compiler, options.fast_math)
@@ -238,7 +243,7 @@ def machine_code(
     tvm_target = target.to_tvm()
     if target.kind == "cuda":
         with (
-            cuda_machine_code(target.arch, cuda_compiler, fast_math=fast_math, before=source()) as launches,
+            cuda_machine_code(target.gpu_arch, cuda_compiler, fast_math=fast_math, before=source()) as launches,
             tvm_target,
         ):
             return tvm.relax.build(graph.module, tvm_target, relax_pipeline=None), launches

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,9 @@ class Search:
     def __call__(self, graph: Graph, target: CompileTarget) -> Graph:
         """Time candidates for the kernels that have no schedule, and give each the best of its own."""
         tvm_target = tvm.target.Target({**target.to_tvm().export(), "num-cores": self.threads})
+        folder = self._folder()
         tasks = self._tasks(graph, tvm_target)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._check_summary(target)
         database = self._database()
         workloads = [database.commit_workload(task.dispatched[0]) for task in tasks]
@@ -113,9 +115,9 @@ class Search:
                 self._search(tasks, tvm_target, database)
             finally:
                 self.seconds = before + time.perf_counter() - start
-                with atomic_output(self.folder / SUMMARY) as part:
+                with atomic_output(folder / SUMMARY) as part:
                     part.write_text(json.dumps({"target": target.to_json(), "seconds": self.seconds}))
-                print(f"{self.folder}: {self.found} trials are kept", file=sys.stderr)
+                print(f"{folder}: {self.found} trials are kept", file=sys.stderr)
         chosen = MemoryDatabase()
         for workload in workloads:
             best_first = database.get_top_k(workload, self.trials)
@@ -172,25 +174,33 @@ class Search:
         asked = [task for task in found if not self.ops or any(op in task.task_name for op in self.ops)]
         return sorted(asked, key=lambda task: -_flops(task))
 
+    def _folder(self) -> Path:
+        """Give the folder that keeps what is found. Raises UserError if none was given."""
+        if self.folder is None:
+            raise UserError("a search keeps what it finds in a folder, and has none: give one to keep_in")
+        return self.folder
+
     def _database(self) -> JSONDatabase:
+        folder = self._folder()
         try:
-            return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
+            return JSONDatabase(str(folder / WORKLOADS), str(folder / RECORDS))
         except Exception as error:  # TVM raises many types
-            raise UserError(f"{self.folder}: damaged, TVM cannot read it; remove it to begin again") from error
+            raise UserError(f"{folder}: damaged, TVM cannot read it; remove it to begin again") from error
 
     def _check_summary(self, target: CompileTarget) -> None:
         """Take up the seconds of earlier runs. Raises UserError if they were for another target, or are damaged."""
-        path = self.folder / SUMMARY
+        folder = self._folder()
+        path = folder / SUMMARY
         if not path.exists():
             return
         try:
             summary = json.loads(path.read_text())
             self.seconds, before = float(summary["seconds"]), CompileTarget.from_json(summary["target"])
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged; remove {self.folder} to begin again") from error
+            raise UserError(f"{path}: damaged; remove {folder} to begin again") from error
         if before != target:
             raise UserError(
-                f"{self.folder}: a search for the CPU {before.mcpu}, and this one is for {target.mcpu}, with other "
+                f"{folder}: a search for the CPU {before.mcpu}, and this one is for {target.mcpu}, with other "
                 "instructions; choose another place with -o"
             )
 
@@ -220,7 +230,7 @@ class _Here:
     def stopping(self) -> Iterator[None]:
         """Let Ctrl-C in the block set `stopped`, for `_Keep` to end the search; a second one ends it at once."""
 
-        def stop(number: int, frame: object) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
             if self.stopped:
                 signal.default_int_handler(number, frame)
             self.stopped = True
@@ -309,7 +319,7 @@ def _computes_the_same(record: TuningRecord, target: tvm.target.Target) -> bool:
         arguments = [_argument(*info.as_json()) for info in inputs]
         tvm.compile(module, target)["main"](*arguments)
         results.append([argument.numpy() for argument in arguments])
-    return all(np.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in zip(*results, strict=True))
+    return all(np.allclose(left, right, rtol=1e-3, atol=1e-4) for left, right in zip(*results, strict=True))
 
 
 def _has_schedule(module: tvm.IRModule) -> bool:

@@ -57,6 +57,13 @@ class CompileTarget:
         return self.archs[0] if self.archs else None
 
     @property
+    def gpu_arch(self) -> str:
+        """The arch of a cuda target that `each` returned. Raises ValueError for llvm, which has none."""
+        if self.arch is None:
+            raise ValueError(f"target {self.kind}: has no arch")
+        return self.arch
+
+    @property
     def vector_bits(self) -> int:
         """Width of the CPU's widest vector register for float32: 512, 256 or 128 bits."""
         return 512 if "avx512f" in self.features else 256 if "avx" in self.features else 128
@@ -190,7 +197,7 @@ def _arch_for_this_gpu(archs: Sequence[str]) -> str:
             f"this artifact was compiled for {held}, and this machine's GPU is {here}: compile it again with "
             f"--target cuda --arch {here}"
         )
-    return max(fitting, key=number.get)
+    return max(fitting, key=number.__getitem__)
 
 
 def _known_cpu_features(mcpu: str) -> frozenset[str]:

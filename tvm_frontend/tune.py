@@ -86,6 +86,7 @@ def tune_command(
     options = CompileOptions(mcpu=mcpu, opt_level=opt_level, frontend=frontend, dump_ir=dump_ir)
     compiled = tune_model(model, output, options, shape=(batch, tokens), trials=trials, ops=op)
     search = compiled.search
+    assert search is not None  # there was one
     print(f"wrote {compiled.path} ({search['trials']} trials in {search['seconds']} s, kept in {search['database']})")
 
 

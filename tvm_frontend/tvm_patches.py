@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 from typing import Any
 
 import tvm
@@ -26,11 +27,13 @@ FORCE_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"  # TVM's variable: to give CUDA sour
 
 @wraps(ScriptMacro._find_parser_def)
 def _find_parser(macro: ScriptMacro) -> Parser:
-    """Find the parser that expands a macro, by the frames of its callers alone."""
-    frame = sys._getframe()
-    while (parser := frame.f_globals.get(macro.parser_object_name)) is None:
+    """Find the parser that expands a macro, by the frames of its callers alone. Raises RuntimeError outside of one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if (parser := frame.f_globals.get(macro.parser_object_name)) is not None:
+            return parser
         frame = frame.f_back
-    return parser
+    raise RuntimeError(f"{macro.parser_object_name} not available")  # as TVM's own says
 
 
 def patch_macro_lookup() -> None:

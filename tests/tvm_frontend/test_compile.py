@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler, gpu_arch
+from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
@@ -81,6 +84,10 @@ def test_the_command_writes_an_artifact_and_the_ir_of_each_phase_and_says_where_
         assert re.search(rf"^ +\d+\.\d{{3}} s  {phase}$", out, re.MULTILINE), phase
     assert "VMShapeLower: " in out  # one of TVM's own
     assert re.search(r"^wrote \S+tvm-llvm-O3 \(\d+\.\d MB, llvm \S+, opt level 3, \d+\.\d s\)$", out, re.MULTILINE)
+
+
+def test_the_command_line_offers_every_precision_of_a_target():
+    assert get_args(Precision) == tuple(dict.fromkeys(chain.from_iterable(PRECISIONS.values())))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.relay.process import RelayProcess
+from tvm_frontend.relay.session import RelaySession
 from tvm_frontend.runtime import open_session
 from tvm_frontend.tune import tune_model
 
@@ -221,6 +223,12 @@ def test_a_truncated_file_is_refused(bigram):
     with pytest.raises(UserError, match=r"model\.onnx: not a readable ONNX file"):
         compile_model(bigram, options=CompileOptions(frontend="relay", fixed_shape=(1, 4)))
     assert names(bigram.parent) == ["model.onnx"]
+
+
+def test_a_model_without_a_shape_is_refused(tmp_path):
+    model = SimpleNamespace(path=tmp_path, fixed_shape=None)
+    with pytest.raises(UserError, match=r"compiled by Relay, and for no fixed shape; make it again with"):
+        RelaySession(model, 1, None)
 
 
 def test_without_nvcc_it_says_what_to_install(bigram, monkeypatch):

@@ -25,3 +25,9 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(search, "find_spec", lambda name: None if name == "xgboost" else find_spec(name))
     with pytest.raises(UserError, match="pip install xgboost-cpu"):
         Search((1, 4), 1)
+
+
+def test_a_search_that_has_no_folder_is_refused_before_any_work(export):
+    phases = dict(graph_phases(resolve_target(), 0, search=Search((1, 4), 1)))
+    with pytest.raises(UserError, match="has none: give one to keep_in"):
+        phases["search"](read_source("onnx", export(SMALL)[1].path).import_graph())

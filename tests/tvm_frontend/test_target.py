@@ -14,12 +14,14 @@ def test_llvm_is_compiled_for_this_machines_cpu_and_runs_here():
     target = resolve_target("llvm")
     assert target.kind == target.name == "llvm"
     assert target.arch is None
+    with pytest.raises(ValueError, match="llvm: has no arch"):
+        _ = target.gpu_arch
     assert target.to_tvm().attrs["mcpu"] == target.mcpu
     check_runs_here(target.to_json())
 
 
 def test_cuda_is_compiled_for_sm_86_unless_told_otherwise():
-    assert resolve_target("cuda").arch == "sm_86"
+    assert resolve_target("cuda").arch == resolve_target("cuda").gpu_arch == "sm_86"
     tvm_target = resolve_target("cuda", arch="sm_90").to_tvm()
     assert tvm_target.attrs["arch"] == "sm_90"
     assert tvm_target.host.attrs["mcpu"] == resolve_target("llvm").mcpu

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from export.artifact import ExportedModel
 from gpt.cli import UserError
@@ -12,7 +12,7 @@ from gpt.config import GPTConfig
 from tvm_frontend.artifact import RELAY
 from tvm_frontend.graph import Graph
 
-DEFAULT = "onnx"
+DEFAULT: Final = "onnx"
 FRONTENDS = {
     "onnx": "this project's importer of ONNX: any B and T",
     "relax-onnx": "TVM's importer of ONNX: one B and T, chosen when compiling",

@@ -18,6 +18,7 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
     if model.suffix == ".onnx":
         raise UserError(f"{model}: --frontend torch reads a checkpoint, as artifacts/ckpt.pt")
     checkpoint = load_checkpoint(model)
+    assert checkpoint.sha256 is not None  # it was read from a file
     return Source(
         config=checkpoint.config,
         tokenizer=checkpoint.tokenizer,

@@ -3,6 +3,7 @@
 import traceback
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -49,7 +50,7 @@ class _Lifting(relax.PyExprMutator):
     def __init__(self) -> None:
         super().__init__()
         self.variables: list[relax.Var] = []
-        self.weights = {}
+        self.weights: dict[str, np.ndarray] = {}
         self._found: dict[tvm.ir.GenericConst, relax.Var] = {}
 
     def visit_generic_const_(self, constant: tvm.ir.GenericConst) -> relax.Expr:

@@ -1,6 +1,6 @@
 """Hand-written kernels for each kind of target, one operator per file, and the precisions that they offer."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import tvm
@@ -26,6 +26,7 @@ CUDA_PRECISIONS = {
     "fp32": "float32, by TVM's own schedules",
 }
 PRECISIONS = {"llvm": CPU_PRECISIONS, "cuda": CUDA_PRECISIONS}
+Precision = Literal["fp32", "bf16", "int8", "int4", "fp16", "tf32"]  # of any kind of target
 
 
 patch_macro_lookup()  # before any kernel is parsed
@@ -78,4 +79,4 @@ def kernels_for(target: CompileTarget, precision: str = "fp32") -> Kernels | Non
         return CpuKernels(target, precision)
     from tvm_frontend.kernels.cuda import FORMATS, CudaKernels
 
-    return CudaKernels(precision, arch=target.arch) if precision in FORMATS else None
+    return CudaKernels(precision, arch=target.gpu_arch) if precision in FORMATS else None

@@ -22,8 +22,9 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
     of_positions = is_op("relax.take")(positions, indices)
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
-        tables = [rewriting.weight(matched[table]) for table in (tokens, positions)]
-        if any(table is None or table.ndim != 2 for table in tables):
+        weights = [rewriting.weight(matched[table]) for table in (tokens, positions)]
+        tables = [weight for weight in weights if weight is not None and weight.ndim == 2]
+        if len(tables) != len(weights):
             return None
         if any(matched[rows].attrs.axis != 0 for rows in (of_tokens, of_positions)):
             return None

@@ -1,7 +1,7 @@
 """Makes a GELU that is spelled out one operator again, which `fuse_linear` puts in a product's epilogue."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tvm import relax
 from tvm.relax import op
@@ -41,7 +41,7 @@ def _gates(rewriting: Rewriting, product: relax.Expr) -> Iterator[relax.Expr]:
         yield product
 
 
-def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr, object]]:
+def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr, Callable[[relax.Expr], relax.Expr]]]:
     """List the candidates for x if the gate is that of a GELU, each with the GELU's operator."""
     for one, curve in _both_ways(rewriting.value(gate)):
         inner = rewriting.value(curve)

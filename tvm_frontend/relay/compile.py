@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import onnx
 from onnx import inliner
@@ -23,7 +23,8 @@ from tvm_frontend.relay.worker import DATABASE, weights_of
 from tvm_frontend.runtime.threads import chosen_threads
 from tvm_frontend.target import CompileTarget, check_runs_here, resolve_relay_target
 
-OPT_LEVELS = (0, 1, 2, 3)
+OptLevel = Literal[0, 1, 2, 3]
+OPT_LEVELS: tuple[int, ...] = get_args(OptLevel)
 NEWEST_OPSET = 18  # the newest that Relay's importer was written for
 BUILD_DEADLINE_S = 3600.0
 TRIAL_DEADLINE_S = 60.0  # added for each trial of a search, which takes a second or two
@@ -50,7 +51,7 @@ def compile_relay(
     compile_for = resolve_relay_target(options.target, mcpu=options.mcpu, arch=options.arch)
     variables = {"TVM_NUM_THREADS": str(chosen_threads())}  # a search times its candidates on them
     if compile_for.kind == "cuda":
-        variables |= _with_nvcc(compile_for.arch)
+        variables |= _with_nvcc(compile_for.gpu_arch)
     exported, proto = read_plain(model, RELAY)
     shape = _checked_shape(options.fixed_shape, exported.config.block_size)
     tuned = "tuned-" if trials is not None else ""
@@ -116,7 +117,7 @@ def compile_relay(
             },
         )
         if compile_for.kind == "cuda":
-            verify_cuda_library(library, compile_for.arch)
+            verify_cuda_library(library, compile_for.gpu_arch)
     return load_compiled(output)
 
 

@@ -33,6 +33,12 @@ class Environment:
 
 def why_absent() -> str | None:
     """Say why Relay cannot run here, or give None if it can."""
+    found = _packages_or_why_not()
+    return found if isinstance(found, str) else None
+
+
+def _packages_or_why_not() -> Path | str:
+    """Give the folder of the environment's packages, or say why Relay cannot run here."""
     if not FOLDER.exists():
         return f"no {FOLDER.name}, in which Relay runs: make relay"
     packages = _packages()
@@ -41,14 +47,14 @@ def why_absent() -> str | None:
     if not (packages / f"{WHEEL}.dist-info").is_dir() or not (packages / TVM / "python/tvm/relay").is_dir():
         found = ", ".join(sorted(path.name.removesuffix(".dist-info") for path in packages.glob("bitblas-*.dist-info")))
         return f"{FOLDER} has {found or 'no bitblas'}, and Relay is in {WHEEL}: {REMAKE}"
-    return None
+    return packages
 
 
 def find_environment() -> Environment:
     """Find the environment, and make a stand-in for NVIDIA's driver if there is none. Raises UserError if absent."""
-    if reason := why_absent():
-        raise UserError(f"--frontend relay: {reason}")
-    packages = _packages()
+    packages = _packages_or_why_not()
+    if isinstance(packages, str):
+        raise UserError(f"--frontend relay: {packages}")
     libraries = [packages / "nvidia" / name / "lib" for name in ("cuda_nvrtc", "cuda_runtime")]
     if not _has_driver():
         libraries.append(_stand_in())

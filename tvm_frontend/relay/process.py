@@ -102,6 +102,7 @@ class RelayProcess:
         return UserError(f"Relay's process {what}" + (f"; it last said: {last}" if last else ""))
 
     def _follow_log(self) -> None:
+        assert self._process.stdout is not None  # it is a pipe
         with self._process.stdout as log:
             for line in log:
                 text = line.decode(errors="replace").rstrip()

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_frontend.artifact import GRAPH, WEIGHTS, CompiledModel
+from gpt.cli import UserError
+from tvm_frontend.artifact import GRAPH, REMAKE, WEIGHTS, CompiledModel
 from tvm_frontend.relay.process import RelayProcess
 
 START_DEADLINE_S, RUN_DEADLINE_S = 120.0, 600.0
@@ -21,6 +22,8 @@ class RelaySession:
 
     def __init__(self, model: CompiledModel, threads: int, arch: str | None) -> None:
         self.model, path = model, model.path.resolve()
+        if model.fixed_shape is None:
+            raise UserError(f"{model.path}: compiled by Relay, and for no fixed shape; {REMAKE}")
         shape = tuple(model.fixed_shape)
         logits_bytes = 4 * shape[0] * shape[1] * model.config.vocab_size
         ids_at = -(-logits_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -245,6 +246,7 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rw") as pipe:
         for line in pipe:
             request = json.loads(line)
+            answer: dict[str, Any]
             try:
                 answer = {"answer": ANSWERS[request.pop("ask")](request)}
             except Refused as error:

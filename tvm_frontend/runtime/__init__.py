@@ -30,7 +30,7 @@ def open_session(model: CompiledModel, threads: int | None = None) -> "Session |
     from tvm_frontend.runtime.device_session import DeviceSession
     from tvm_frontend.runtime.session import CachedSession, Session
 
-    kind = Session
+    kind: type[Session] | type[CachedSession] = Session
     if model.form == "cached":
         kind = DeviceSession if CHOOSE in model.entry_points else CachedSession
     return kind(model, chosen_threads(threads), model.library(arch))

@@ -10,7 +10,7 @@ from gpt.cli import UserError
 from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.graph import CHOOSE
 from tvm_frontend.runtime.cuda_graph import Recording, Stream
-from tvm_frontend.runtime.session import CachedSession, first_of, last_rows
+from tvm_frontend.runtime.session import CachedSession, first_of, rows_at
 
 LEAST_BUCKET = 16  # the shortest length that prompts are padded to, in tokens
 
@@ -79,7 +79,7 @@ class DeviceSession(CachedSession):
         """
         ids = self.model.check_ids(ids)
         B, T = ids.shape
-        rows = np.full(B, T - 1) if lengths is None else last_rows(ids, lengths)
+        rows = np.full(B, T - 1) if lengths is None else rows_at(ids, lengths)
         room, V = self.model.config.block_size - int(rows.max()), self.model.config.vocab_size
         if not 1 <= tokens <= room:
             raise UserError(f"tokens={tokens}: must be 1 to {room} behind this prompt")

@@ -198,8 +198,11 @@ def first_of(results: Any) -> tvm.runtime.Tensor:
 
 def last_rows(ids: np.ndarray, lengths: Any) -> np.ndarray | int:
     """Give the last position of each sequence of ids [B, T]. Raises UserError for lengths that are no [B] of 1 to T."""
-    if lengths is None:
-        return LAST
+    return LAST if lengths is None else rows_at(ids, lengths)
+
+
+def rows_at(ids: np.ndarray, lengths: Any) -> np.ndarray:
+    """Give the position of the last token of each sequence of ids [B, T]. Raises UserError as `last_rows`."""
     lengths = np.asarray(lengths)
     B, T = ids.shape
     if lengths.shape != (B,) or lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > T:

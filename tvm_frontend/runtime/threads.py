@@ -21,13 +21,15 @@ def chosen_threads(threads: int | None = None) -> int:
 
     Raises UserError for less than one, and for a variable that is no number.
     """
-    name, value = "threads", threads
-    if threads is None:
-        name = next((name for name in VARIABLES if os.environ.get(name)), None)
-        if name is None:
+    if threads is not None:
+        name, value = "threads", str(threads)
+    else:
+        given = [name for name in VARIABLES if os.environ.get(name)]
+        if not given:
             return physical_cores()
+        name = given[0]
         value = os.environ[name].split(",")[0]  # OpenMP's has a number for each level of nesting
-    if not str(value).strip().isdecimal() or int(value) < 1:
+    if not value.strip().isdecimal() or int(value) < 1:
         raise UserError(f"{name}={value}: must be a whole number of at least 1")
     return int(value)
 

@@ -1,8 +1,11 @@
 from importlib import import_module
+from typing import get_args
 
 import pytest
 
 from gpt.cli import UserError
+from tvm_frontend.arguments import FrontendArgument
+from tvm_frontend.artifact import RELAY
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends import FRONTENDS, read_source
 from tvm_frontend.options import CompileOptions
@@ -11,6 +14,10 @@ from tvm_frontend.options import CompileOptions
 @pytest.mark.parametrize("name", FRONTENDS)
 def test_each_is_a_file_that_reads(name):
     assert callable(import_module(f"tvm_frontend.frontends.{name.replace('-', '_')}").read)
+
+
+def test_the_command_line_offers_all_of_them_and_relay():
+    assert get_args(FrontendArgument) == (*FRONTENDS, RELAY)
 
 
 def test_another_is_refused(exported):

@@ -24,9 +24,11 @@ class CpuKernels:
         self.format = gemm_format(precision, target)
         self.attention_format = attention_format(precision, target)
         # Layers repeat the shapes of the layer before, and parsing a kernel takes some tenths of a second.
-        self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
-            cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
-        )
+        self._linear = cache(linear)
+        self._attention = cache(causal_attention)
+        self._cached_attention = cache(cached_attention)
+        self._layer_norm = cache(layer_norm)
+        self._embedding = cache(embedding)
 
     def linear(
         self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False

@@ -147,6 +147,7 @@ def query_block_attention(
     PACK, STORAGE, dot = fmt.pack_factor, fmt.storage_dtype, fmt.dot
     BF16 = fmt.convert is not None
     DEPTH = -(-hs // PACK)  # storage elements of a key
+    convert_out = activation_row(hs, bf16_out).convert
 
     @T.macro
     def load_queries(q, qkv, block):
@@ -225,7 +226,7 @@ def query_block_attention(
             values[lane] = out_acc[part * VEC_LANES + lane, c] / row_sum[c]
         pairs = T.meta_var(VEC_LANES // 2)
         index = T.meta_var(block.h * (hs // 2) + part * pairs)
-        out[block.b, block.first + c, T.ramp(index, 1, pairs)] = bf16_out.convert(values[T.ramp(0, 1, VEC_LANES)])
+        out[block.b, block.first + c, T.ramp(index, 1, pairs)] = convert_out(values[T.ramp(0, 1, VEC_LANES)])
 
     @T.macro
     def attend(buffers, scores, block):

@@ -115,7 +115,7 @@ def cached_attention(
     def store_packed(out, out_acc, row_sum, b, h, t, part):
         """VEC_LANES elements of query t as pairs of bf16."""
         pairs = T.meta_var(VEC_LANES // 2)
-        out[b, t, T.ramp(h * (hs // 2) + part * pairs, 1, pairs)] = bf16_out.convert(
+        out[b, t, T.ramp(h * (hs // 2) + part * pairs, 1, pairs)] = OUT.convert(
             out_acc[T.ramp(part * VEC_LANES, 1, VEC_LANES)] / T.broadcast(row_sum[0, 0], VEC_LANES)
         )
 

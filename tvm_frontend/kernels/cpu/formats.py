@@ -98,6 +98,7 @@ class ActivationRow(NamedTuple):
     dtype: str  # of its elements: "float32" or "bfloat16"
     storage_dtype: str  # as kernels read and write it: bfloat16 in pairs, as int32
     elements: int  # storage elements per row
+    convert: Convert  # VEC_LANES fp32 → as kernels write them
 
 
 def gemm_format(precision: str, target: CompileTarget) -> GemmFormat:
@@ -153,9 +154,9 @@ def attention_format(precision: str, target: CompileTarget) -> GemmFormat:
 
 def activation_row(width: int, bf16: GemmFormat | None) -> ActivationRow:
     """Return the layout of a row of `width` activations: bfloat16 if the format bf16 is given, else float32."""
-    if bf16 is None:
-        return ActivationRow("float32", "float32", width)
-    return ActivationRow("bfloat16", bf16.storage_dtype, bf16.row_elements(width))
+    if bf16 is None or bf16.convert is None:
+        return ActivationRow("float32", "float32", width, lambda values: values)
+    return ActivationRow("bfloat16", bf16.storage_dtype, bf16.row_elements(width), bf16.convert)
 
 
 def _has_bf16(target: CompileTarget) -> bool:

@@ -62,7 +62,7 @@ def layer_norm(C: int, lanes: int, epsilon: float, bf16_out: GemmFormat | None =
                 values = T.alloc_buffer((VEC_LANES,), "float32")
                 for lane in T.vectorized(VEC_LANES):
                     values[lane] = normalised(x_mc, gain, bias, mean, rstd, row, v * VEC_LANES + lane)
-                out_mc[row, T.ramp(v * PAIRS, 1, PAIRS)] = bf16_out.convert(values[T.ramp(0, 1, VEC_LANES)])
+                out_mc[row, T.ramp(v * PAIRS, 1, PAIRS)] = OUT.convert(values[T.ramp(0, 1, VEC_LANES)])
         else:
             for v in range(VECTORS):
                 for lane in T.vectorized(LANES):

@@ -80,7 +80,7 @@ def linear(
     MR, NR, LANES, VECTORS = 4 if fmt.groupwise else tile.mr, tile.nr, tile.lanes, tile.nr_vectors
     ELEMENTS = fmt.row_elements(K)
     GROUPS = -(-K // GROUP_SIZE) if fmt.groupwise else 1
-    QUANTIZES, INT8 = fmt.convert is not None and not bf16_x, fmt.epilogue_rows > 1
+    INT8 = fmt.epilogue_rows > 1
     X, OUT = activation_row(K, fmt if bf16_x else None), activation_row(N, fmt if bf16_out else None)
     PANELS = -(-N // NR)
     PACKED = (PANELS, GROUPS, group_elements(tile)) if fmt.groupwise else (PANELS, ELEMENTS, NR)
@@ -90,7 +90,7 @@ def linear(
     activate = (BF16_ACTIVATIONS if bf16_out else ACTIVATIONS)[activation]
     multiply = microkernel(K, PANELS, tile, fmt)
     llvm = import_llvm(*fmt.intrinsics, PREFETCH)
-    convert_rows, to_bf16 = quantize_rows(K, fmt) if QUANTIZES else None, fmt.convert
+    convert_rows = None if fmt.convert is None or bf16_x else quantize_rows(K, fmt)
 
     def epilogue(acc, gemm, i, row, c, n):
         """out[row, n] from acc[i, c]: dequantised in int8, with bias, activation and residual."""
@@ -116,7 +116,7 @@ def linear(
                 acc, gemm, i, at.row(i), part * VEC_LANES + lane, at.panel * NR + part * VEC_LANES + lane
             )
         pairs = T.meta_var(VEC_LANES // 2)
-        gemm.out[at.row(i), T.ramp(at.panel * (NR // 2) + part * pairs, 1, pairs)] = to_bf16(
+        gemm.out[at.row(i), T.ramp(at.panel * (NR // 2) + part * pairs, 1, pairs)] = OUT.convert(
             values[T.ramp(0, 1, VEC_LANES)]
         )
 
@@ -185,7 +185,7 @@ def linear(
             residual_mn = T.decl_buffer((B * S, N), "float32", data=addend_btn.data)
         out_mn = T.decl_buffer((B * S, OUT.elements), OUT.storage_dtype, data=out_btn.data)
         added = T.meta_var(residual_mn if residual else NO_BUFFER)
-        if QUANTIZES:
+        if convert_rows is not None:
             packed = T.alloc_buffer((B * S, ELEMENTS), fmt.storage_dtype)
             scales = T.alloc_buffer((B * S, GROUPS), "float32")
             corrections = T.alloc_buffer((B * S, GROUPS), "int32")

@@ -47,12 +47,14 @@ def quantize_rows(K: int, fmt: GemmFormat) -> Callable:
     """Build a macro (x, packed, scales, corrections, M) that converts x, float32 [M, K], as the head of this file says.
 
     packed: storage elements [M, fmt.row_elements(K)]. A NaN, which no integer is, is carried by its scale: it turns the
-    whole row, or group, into NaN.
+    whole row, or group, into NaN. Raises ValueError for fp32, which needs no such macro.
     """
     UNIT = GROUP_SIZE if fmt.groupwise else VEC_LANES
     FULL, TAIL = K // UNIT, K % UNIT
     VECTORS, VECTOR_ELEMENTS = UNIT // VEC_LANES, VEC_LANES // fmt.pack_factor
     QUANTIZED, GROUPWISE, convert = fmt.quantized, fmt.groupwise, fmt.convert
+    if convert is None:
+        raise ValueError(f"format {fmt.precision}: stores rows as they are, with nothing to convert")
     reduce_max, reduce_add = horizontal_reduce(VEC_LANES, T.max), horizontal_reduce(VEC_LANES, add)
 
     def converted(values, reciprocal):

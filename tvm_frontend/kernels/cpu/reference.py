@@ -14,6 +14,7 @@ import numpy as np
 from tvm_frontend.kernels.cpu.packing import GROUP_SIZE
 
 Array = np.ndarray
+Float = type[np.floating]
 MIN_ABSMAX = np.float32(1e-30)
 MR, NR, MC, BLOCK, KC = 8, 32, 64, 128, 256  # of AVX-512; BLOCK: MC times the tasks per block, here two
 
@@ -66,7 +67,7 @@ def quantize_column_groups(w: Array) -> tuple[Array, Array]:
 # Activations: `math`.
 
 
-def exp2(x: Array, dtype: type = np.float64) -> Array:
+def exp2(x: Array, dtype: Float = np.float64) -> Array:
     """Return 2^x; x below -126 counts as -126."""
     return np.exp2(np.maximum(x.astype(dtype), -126))
 
@@ -100,7 +101,7 @@ def linear(
     precision: str = "fp32",
     activation: str | None = None,
     residual: Array | None = None,
-    dtype: type = np.float64,
+    dtype: Float = np.float64,
 ) -> Array:
     """Return activation(x · W + bias) [+ residual], x [..., K], in the five loops of `linear`."""
     microkernel = MICROKERNELS[precision](x.reshape(-1, x.shape[-1]), w, dtype)
@@ -119,23 +120,26 @@ def linear(
 Microkernel = Callable[[slice, slice], Array]
 
 
-def _fp32(x: Array, w: Array, dtype: type) -> Microkernel:
+def _fp32(x: Array, w: Array, dtype: Float) -> Microkernel:
     """In blocks of KC products per accumulator: the sum of a block is flushed into a second one."""
     x, w = x.astype(dtype), w.astype(dtype)
 
     def microkernel(rows: slice, columns: slice) -> Array:
-        return sum(x[rows, k : k + KC] @ w[k : k + KC, columns] for k in range(0, len(w), KC))
+        acc = np.zeros((len(x[rows]), w[:, columns].shape[1]), dtype)
+        for k in range(0, len(w), KC):
+            acc = acc + x[rows, k : k + KC] @ w[k : k + KC, columns]
+        return acc
 
     return microkernel
 
 
-def _bf16(x: Array, w: Array, dtype: type) -> Microkernel:
+def _bf16(x: Array, w: Array, dtype: Float) -> Microkernel:
     """Products of bf16, pairs of which are added at once."""
     x, w = to_bf16(x).astype(dtype), to_bf16(w).astype(dtype)
     return lambda rows, columns: x[rows] @ w[:, columns]
 
 
-def _int8(x: Array, w: Array, dtype: type) -> Microkernel:
+def _int8(x: Array, w: Array, dtype: Float) -> Microkernel:
     """Sums in int32 over all of K, of unsigned x with the zero point 128, then corrected and dequantised."""
     (qx, x_scales), (qw, w_scales) = quantize_rows(x), quantize_columns(w)
     qx, qw = qx.astype(np.int32), qw.astype(np.int32)
@@ -148,14 +152,14 @@ def _int8(x: Array, w: Array, dtype: type) -> Microkernel:
     return microkernel
 
 
-def _int4(x: Array, w: Array, dtype: type) -> Microkernel:
+def _int4(x: Array, w: Array, dtype: Float) -> Microkernel:
     """Sums in int32 within a group, corrected for W's zero point 8, then dequantised and added in float32."""
     (qx, x_scales), (qw, w_scales) = quantize_rows(groups_of(x)), quantize_column_groups(w)
     qx, qw = qx.astype(np.int32), qw.astype(np.int32)
     corrections = -8 * qx.sum(-1)  # [M, groups]
 
     def microkernel(rows: slice, columns: slice) -> Array:
-        acc = 0
+        acc = np.zeros((len(qx[rows]), len(qw[columns])), dtype)
         for g in range(qx.shape[1]):
             group_acc = corrections[rows, g, None] + qx[rows, g] @ qw[columns, g].T
             acc = acc + group_acc.astype(dtype) * (w_scales[columns, g, 0].astype(dtype) * x_scales[rows, g])
@@ -164,7 +168,7 @@ def _int4(x: Array, w: Array, dtype: type) -> Microkernel:
     return microkernel
 
 
-MICROKERNELS: dict[str, Callable[[Array, Array, type], Microkernel]] = {
+MICROKERNELS: dict[str, Callable[[Array, Array, Float], Microkernel]] = {
     "fp32": _fp32,
     "bf16": _bf16,
     "int8": _int8,
@@ -175,7 +179,7 @@ MICROKERNELS: dict[str, Callable[[Array, Array, type], Microkernel]] = {
 # LayerNorm and embedding.
 
 
-def layer_norm(x: Array, gain: Array, bias: Array, epsilon: float = 1e-5, dtype: type = np.float64) -> Array:
+def layer_norm(x: Array, gain: Array, bias: Array, epsilon: float = 1e-5, dtype: Float = np.float64) -> Array:
     """Return LayerNorm over the last axis, with the variance about the mean in a second pass."""
     x = x.astype(dtype)
     mean = x.mean(-1, keepdims=True)
@@ -199,7 +203,7 @@ def heads_of(qkv: Array, nh: int) -> tuple[Array, Array, Array]:
     return q, k, v
 
 
-def attend_query(q: Array, keys: Array, values: Array, scale: float, bf16: bool, dtype: type) -> Array:
+def attend_query(q: Array, keys: Array, values: Array, scale: float, bf16: bool, dtype: Float) -> Array:
     """Return softmax(scale · q · keys) · values of one query [hs] over the keys that it sees, [count, hs].
 
     As the kernels do it: q is scaled once, for exp2; the weights are not normalised, the result is divided by their
@@ -215,7 +219,7 @@ def attend_query(q: Array, keys: Array, values: Array, scale: float, bf16: bool,
     return out_acc / row_sum
 
 
-def causal_attention(qkv: Array, nh: int, scale: float, *, bf16: bool = False, dtype: type = np.float64) -> Array:
+def causal_attention(qkv: Array, nh: int, scale: float, *, bf16: bool = False, dtype: Float = np.float64) -> Array:
     """Return attention [B, T, C] from qkv, float32 [B, T, 3 C]; bf16: products of bfloat16."""
     B, T, width = qkv.shape
     q, k, v = heads_of(qkv, nh)
@@ -257,7 +261,7 @@ def cached_attention(
     scale: float,
     *,
     precision: str = "fp32",
-    dtype: type = np.float64,
+    dtype: Float = np.float64,
 ) -> Array:
     """Append this step's k and v to the caches, in place, and return attention [B, T, C] over all that they hold.
 
@@ -272,6 +276,8 @@ def cached_attention(
         values[b, :, pos[b] : pos[b] + T] = store_rows(v[b], precision)
         for h in range(nh):
             for t in range(T):
-                seen = [load_rows(cache[b, h, : pos[b] + t + 1], q.shape[-1], precision) for cache in (keys, values)]
-                out[b, h, t] = attend_query(q[b, h, t], *seen, scale, False, dtype)
+                seen_keys, seen_values = (
+                    load_rows(cache[b, h, : pos[b] + t + 1], q.shape[-1], precision) for cache in (keys, values)
+                )
+                out[b, h, t] = attend_query(q[b, h, t], seen_keys, seen_values, scale, False, dtype)
     return out.swapaxes(1, 2).reshape(B, T, width // 3)

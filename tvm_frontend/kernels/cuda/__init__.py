@@ -28,9 +28,11 @@ class CudaKernels:
         self.launcher = launcher or Launcher()
         self.multiprocessors = multiprocessors_of(arch)
         # All layers have the same shapes, and TVM takes some tenths of a second to parse a kernel.
-        self._linear, self._attention, self._cached_attention, self._layer_norm, self._embedding = map(
-            cache, (linear, causal_attention, cached_attention, layer_norm, embedding)
-        )
+        self._linear = cache(linear)
+        self._attention = cache(causal_attention)
+        self._cached_attention = cache(cached_attention)
+        self._layer_norm = cache(layer_norm)
+        self._embedding = cache(embedding)
 
     def linear(
         self, K: int, N: int, *, activation: str | None, residual: bool, narrow: bool = False

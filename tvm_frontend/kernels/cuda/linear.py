@@ -77,7 +77,6 @@ def linear(
         return launcher.launch(name, 32 * SKINNY_WARPS)
 
     large, small = tiled(LARGE), tiled(SMALL)
-    skinny_1, skinny_4, skinny_8 = (skinny(rows) if is_half else None for rows in (1, 4, SKINNY_ROWS))
     skinny_blocks = -(-N // (SKINNY_WARPS * SKINNY_COLUMNS))
 
     @T.macro
@@ -87,18 +86,22 @@ def linear(
         else:
             small((M + SMALL.block_m - 1) // SMALL.block_m, -(-N // SMALL.block_n), 1, arguments)
 
-    @T.macro
-    def launch_half(arguments, M):
-        if M == 1:
-            skinny_1(skinny_blocks, 1, 1, arguments)
-        elif M <= 4:
-            skinny_4(skinny_blocks, 1, 1, arguments)
-        elif M <= SKINNY_ROWS:
-            skinny_8(skinny_blocks, 1, 1, arguments)
-        else:
-            launch_tiled(arguments, M)
+    launch = launch_tiled
+    if is_half:
+        skinny_1, skinny_4, skinny_8 = map(skinny, (1, 4, SKINNY_ROWS))
 
-    launch = launch_half if is_half else launch_tiled
+        @T.macro
+        def launch_half(arguments, M):
+            if M == 1:
+                skinny_1(skinny_blocks, 1, 1, arguments)
+            elif M <= 4:
+                skinny_4(skinny_blocks, 1, 1, arguments)
+            elif M <= SKINNY_ROWS:
+                skinny_8(skinny_blocks, 1, 1, arguments)
+            else:
+                launch_tiled(arguments, M)
+
+        launch = launch_half
 
     @T.macro
     def multiply(x, w, bias, addend, out, M):

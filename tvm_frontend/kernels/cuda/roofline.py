@@ -66,15 +66,25 @@ def _skinny_gemm(arguments: list[str], shape: Shape) -> Work | None:
     return _gemm(traits, K, N, has_residual, out, shape) if shape.tokens <= int(rows) else None
 
 
-def _attention(traits: str, nh: str, hs: str, shape: Shape) -> Work:
+def _attention_of(traits: str, nh: str, hs: str, shape: Shape) -> Work:
     """qkv is read and the result written, 3 C + C elements a token; the cache is read, a key and a value each."""
     C = int(nh) * int(hs)
     return Work(4 * C * shape.pairs, BYTES[traits] * C * (4 * shape.tokens + 2 * shape.B * shape.context))
 
 
+def _causal_attention(arguments: list[str], shape: Shape) -> Work:
+    traits, nh, hs = arguments
+    return _attention_of(traits, nh, hs, shape)
+
+
+def _append_attention(arguments: list[str], shape: Shape) -> Work | None:
+    traits, nh, hs, *_ = arguments
+    return _attention_of(traits, nh, hs, shape) if shape.T > 1 else None
+
+
 def _decode_split_kv(arguments: list[str], shape: Shape) -> Work | None:
     traits, nh, hs, _length = arguments
-    return _attention(traits, nh, hs, shape) if shape.T == 1 else None
+    return _attention_of(traits, nh, hs, shape) if shape.T == 1 else None
 
 
 def _merge_states(arguments: list[str], shape: Shape) -> Work | None:
@@ -99,8 +109,8 @@ def _embed(arguments: list[str], shape: Shape) -> Work:
 _KERNELS: dict[str, Callable[[list[str], Shape], Work | None]] = {
     "linear": _linear,
     "skinny_gemm": _skinny_gemm,
-    "causal_attention": lambda arguments, shape: _attention(*arguments, shape),
-    "append_attention": lambda arguments, shape: _attention(*arguments[:3], shape) if shape.T > 1 else None,
+    "causal_attention": _causal_attention,
+    "append_attention": _append_attention,
     "decode_split_kv": _decode_split_kv,
     "merge_states": _merge_states,
     "append_kv": _append_kv,

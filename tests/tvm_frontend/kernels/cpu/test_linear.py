@@ -7,6 +7,7 @@ import pytest
 from tvm_frontend.kernels.cpu import reference
 from tvm_frontend.kernels.cpu.formats import gemm_format
 from tvm_frontend.kernels.cpu.linear import L2_BLOCK_BYTES, MC, linear
+from tvm_frontend.kernels.cpu.quantize_rows import quantize_rows
 from tvm_frontend.kernels.cpu.register_tile import Tile
 
 ROUNDING = 2.0**-24  # of a float32, relative
@@ -78,6 +79,11 @@ def test_packing_keeps_each_value_and_fills_up_with_zeros(fp32):
     assert packed.shape == (2, 3, 4)
     assert packed.flags.c_contiguous
     np.testing.assert_array_equal(np.hstack(list(packed)), np.hstack([weight, np.zeros((3, 3))]))
+
+
+def test_fp32_has_nothing_to_convert(fp32):
+    with pytest.raises(ValueError, match="format fp32: stores rows as they are"):
+        quantize_rows(16, fp32)
 
 
 def test_a_nan_in_a_row_stays_in_that_row(build, tile, fp32):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     simplified,
 )
 
-Value = relax.Expr | Indexed
+Value: TypeAlias = relax.Expr | Indexed
 
 
 @dataclass
@@ -51,8 +51,9 @@ class Reading:
 
     def indexed(self, *names: str) -> list[Indexed] | None:
         """Give the values if each follows from shapes alone, else None."""
-        found = [self.values[name] for name in names]
-        return found if all(isinstance(value, Indexed) for value in found) else None
+        values = [self.values[name] for name in names]
+        found = [value for value in values if isinstance(value, Indexed)]
+        return found if len(found) == len(values) else None
 
     def integers(self, name: str) -> list[Any]:
         """List the elements of a value that follows from shapes, one for a scalar. Raises UserError for a tensor."""

@@ -78,7 +78,8 @@ def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
         raise UserError(f"q, k, v of shapes {shapes} are not supported, only [B, nh, T, hs] with one nh")
     scale = attributes.get("scale")
     if names.get("end"):
-        return _attention_up_to(reading, *(reading.tensor(names[name]) for name in ("q", "k", "v", "end")), scale)
+        q, k, v, end = (reading.tensor(names[name]) for name in ("q", "k", "v", "end"))
+        return _attention_up_to(reading, q, k, v, end, scale)
     q, k, v = (op.permute_dims(reading.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
     y = op.nn.attention(q, k, v, scale=scale and tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")
     return op.permute_dims(y, [0, 2, 1, 3])

@@ -38,8 +38,8 @@ def is_causal(mask: Indexed, shape: list[Any]) -> bool:
     rank = len(mask.shape)
     if not 2 <= rank <= len(shape) or not _equal([*mask.shape[-2:], *shape[-2:]]):
         return False
-    before = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
-    if not all(is_one(dims[0]) or _equal(dims) for dims in before):
+    outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
+    if not all(is_one(dims[0]) or _equal(dims) for dims in outer):
         return False
     *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
     distance = tvm.tirx.Var("distance", "int64")

@@ -320,7 +320,9 @@ def _same(left: list[Any], right: list[Any]) -> bool:
 
 def before_reshape(reading: Reading, x: relax.Expr) -> relax.Expr:
     """Give the tensor that was reshaped to this one, or this one itself."""
-    binding = reading.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    if not isinstance(x, relax.Var):
+        return x
+    binding = reading.builder.lookup_binding(x)
     reshaped = isinstance(binding, relax.Call) and binding.op == tvm.ir.Op.get("relax.reshape")
     return binding.args[0] if reshaped else x
 
