@@ -178,8 +178,8 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
         phases = phases or ("prefill",)
         shapes += [f"1x{T}" for T in cliffs.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
-    chosen = {} if config.seed is None else {"seed": config.seed}
-    return Plan(model, works, checked_threads(config.threads), config.minutes, config.odd, **chosen)
+    plan = Plan(model, works, checked_threads(config.threads), config.minutes, config.odd)
+    return plan if config.seed is None else replace(plan, seed=config.seed)
 
 
 def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:

@@ -148,7 +148,9 @@ def race(
         assert not runner.errors, runner.errors
         if work in runner.left_out:  # a call takes too long, as on a machine whose cores are all busy
             pytest.skip(runner.left_out[work])
-        samples_s = runner.measurement_at(work).samples_s[-1]
+        measured = runner.measurement_at(work)
+        assert measured is not None, f"{runner.candidate.label} was not timed at {work.phase} {work.name}"
+        samples_s = measured.samples_s[-1]
         benchmark.pedantic(CLOCK.advance, (iter(samples_s),), rounds=len(samples_s))
 
     return run

@@ -1,6 +1,6 @@
 """Registry of the engines that can run the model: each file of this folder is one, and its name is the engine's name.
 
-To add an engine, put a file here that defines a class `Engine(Backend)`. No list has to be extended.
+To add an engine, put a file here that defines a class `Engine(Backend[Artifacts])`. No list has to be extended.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from bench.harness.worker import OURS, Interpreter
 from bench.models.artifacts import Artifacts
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+
+ArtifactsT = TypeVar("ArtifactsT", bound=Artifacts)
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class Variant:
     unable: str | None = None
 
 
-class Backend(ABC):
-    """Base class of an engine. Its file imports the packages in `requires` only inside methods.
+class Backend(ABC, Generic[ArtifactsT]):
+    """Base class of an engine, which runs one kind of artifacts.
 
-    That way the file can be imported where they are absent. requires: maps the import name of each package to the name
-    to install it by. variants: the ways to run the engine, each timed separately (`""` is the default one). summary: a
-    short description. static: True if each of its files holds one shape and is built for the timed shapes alone.
+    Its file imports the packages in `requires` only inside methods, so that it can be imported where they are absent.
+    requires: maps the import name of each package to the name to install it by. variants: the ways to run the engine,
+    each timed separately (`""` is the default one). summary: a short description. static: True if each of its files
+    holds one shape and is built for the timed shapes alone.
 
     A subclass implements `_load` and `_prefill`, and for a KV cache `_fill` and `_decode`, or `_generate` and `_stream`
     if it has a generation loop of its own. The public methods check the ids and raise UserError before any kernel runs,
@@ -63,7 +66,7 @@ class Backend(ABC):
         """Return the Python interpreter to run it in. Only called if it can run here."""
         return OURS
 
-    def load(self, artifacts: Artifacts, config: GPTConfig, threads: int, variant: str) -> None:
+    def load(self, artifacts: ArtifactsT, config: GPTConfig, threads: int, variant: str) -> None:
         """Prepare to run on exactly `threads` threads. Called once, in the engine's own process."""
         self.config, self.variant = config, self.variants[variant]
         self._cached: tuple[int, int] = (0, 0)  # (sequences, tokens) in the KV cache
@@ -129,7 +132,7 @@ class Backend(ABC):
         """Map each package that decides the speed to its version."""
 
     @abstractmethod
-    def _load(self, artifacts: Artifacts, threads: int) -> None:
+    def _load(self, artifacts: ArtifactsT, threads: int) -> None:
         """Implement `load`. Files that only some phases need may be loaded at their first use."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from bench.models.artifacts import CTRANSLATE2, Artifacts
 FILES = dict.fromkeys(("prefill", "generate"), CTRANSLATE2)
 
 
-class Engine(Backend):
+class Engine(Backend[Artifacts]):
     """Runs its generator: a forward pass over a prompt, and its own generation loop over a KV cache.
 
     From Python that loop cannot be fed one token at a time, so the decode phase is absent and generate measures it.

@@ -6,15 +6,19 @@ import numpy as np
 
 from bench.backends import Backend, Variant
 from bench.models.artifacts import CHECKPOINT, Artifacts
+from gpt.cli import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gpt.bigram import Bigram
+    from gpt.model import GPT
 
 FILES = dict.fromkeys(("prefill", "decode", "generate"), CHECKPOINT)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # torch's names
 
 
-class Engine(Backend):
+class Engine(Backend[Artifacts]):
     """The baseline of every float32 speedup.
 
     In bfloat16, weights, KV cache and activations are all bfloat16.
@@ -75,3 +79,12 @@ class Engine(Backend):
         import torch
 
         return {"torch": torch.__version__}
+
+
+def gpt_of(model: "GPT | Bigram") -> "GPT":
+    """Return the model, which must be a GPT. Raises UserError for a bigram, which has no attention and no cache."""
+    from gpt.model import GPT
+
+    if not isinstance(model, GPT):
+        raise UserError("model 'bigram': it has no cache and no attention")
+    return model

@@ -49,6 +49,7 @@ class Engine(eager.Engine):
     def _fill(self, ids: np.ndarray) -> np.ndarray:
         import torch
 
+        self._gpt = eager.gpt_of(self._model)
         logits = super()._fill(ids)
         self._pos = torch.zeros(1, dtype=torch.int64)
         self._seen = torch.zeros(1, self.config.block_size, dtype=torch.bool)
@@ -63,7 +64,7 @@ class Engine(eager.Engine):
         keys, values = self._cache.keys[:, :, :, :rows], self._cache.values[:, :, :, :rows]
         arguments = (torch.from_numpy(np.ascontiguousarray(ids)), self._pos, self._seen[:, :rows], keys, values)
         with torch.no_grad():
-            return self._to_numpy(self._compiled_step(self._model, *arguments))[:, 0]
+            return self._to_numpy(self._compiled_step(self._gpt, *arguments))[:, 0]
 
 
 def _step(model: "GPT", ids: "Tensor", pos: "Tensor", seen: "Tensor", keys: "Tensor", values: "Tensor") -> "Tensor":

@@ -19,7 +19,7 @@ def _files(forward: str, with_cache: str) -> dict[str, str]:
     return {"prefill": forward, "decode": with_cache, "generate": with_cache}
 
 
-class Engine(Backend):
+class Engine(Backend[Artifacts]):
     """Opens one session per file, with all graph optimisations and spinning threads, which are its defaults."""
 
     requires: ClassVar[dict[str, str]] = {"onnxruntime": "onnxruntime-gpu"}

@@ -21,7 +21,7 @@ def _compressed(bits: int, about: str) -> Variant:
     return Variant(files, f"int{bits}", {"nncf": "nncf"}, about)
 
 
-class Engine(Backend):
+class Engine(Backend[Artifacts]):
     """Compiles each prefill shape, a model for prompts of any shape, and one for a token after a past of any length.
 
     The plugin has no in-place cache: past keys and values are inputs, present ones outputs. Two infer requests
@@ -50,15 +50,12 @@ class Engine(Backend):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        self._of_shape: tuple[tuple[int, int] | None, CompiledModel | None] = None, None  # the last shape that was run
+        self._of_shape: tuple[tuple[int, int], CompiledModel] | None = None  # the last shape that was run
         self._steps: tuple[int, list[InferRequest]] = (0, [])  # the batch size, and the two requests that alternate
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        if self._of_shape[0] != ids.shape:
-            self._of_shape = (
-                None,
-                None,
-            )  # free it first: each compiled model copies the weights, ten of GPT-2 took 13 GB
+        if self._of_shape is None or self._of_shape[0] != ids.shape:
+            self._of_shape = None  # free it first: each compiled model copies the weights, ten of GPT-2 took 13 GB
             model = self._read("prefill")
             model.reshape(list(ids.shape))
             self._of_shape = ids.shape, self._compile(model)

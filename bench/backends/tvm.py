@@ -9,6 +9,7 @@ from bench.backends import Backend, Variant
 from bench.models.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
 
 if TYPE_CHECKING:
+    from tvm_frontend.artifact import CompiledModel
     from tvm_frontend.runtime.session import CachedSession, Session
 
 
@@ -21,7 +22,7 @@ def _low(precision: str, about: str) -> Variant:
     return Variant(_files(forward, with_cache), precision, about=about)
 
 
-class Engine(Backend):
+class Engine(Backend[Artifacts]):
     """Runs compiled artifacts, each of which serves all shapes, without ONNX or torch."""
 
     requires: ClassVar[dict[str, str]] = {"tvm": "apache-tvm"}
@@ -48,17 +49,22 @@ class Engine(Backend):
 
     @cached_property
     def _forward(self) -> "Session":
-        return self._start("prefill")
+        from bench.models.sessions import open_as
+        from tvm_frontend.runtime.session import Session
+
+        return open_as(Session, self._compiled("prefill"), self._threads)
 
     @cached_property
     def _with_cache(self) -> "CachedSession":
-        return self._start("decode")
+        from bench.models.sessions import open_as
+        from tvm_frontend.runtime.session import CachedSession
 
-    def _start(self, phase: str) -> "Session | CachedSession":
+        return open_as(CachedSession, self._compiled("decode"), self._threads)
+
+    def _compiled(self, phase: str) -> "CompiledModel":
         from tvm_frontend.artifact import load_compiled
-        from tvm_frontend.runtime import open_session
 
-        return open_session(load_compiled(self._folder / self.variant.files[phase]), self._threads)
+        return load_compiled(self._folder / self.variant.files[phase])
 
     def versions(self) -> dict[str, str]:
         import tvm

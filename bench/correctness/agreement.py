@@ -139,8 +139,8 @@ def compare_tokens(reference: np.ndarray, tokens: np.ndarray, tolerance: float) 
     """
     tolerance *= 2
     if tokens.shape != reference.shape[:2] or tokens.dtype != np.int64:
-        reason = f"tokens {tokens.dtype} {list(tokens.shape)} instead of int64 {list(reference.shape[:2])}"
-        return Agreement(None, None, None, False, tolerance, reason)
+        wrong_form = f"tokens {tokens.dtype} {list(tokens.shape)} instead of int64 {list(reference.shape[:2])}"
+        return Agreement(None, None, None, False, tolerance, wrong_form)
     if tokens.min() < 0 or tokens.max() >= reference.shape[2]:
         return Agreement(None, None, None, False, tolerance, "a token that is not in the vocabulary")
     largest = float(np.abs(reference).max()) or 1.0

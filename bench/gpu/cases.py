@@ -25,7 +25,7 @@ import tyro
 
 from bench.gpu.emulator import EmulatedLauncher
 from bench.harness.worker import MOST_CHARACTERS
-from gpt.cli import run_command
+from gpt.cli import UserError, run_command
 from tvm_frontend.cuda_toolchain import cuda_machine_code, gpu_arch, load_cuda_runtime
 from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.kernels.cuda.launch import Launcher, source
@@ -59,7 +59,10 @@ class Executor(ABC):
 
     @abstractmethod
     def build(self, kernel: tvm.tirx.PrimFunc) -> tuple[tvm.runtime.Device, Callable]:
-        """Compile a kernel; return the device that it runs on, and the function of tensors on that device."""
+        """Compile a kernel; return the device that it runs on, and the function of tensors on that device.
+
+        Raises UserError if the device is absent.
+        """
 
     def run_in_place(
         self,
@@ -88,6 +91,8 @@ class Executor(ABC):
 class EmulatedExecutor(Executor):
     """Runs kernels in the emulator, on the CPU."""
 
+    launcher: EmulatedLauncher
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.launcher = EmulatedLauncher()
@@ -106,6 +111,8 @@ class GpuExecutor(Executor):
 
     def build(self, kernel: tvm.tirx.PrimFunc) -> tuple[tvm.runtime.Device, Callable]:
         arch, library = gpu_arch(), self.folder / "kernel.so"
+        if arch is None:
+            raise UserError(NO_GPU)
         with cuda_machine_code(arch, before=source()):
             tvm.compile(_module_of(kernel), resolve_target("cuda", arch=arch).to_tvm()).export_library(str(library))
         load_cuda_runtime()
@@ -396,10 +403,10 @@ def _cases() -> Iterator[Case]:
     for (precision, nh, hs), T in product((("bf16", 2, 64), ("fp16", 1, 80), ("bf16", 1, 128)), (1, 2, 17, 70)):
         parameters = (precision, nh, hs, T)
         yield case("attention::over_a_cache", parameters, check_cached_attention, *parameters)
-    for shape, narrow in product([(1, 1, 64), (3, 17, 100), (1, 6, 768), (1, 2, 33)], (True, False)):
-        yield case("norm_embed::layer_norm", (*shape, narrow), check_layer_norm, *shape, narrow)
-    for shape, behind in product([(1, 1, 64), (3, 17, 200)], (True, False)):
-        yield case("norm_embed::embedding", (*shape, behind), check_embedding, *shape, behind)
+    for rows_of_C, narrow in product([(1, 1, 64), (3, 17, 100), (1, 6, 768), (1, 2, 33)], (True, False)):
+        yield case("norm_embed::layer_norm", (*rows_of_C, narrow), check_layer_norm, *rows_of_C, narrow)
+    for rows_of_C, behind in product([(1, 1, 64), (3, 17, 200)], (True, False)):
+        yield case("norm_embed::embedding", (*rows_of_C, behind), check_embedding, *rows_of_C, behind)
     for V, B in product((1, 65, 511, 2000), (1, 3)):
         yield case("sampling::the_likeliest_is_written_where_it_belongs", (B, V), check_argmax, V, B)
     yield case("sampling::of_equal_logits_the_first_is_taken", (), check_ties)

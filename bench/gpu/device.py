@@ -61,7 +61,7 @@ class Probe:
         """Prepare for a device in DEVICES."""
         self._device = device
 
-    def describe(self) -> dict[str, str | int]:
+    def describe(self) -> dict[str, str | int | None]:
         """Describe the device for readers; a CPU as `bench.harness.machine` does."""
         import torch
 

@@ -2,6 +2,7 @@
 
 import gc
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,7 +36,7 @@ class Inputs:
             self.given = ids, pos
 
 
-class DeviceEngine(Backend):
+class DeviceEngine(Backend[DeviceArtifacts]):
     """One engine on a device. Its checks take and return arrays, as any `Backend`'s; timed calls stay on the device.
 
     An engine writes `_load`, `_first` and `_next`, which take and return torch's tensors on the device, and need not
@@ -56,7 +57,12 @@ class DeviceEngine(Backend):
         """Time some calls of `fill`, `decode` or `generate` on the device by its clock: the seconds of each."""
         getattr(self, method)(*arguments)  # refuses what does not fit
         ids, *rest = arguments
-        call, on_device = {"fill": self._first, "decode": self._next, "generate": self._tokens}[method], self._put(ids)
+        calls: dict[str, Callable[..., Tensor]] = {
+            "fill": self._first,
+            "decode": self._next,
+            "generate": self._tokens,
+        }
+        call, on_device = calls[method], self._put(ids)
         return sample_on(self.device, lambda: call(on_device, *rest), budget_s)
 
     def notes(self) -> dict[str, str]:

@@ -72,7 +72,7 @@ class DeviceRunner(Runner):
 
 
 @dataclass
-class DeviceRace(Race):
+class DeviceRace(Race[DeviceRunner]):
     """A race on a device, whose results can be written down at any moment.
 
     device: its description by `bench.gpu.device.Probe`. notes: what each engine said that ran, by label.

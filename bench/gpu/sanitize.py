@@ -27,6 +27,7 @@ from gpt.files import atomic_output
 from tvm_frontend.cuda_toolchain import find_tool, gpu_arch
 
 Tool = Literal["memcheck", "racecheck", "initcheck", "synccheck"]
+Status = Literal["clean", "errors", "not run"]
 FOUND = 86  # the exit code of compute-sanitizer if it found something, which is none of the cases' own
 MARK = "========="  # the prefix of compute-sanitizer's own lines
 
@@ -39,7 +40,7 @@ class Finding:
     """
 
     tool: Tool
-    status: Literal["clean", "errors", "not run"]
+    status: Status
     said: str
     seconds: float
 
@@ -64,7 +65,8 @@ def sanitize(tool: Tool, deadline_s: float, module: str = MODULE) -> Finding:
             return Finding(tool, "not run", f"not done within {deadline_s:.0f} s", deadline_s)
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line.removeprefix(MARK).strip() for line in lines if line.startswith(MARK)]
-    status = {0: "clean", FOUND: "errors"}.get(process.returncode, "not run")
+    statuses: dict[int, Status] = {0: "clean", FOUND: "errors"}
+    status = statuses.get(process.returncode, "not run")
     said = own if status != "not run" else [f"it ended with {process.returncode}:", *lines]
     return Finding(tool, status, " | ".join(said[-3:])[-MOST_CHARACTERS:], time.monotonic() - start)
 

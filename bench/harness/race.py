@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain, product
+from typing import Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,11 +28,12 @@ from bench.models.artifacts import Artifacts
 from bench.roofline import probe as probes
 from bench.roofline.bounds import Roofline, best_of, weight_bytes
 
+RunnerT = TypeVar("RunnerT", bound=Runner)
 NOT_REACHED = "the time was up, or the run ended, before it"
 
 
 @dataclass
-class Race:
+class Race(Generic[RunnerT]):
     """The engines on one model, each in a process of its own, and all that is known of them so far.
 
     Every work is left out of the results, as NOT_REACHED, until `check` reaches it.
@@ -44,7 +46,7 @@ class Race:
     artifacts: Artifacts
     plan: Plan
     candidates: list[Candidate]
-    runners: list[Runner]
+    runners: list[RunnerT]
     progress: tqdm
     until: float = math.inf
     limits: dict[str, Roofline] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Turns what the runners found into plain rows of JSON; `bench.report.page` describes a row's fields."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from bench.backends import Candidate
@@ -15,7 +15,7 @@ from bench.roofline.bounds import Roofline
 def rows_of(
     work: Work,
     candidates: list[Candidate],
-    runners: list[Runner],
+    runners: Sequence[Runner],
     limits: dict[str, Roofline],
     plan: Plan,
 ) -> Iterator[dict]:
@@ -65,7 +65,7 @@ def checks_of(runner: Runner, plan: Plan) -> Iterator[dict]:
         yield {"group": plan.precision, "label": runner.candidate.label, **_names_of(work)} | found
 
 
-def losses_of(reference_loss: float, runners: list[Runner], plan: Plan) -> list[dict]:
+def losses_of(reference_loss: float, runners: Sequence[Runner], plan: Plan) -> list[dict]:
     """Make a row for each engine: its loss on the text in nats per token against the reference's, or why it has none.
 
     reference_loss: in nats per token.

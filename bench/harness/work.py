@@ -113,7 +113,7 @@ class Prefill(Work):
     unit = "prefill"
     title = "Prefill: a prompt at once"
     about = "All tokens share each weight that is read, so arithmetic is the limit, but for the shortest."
-    columns = ("median", "spread", "× eager", "of limit", "error", "top-1")
+    columns: ClassVar[tuple[str, ...]] = ("median", "spread", "× eager", "of limit", "error", "top-1")
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
@@ -157,7 +157,7 @@ class Decode(Work):
         "Every weight and all of the cache so far must be read for one token, so reading is the limit: the share of it "
         "is the share of the read bandwidth that was measured here."
     )
-    columns = ("ms/token", "spread", "× eager", "GB/s", "of limit", "error", "top-1")
+    columns: ClassVar[tuple[str, ...]] = ("ms/token", "spread", "× eager", "GB/s", "of limit", "error", "top-1")
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
@@ -204,7 +204,7 @@ class Generate(Work):
     unit = "token"
     title = "Generate: tokens after a short prompt"
     about = "The prompt, then one decode a token, each waiting for the one before. The tokens are the likeliest ones."
-    columns = ("ms/token", "tok/s", "spread", "× eager", "of limit", "same tokens")
+    columns: ClassVar[tuple[str, ...]] = ("ms/token", "tok/s", "spread", "× eager", "of limit", "same tokens")
 
     @classmethod
     def timed(cls, config: GPTConfig) -> tuple[Work, ...]:

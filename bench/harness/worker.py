@@ -169,7 +169,7 @@ def _seconds_of(call: Callable[[], object]) -> float:
 
 
 # The parent's messages begin with one of these words.
-ANSWERS = {"call": lambda call: call(), "time": sample, "time once": _seconds_of}
+ANSWERS: dict[str, Callable[..., Any]] = {"call": lambda call: call(), "time": sample, "time once": _seconds_of}
 
 
 def _serve(pipe: Connection, factory: str) -> None:

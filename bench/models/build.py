@@ -171,11 +171,13 @@ def _prepare_made(source: Path, path: Path, rule: BuildRule) -> None:
         raise UserError(f"{path} was not {rule.done} from {source}: remake it with {command}")
 
 
-def _exported(form: str, options: str = "", **how: object) -> BuildRule:
+def _exported(
+    form: str, options: str = "", *, precision: str = "fp32", last: bool = False, proof: bool = True
+) -> BuildRule:
     def make(source: Path, path: Path) -> None:
         from export.onnx import export_onnx
 
-        export_onnx(source, path, form=form, **how)
+        export_onnx(source, path, form=form, precision=precision, last=last, proof=proof)
 
     def origin(path: Path) -> str:
         from export.artifact import load_exported

@@ -92,7 +92,9 @@ class Reference:
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         """Compute logits float64 [B, T, V] of ids int64 [B, T]."""
-        return self._evaluator.run(["logits"], {"ids": ids})[0]
+        results = self._evaluator.run(["logits"], {"ids": ids})
+        assert isinstance(results, list)  # it is a dict only where intermediate results are asked for
+        return results[0]
 
 
 def evaluator_of(proto: "onnx.ModelProto") -> "ReferenceEvaluator":

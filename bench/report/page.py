@@ -273,8 +273,11 @@ def _overview(tables: dict[str, list[dict]]) -> dict:
         for row in rows:
             cell = {"time": row["status"], "share": "–", "first": False}
             if row["status"] == "timed":
-                first = row is fastest[work]
-                cell = {"time": duration(row["median_ms"]), "share": percent(row["percent_of_limit"]), "first": first}
+                cell = {
+                    "time": duration(row["median_ms"]),
+                    "share": percent(row["percent_of_limit"]),
+                    "first": row is fastest[work],
+                }
             lines.setdefault(name_of(row), {})[work] = cell
     leads = {}
     for work, first in fastest.items():

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.report.format import duration, factor, percent
 from bench.report.summary import limited, name_of, rounds_ms
@@ -12,13 +12,14 @@ from bench.report.summary import limited, name_of, rounds_ms
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 INK = "#010203"  # placeholder, replaced by currentColor in the SVG
 FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and near-black
 WIDTH_IN = 5.4
 PALETTE = ("#2f81f7", "#d08700", "#3fa55b", "#a371f7", "#d2568c", "#1aa7b8", "#8590a2", "#b35900", "#6b7a2f")
 OFF_SCALE = 30  # an engine this many times slower than the fastest is drawn off the scale
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -63,7 +64,7 @@ def latency(rows: list[dict], baseline: str) -> str | None:
         axes.set_xscale("log")
         axes.set_xlim(min(limit, rows[0]["median_ms"]) / 1.25, right)
         _label_rows(axes, [name_of(row) for row in rows])
-        heading = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
+        heading: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "alpha": 0.75}
         axes.text(1.27, -0.85, "median", ha="right", **heading)
         axes.text(1.47, -0.85, "of limit", ha="right", **heading)
         axes.text(limit, -0.85, f" limit {duration(limit)}", color=LIMIT, fontsize=9)
@@ -131,8 +132,7 @@ def before_after(pairs: list[dict]) -> str:
                 (shorter, "right", -2),
                 (longer, "left", 2),
             ):  # outward, so that close labels do not overlap
-                style = {"xytext": (away, 9), "textcoords": "offset points", "ha": side, "fontsize": 9}
-                axes.annotate(duration(ms), (ms, y), **style)
+                axes.annotate(duration(ms), (ms, y), xytext=(away, 9), textcoords="offset points", ha=side, fontsize=9)
             _right(axes, y, f"{factor(pair['ratio'])}× faster", 1.47, bold=True)
         times = [pair[key]["median_ms"] for pair in pairs for key in ("before", "after")]
         axes.set_xscale("log")

@@ -73,9 +73,9 @@ def _scale_bytes(config: GPTConfig, precision: str, weights: int) -> int:
         # 3C, C, 4C and C columns in a layer, and those of the head
         return FLOAT32_BYTES * (9 * config.n_embd * config.n_layer + config.vocab_size)
     if precision == "int4":
-        from tvm_frontend.kernels.cpu.packing import GROUP  # loads TVM, which other precisions do without
+        from tvm_frontend.kernels.cpu.packing import GROUP_SIZE  # loads TVM, which other precisions do without
 
-        return 2 * weights // GROUP
+        return 2 * weights // GROUP_SIZE
     return 0
 
 

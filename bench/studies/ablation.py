@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from bench.harness.plan import parse_shape
 from bench.harness.turns import Build, times_of
+from bench.models.sessions import open_as
 from export.artifact import load_exported
 from gpt.files import find_input
 from tvm_frontend.compile import compile_model
 from tvm_frontend.options import CompileOptions
-from tvm_frontend.runtime import open_session
+from tvm_frontend.runtime.session import Session
 
 ADDED_PHASES = ("fuse_linear", "promise_no_alias", "fuse_attention", "fuse_layer_norm", "fuse_embedding")  # in order
 LOW_PRECISIONS = ("bf16", "int8", "int4")
@@ -49,10 +50,10 @@ def ablation_steps() -> list[AblationStep]:
 
 
 def build_of(step: AblationStep, model: Path, folder: Path, ids: np.ndarray, threads: int | None) -> Build:
-    """Compile one step and bind its call."""
+    """Compile one step and bind its call. Raises UserError for a model with a cache, which has no forward pass."""
     options = CompileOptions(opt_level=step.opt_level, precision=step.precision, without=step.without)
     compiled = compile_model(model, folder, options)
-    session = open_session(compiled, threads)
+    session = open_as(Session, compiled, threads)
     run = session.last if step.last else session.prefill
     return Build(step.name, sum(compiled.phases_s.values()), lambda: run(ids))
 

@@ -39,7 +39,7 @@ THEIRS = {f"transformers, {attention}": attention for attention in ("sdpa", "eag
 FORMS = ("forward", "last", "cached", "past")
 SHAPES = ((1, 1), (3, 1), (1, 17), (3, 17))  # (B, T)
 FIXED = SHAPES[-1]
-COLUMNS = {
+COLUMNS: dict[str, dict[str, Any]] = {  # options of `compile_model`
     "onnx": {},
     "relax-onnx": {"frontend": "relax-onnx"},
     "relax-onnx, one shape": {"frontend": "relax-onnx", "fixed_shape": FIXED},
@@ -123,8 +123,15 @@ def try_file(file: File, folder: Path) -> Tried:
     else:
         checkpoint = random_checkpoint(MODELS[file.model], folder / "ckpt.pt")
         form, last = ("forward", True) if file.form == "last" else (file.form, False)
-        how = {"exporter": file.exporter, "precision": file.precision}
-        export_onnx(folder / "ckpt.pt", path, file.opset, form=form, last=last, **how)
+        export_onnx(
+            folder / "ckpt.pt",
+            path,
+            file.opset,
+            form=form,
+            exporter=file.exporter,
+            precision=file.precision,
+            last=last,
+        )
         model = rounded(checkpoint, file.precision).build()
     model = model.double()
     last = file.form == "last"

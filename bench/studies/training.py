@@ -120,39 +120,43 @@ def _plain_loop(run: Run) -> Callable[[], float]:
     return step
 
 
+class _PlainBlock(nn.Module):
+    """Computes the same as `gpt.model.Block` without biases, in the most direct way."""
+
+    def __init__(self, n_head: int, n_embd: int) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.ln_1 = nn.LayerNorm(n_embd, bias=False)
+        self.attn = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.proj = nn.Linear(n_embd, n_embd, bias=False)
+        self.ln_2 = nn.LayerNorm(n_embd, bias=False)
+        self.fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
+        self.out = nn.Linear(4 * n_embd, n_embd, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, T, C]
+        B, T, C = x.shape
+        q, k, v = self.attn(self.ln_1(x)).split(C, dim=2)
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v))  # [B, nh, T, hs]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, -1)
+        x = x + self.proj(y)
+        return x + self.out(F.gelu(self.fc(self.ln_2(x))))
+
+
 class _PlainGPT(nn.Module):
     """Computes the same as `gpt.model.GPT` without biases, in the most direct way."""
 
     def __init__(self, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int) -> None:
         super().__init__()
-        self.n_head = n_head
         self.wte, self.wpe = nn.Embedding(vocab_size, n_embd), nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "ln_1": nn.LayerNorm(n_embd, bias=False),
-                    "attn": nn.Linear(n_embd, 3 * n_embd, bias=False),
-                    "proj": nn.Linear(n_embd, n_embd, bias=False),
-                    "ln_2": nn.LayerNorm(n_embd, bias=False),
-                    "fc": nn.Linear(n_embd, 4 * n_embd, bias=False),
-                    "out": nn.Linear(4 * n_embd, n_embd, bias=False),
-                }
-            )
-            for _ in range(n_layer)
-        )
+        self.blocks = nn.ModuleList(_PlainBlock(n_head, n_embd) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         self.head.weight = self.wte.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:  # [B, T]
-        B, T = ids.shape
-        x = self.wte(ids) + self.wpe(torch.arange(T))  # [B, T, C]
+        x = self.wte(ids) + self.wpe(torch.arange(ids.size(1)))  # [B, T, C]
         for block in self.blocks:
-            q, k, v = block["attn"](block["ln_1"](x)).split(x.size(2), dim=2)
-            q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in (q, k, v))  # [B, nh, T, hs]
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, -1)
-            x = x + block["proj"](y)
-            x = x + block["out"](F.gelu(block["fc"](block["ln_2"](x))))
+            x = block(x)
         return self.head(self.ln_f(x))  # [B, T, V]
 
 

@@ -11,10 +11,12 @@ import pytest
 
 import bench.backends
 from bench.backends import Backend, Variant, engine_names, find_candidates
+from bench.backends.eager import gpt_of
 from bench.correctness.agreement import PRECISIONS
 from bench.harness.work import PHASES
 from bench.models.artifacts import CHECKPOINT, Artifacts
 from bench.models.build import BUILD_RULES, SEEDED
+from gpt.checkpoint import seeded_checkpoint
 from gpt.cli import UserError
 
 V, BLOCK_SIZE = SEEDED["tiny"].vocab_size, SEEDED["tiny"].block_size
@@ -201,3 +203,10 @@ def test_a_prompt_that_failed_leaves_nothing_to_decode_behind(engine: Counting) 
         engine.fill(np.zeros((1, 3), np.int64))
     with pytest.raises(UserError):
         engine.decode(np.array([[1]]), 3)
+
+
+def test_a_bigram_is_not_taken_for_a_gpt() -> None:
+    model = seeded_checkpoint(SEEDED["tiny"]).build()
+    assert gpt_of(model) is model
+    with pytest.raises(UserError, match="'bigram': it has no cache and no attention"):
+        gpt_of(seeded_checkpoint(SEEDED["bigram"]).build())

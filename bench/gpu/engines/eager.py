@@ -11,6 +11,8 @@ from bench.models.artifacts import CHECKPOINT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpt.cache import KVCache
+
 FILES = dict.fromkeys(DEVICE_PHASES, CHECKPOINT)
 
 
@@ -30,7 +32,7 @@ class Engine(DeviceEngine):
         torch.set_num_threads(threads)
         self._model = load_checkpoint(artifacts.checkpoint).build(attention=self.attention)
         self._model.to(self.device, torch.bfloat16)
-        self._cache = None
+        self._cache: KVCache | None = None
 
     def _first(self, ids: "Tensor") -> "Tensor":
         import torch
@@ -45,6 +47,8 @@ class Engine(DeviceEngine):
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
         import torch
 
+        if self._cache is None:
+            raise RuntimeError("there is no cache yet: a prompt comes before its next token")
         self._cache.length = context
         with torch.inference_mode():
             return self._model(ids, last_only=True, cache=self._cache)[:, 0]

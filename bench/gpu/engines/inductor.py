@@ -41,9 +41,12 @@ class Engine(eager.Engine):
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         torch._inductor.config.compile_threads = threads
         self._graphs = self.variant_name == AUTOTUNED and self.device == "cuda"
-        how = {"dynamic": False, "fullgraph": True, "mode": self.variant_name or None}
-        self._compiled_prompt, self._compiled_step = torch.compile(prompt, **how), torch.compile(step, **how)
-        self._rows, self._keys, self._values = 0, [], []
+        mode = self.variant_name or None
+        self._compiled_prompt = torch.compile(prompt, dynamic=False, fullgraph=True, mode=mode)
+        self._compiled_step = torch.compile(step, dynamic=False, fullgraph=True, mode=mode)
+        self._rows = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
 
     def samples(self, method: str, arguments: tuple, budget_s: float) -> list[float]:
         """Time as any engine does. Raises RuntimeError if torch skipped CUDA graphs, which it only logs."""

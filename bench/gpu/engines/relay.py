@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.backends import Variant, relay
+from bench.backends import Variant
+from bench.backends.relay import RelayEngine
 from bench.gpu.clock import sample_queues
 from bench.gpu.device import DeviceArtifacts
 from bench.models.artifacts import DEVICE_RELAY
 
 
-class Engine(relay.Engine):
+class Engine(RelayEngine[DeviceArtifacts]):
     """Runs a module for each prompt that is timed, with the last logits alone. Without a cache it has no next token.
 
     Its environment has no torch: the clock is TVM's, whose events on a GPU are CUDA's.

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.backends.eager import gpt_of
 from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engines import eager
 
@@ -25,7 +26,7 @@ class Engine(eager.Engine):
         super()._load(artifacts, threads)
         self._forced = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
         self._forced.__enter__()  # never left: entering it at each call takes the host as long as a kernel
-        for block in self._model.transformer.h:
+        for block in gpt_of(self._model).transformer.h:
             block.attn.attend = attend
 
     def notes(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Runs the exported file with a cache by TVM: O0 is TVM's own untuned rules, O3 this project's kernels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +15,8 @@ from bench.models.artifacts import DEVICE_COMPILED
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from tvm_frontend.runtime.device_session import DeviceSession
 
 
 def _files(level: int) -> dict[str, str]:
@@ -43,41 +46,43 @@ class Engine(DeviceEngine):
     def _load(self, artifacts: DeviceArtifacts, threads: int) -> None:
         import torch
 
+        from bench.models.sessions import open_as
         from tvm_frontend.artifact import load_compiled
-        from tvm_frontend.runtime import open_session
         from tvm_frontend.runtime.device_session import DeviceSession
+        from tvm_frontend.runtime.session import CachedSession
 
         model = load_compiled(artifacts.folder / self.variant.files["decode"].format(target=artifacts.target))
         kind = {"cuda": "cuda", "cpu": "llvm"}[self.device]
         if model.target["kind"] != kind:
             raise RuntimeError(f"{model.path} was compiled for {model.target['kind']}, and is to run on {self.device}")
-        self._session, self._target = open_session(model, threads), artifacts.target
-        self._by_host = not isinstance(self._session, DeviceSession)
-        self._B, self._recorded = 0, {}
+        self._session, self._target = open_as(CachedSession, model, threads), artifacts.target
+        self._on_device = self._session if isinstance(self._session, DeviceSession) else None
+        self._B = 0
+        self._recorded: dict[tuple[str | int, ...], _Recorded] = {}
         if self.device == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream())  # nothing can be recorded on the default stream
 
     def notes(self) -> dict[str, str]:
-        how = "ids and logits by way of the host" if self._by_host else "recorded as CUDA graphs"
+        how = "recorded as CUDA graphs" if self._on_device else "ids and logits by way of the host"
         return {"compiled for": self._target, "calls": how}
 
     def _first(self, ids: "Tensor") -> "Tensor":
-        if self._by_host:
+        if self._on_device is None:
             return self._from_host(self._session.fill(ids.cpu().numpy()))
         self._begin(len(ids))
-        return self._run("fill", ids, ids.shape[1] - 1)
+        return self._run(self._on_device, "fill", ids, ids.shape[1] - 1)
 
     def _next(self, ids: "Tensor", context: int) -> "Tensor":
-        if self._by_host:
+        if self._on_device is None:
             return self._from_host(self._session.decode(ids.cpu().numpy(), context))
-        return self._run("decode", ids, context)
+        return self._run(self._on_device, "decode", ids, context)
 
     def _tokens(self, ids: "Tensor", tokens: int) -> "Tensor":
         """Generate by the session's own loop, if it has one, which chooses on the device too."""
-        if self._by_host:
+        if self._on_device is None:
             return super()._tokens(ids, tokens)
         self._begin(len(ids))
-        return self._from_host(self._session.generate(ids.cpu().numpy(), tokens))
+        return self._from_host(self._on_device.generate(ids.cpu().numpy(), tokens))
 
     def _begin(self, B: int) -> None:
         if B != self._B:
@@ -85,32 +90,36 @@ class Engine(DeviceEngine):
             self._session.begin(B)
             self._B = B
 
-    def _run(self, method: str, ids: "Tensor", pos: int) -> "Tensor":
+    def _run(self, session: "DeviceSession", method: str, ids: "Tensor", pos: int) -> "Tensor":
         """Replay a call, recorded first if it is new. pos: the position of a step, or the last one of a prompt."""
         key = (method, *ids.shape)
         if key not in self._recorded:
-            self._recorded[key] = self._record(method, ids, pos)
+            self._recorded[key] = self._record(session, method, ids, pos)
         found = self._recorded[key]
         found.inputs.hold(ids, pos)
         found.graph.replay()
         return found.logits
 
-    def _record(self, method: str, ids: "Tensor", pos: int) -> "_Recorded":
+    def _record(self, session: "DeviceSession", method: str, ids: "Tensor", pos: int) -> "_Recorded":
         import torch
         import tvm
         import tvm_ffi
 
         stream = torch.cuda.current_stream()
-        ids, pos = ids.clone(), torch.full((len(ids),), pos, dtype=torch.int64, device=self.device)
-        call = {"fill": self._session.fill_on_device, "decode": self._session.decode_on_device}[method]
-        given = [tvm.runtime.from_dlpack(tensor) for tensor in (ids, pos)]
+        inputs = Inputs(ids.clone(), torch.full((len(ids),), pos, dtype=torch.int64, device=self.device))
+        calls: dict[str, Callable[..., tvm.runtime.Tensor]] = {
+            "fill": session.fill_on_device,
+            "decode": session.decode_on_device,
+        }
+        call = calls[method]
+        given = [tvm.runtime.from_dlpack(tensor) for tensor in (inputs.ids, inputs.pos)]
         graph = torch.cuda.CUDAGraph()
         with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream.cuda_stream):
             call(*given)  # allocates all memory
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
                 logits = call(*given)  # [B, 1, V]
-        return _Recorded(graph, Inputs(ids, pos), torch.from_dlpack(logits)[:, 0])
+        return _Recorded(graph, inputs, torch.from_dlpack(logits)[:, 0])
 
     def _from_host(self, array: np.ndarray) -> "Tensor":
         import torch

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.cases import CASES
+from bench.gpu import cases
+from bench.gpu.cases import CASES, NO_GPU, GpuExecutor
 from bench.gpu.kernels import check_kernels
+from gpt.cli import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,12 @@ def test_without_a_gpu_no_case_is_run_on_one(module: Module) -> None:
     assert len(found["cases"]) == 5
     if all(case["status"] == "not run" for case in found["cases"]):  # no GPU here
         assert {case["reason"] for case in found["cases"]} == {"no NVIDIA driver with a GPU on this machine"}
+
+
+def test_without_a_gpu_nothing_is_compiled_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "gpu_arch", lambda: None)
+    with pytest.raises(UserError, match=NO_GPU):
+        GpuExecutor(tmp_path).build(None)
 
 
 def test_cases_that_are_not_there_or_do_not_end_have_a_reason(module: Module) -> None:
