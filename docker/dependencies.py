@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for with some extras, a line each: pip installs it before the source is there.
+"""Print what pyproject.toml asks for with some extras, a line each: pip installs it before the source is there.
 
 python docker/dependencies.py cuda,datasets > requirements.txt
 """

@@ -105,7 +105,7 @@ def image_of(name: str) -> str:
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command wrote to stdout; a test in which it failed ends here."""
+    """Return what a command wrote to stdout; a test in which it failed ends here."""
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -321,6 +321,6 @@ def test_sizes(buildah: Buildah, container: Container) -> None:
 
 
 def megabytes(path: Path) -> int:
-    """What a folder takes on the disk."""
+    """Measure what a folder takes on the disk."""
     done = subprocess.run(["du", "-sm", path], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[0])

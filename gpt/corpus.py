@@ -155,7 +155,7 @@ class _Shards:
         return sum(len(ids) for part in PARTS for ids in self.pending[part])
 
     def tokens(self, part: str) -> int:
-        """How many a part has, written or pending."""
+        """Count the tokens of a part, written or pending."""
         return sum(map(len, self.pending[part])) + sum(shard["tokens"] for shard in self.manifest[part])
 
     def all_tokens(self) -> int:
@@ -206,7 +206,7 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
 
 
 def _room(config: CorpusConfig, shards: _Shards, part: str | None) -> int | None:
-    """How many tokens more `max_tokens` allows, None for any number.
+    """Return how many more tokens `max_tokens` allows, None for any number.
 
     part: of a text, whose parts have their shares of `max_tokens`; None for documents, which share all of it.
     """

@@ -316,7 +316,7 @@ def check_argmax(executor: Executor, V: int, B: int) -> None:
 
 
 def check_ties(executor: Executor) -> None:
-    """Of equal logits the first is taken."""
+    """Check that the first of equal logits is taken."""
     logits = np.zeros((2, 700))
     logits[0, [13, 600]] = 1
     ids, _, _ = build_sampler(executor, 700)(logits, np.zeros(2, np.int64))

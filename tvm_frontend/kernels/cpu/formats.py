@@ -93,7 +93,7 @@ class GemmFormat:
 
 
 class ActivationRow(NamedTuple):
-    """How a row of activations lies in memory between two kernels."""
+    """Describe how a row of activations lies in memory between two kernels."""
 
     dtype: str  # of its elements: "float32" or "bfloat16"
     storage_dtype: str  # as kernels read and write it: bfloat16 in pairs, as int32

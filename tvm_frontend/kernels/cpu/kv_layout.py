@@ -21,7 +21,7 @@ from tvm_frontend.kernels.cpu.register_tile import Tile, horizontal_reduce, pow2
 
 @dataclass(frozen=True)
 class KvLayout:
-    """How the key or value of one head and token is stored, loaded and dequantised."""
+    """Store, load and dequantise the key or value of one head and token."""
 
     hs: int  # head size
     dtype: str  # of a storage element: "float32" or "int32"

@@ -395,7 +395,7 @@ def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 
 
 def is_read(proto: onnx.ModelProto, node: str) -> bool:
-    """Whether the importer takes a file; if not, its words must name the node."""
+    """Tell whether the importer takes a file; if not, its words must name the node."""
     try:
         import_onnx(proto)
     except UserError as error:

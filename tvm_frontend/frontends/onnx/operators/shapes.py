@@ -263,7 +263,7 @@ def _wrapped(reading: Reading, rows: relax.Expr, size: Any) -> relax.Expr:
 
 
 def _is_checked(reading: Reading, rows: relax.Expr) -> bool:
-    """Whether rows are the graph's inputs, or sums of them: token ids and positions, which a session checks."""
+    """Tell whether rows are the graph's inputs or sums of them: token ids and positions, which a session checks."""
     if isinstance(rows, tvm.ir.GenericConst):
         return bool((rows.value.numpy() >= 0).all())
     binding = reading.builder.lookup_binding(rows) if isinstance(rows, relax.Var) else None
