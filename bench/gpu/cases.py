@@ -330,21 +330,53 @@ def check_end_of_text(executor: Executor) -> None:
     np.testing.assert_array_equal(text, np.full((1, TEXT_LENGTH), -1))
 
 
-def check_distribution(executor: Executor, top_k: int) -> None:
-    """Frequencies over 4,000 sequences with the same logits are within 5 standard deviations of the softmax's."""
-    V, B, temperature = 40, 4000, 1.7
-    logits = np.random.default_rng().normal(size=V).astype(np.float32) * 3
-    ids, _, _ = build_sampler(executor, V)(np.tile(logits, (B, 1)), np.zeros(B, np.int64), top_k, temperature, seed=5)
+def check_distribution(executor: Executor, V: int, top_k: int, temperature: float) -> None:
+    """Draw for many sequences with the same logits, and hold the frequencies against the softmax by a χ² test.
+
+    A right sampler fails it once in a million runs.
+    """
+    rng = np.random.default_rng()
+    B = 4000 if V < 1000 else 1500
+    logits = rng.normal(size=V).astype(np.float32) * 3
+    ids, _, _ = build_sampler(executor, V)(
+        np.tile(logits, (B, 1)), np.zeros(B, np.int64), top_k, temperature, seed=int(rng.integers(2**31))
+    )
     kept = np.sort(logits)[-top_k:].astype(np.float64)
     chances = np.where(logits >= kept[0], np.exp((logits.astype(np.float64) - kept[-1]) / temperature), 0)
     chances /= chances.sum()
-    found = np.bincount(ids[:, 0], minlength=V) / B
+    found = np.bincount(ids[:, 0], minlength=V)
     _require((found[chances == 0] == 0).all(), "a token outside the top_k was sampled")
-    deviation = np.abs(found - chances)
-    _require(
-        (deviation <= 5 * np.sqrt(chances * (1 - chances) / B) + 1 / B).all(),
-        f"frequencies differ from the softmax by up to {deviation.max():.3f}",
-    )
+    statistic, most = _chi_squared(found, B * chances)
+    _require(statistic <= most, f"frequencies differ from the softmax: χ² is {statistic:.1f}, at most {most:.1f}")
+
+
+def _chi_squared(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Return the χ² statistic of some counts, and what it exceeds once in a million times.
+
+    Rare values share a cell with others, likeliest first, so that at least 5 are expected in each. The quantile is the
+    approximation of Wilson and Hilferty (https://doi.org/10.1073/pnas.17.12.684).
+    """
+    order = np.argsort(-expected)
+    cells = np.maximum.accumulate(np.ceil(np.cumsum(expected[order]) / 5)).astype(int)
+    observed, wanted = (np.bincount(cells, weights=each[order]) for each in (found, expected))
+    kept = wanted > 0
+    statistic = float(((observed[kept] - wanted[kept]) ** 2 / wanted[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    z = 4.753  # the normal distribution exceeds it once in a million times
+    return statistic, freedom * (1 - 2 / (9 * freedom) + z * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+def check_unlikely(executor: Executor) -> None:
+    """Draw 2,000 times from GPT-2's vocabulary, of which ten tokens alone have a chance: no other is ever sampled.
+
+    Noise that is infinite for one of 2^24 random numbers would win for a token with no chance in most of such runs.
+    """
+    V, B = 50257, 2000
+    logits = np.full(V, -1000.0)
+    logits[:10] = 0
+    seed = int(np.random.default_rng().integers(2**31))
+    ids, _, _ = build_sampler(executor, V)(np.tile(logits, (B, 1)), np.zeros(B, np.int64), V, 1.0, seed)
+    _require(int(ids.max()) < 10, f"token {ids.max()} was sampled with seed {seed}, and it has no chance")
 
 
 def check_seeds(executor: Executor) -> None:
@@ -411,8 +443,10 @@ def _cases() -> Iterator[Case]:
         yield case("sampling::the_likeliest_is_written_where_it_belongs", (B, V), check_argmax, V, B)
     yield case("sampling::of_equal_logits_the_first_is_taken", (), check_ties)
     yield case("sampling::behind_the_last_place_nothing_is_written", (), check_end_of_text)
-    for top_k in (2, 5, 40):
-        yield case("sampling::draws_follow_the_softmax_of_the_likeliest", (top_k,), check_distribution, top_k)
+    for V, top_k, temperature in ((65, 2, 1.7), (65, 5, 1.0), (65, 65, 0.7), (50257, 40, 1.0), (50257, 50257, 1.3)):
+        given = V, top_k, temperature
+        yield case("sampling::draws_follow_the_softmax_of_the_likeliest", given, check_distribution, *given)
+    yield case("sampling::a_token_without_a_chance_is_never_drawn", (), check_unlikely)
     yield case("sampling::draws_differ_by_seed_place_and_sequence", (), check_seeds)
     yield case("sampling::at_temperature_0_the_likeliest_is_taken", (), check_temperature_0)
 

@@ -25,6 +25,11 @@ def test_draws_follow_the_softmax_of_the_likeliest(check: Callable[[Case], None]
     check(case)
 
 
+@pytest.mark.parametrize("case", cases_of("sampling::a_token_without_a_chance_is_never_drawn"), ids=str)
+def test_a_token_without_a_chance_is_never_drawn(check: Callable[[Case], None], case: Case) -> None:
+    check(case)
+
+
 @pytest.mark.parametrize("case", cases_of("sampling::draws_differ_by_seed_place_and_sequence"), ids=str)
 def test_draws_differ_by_seed_place_and_sequence(check: Callable[[Case], None], case: Case) -> None:
     check(case)

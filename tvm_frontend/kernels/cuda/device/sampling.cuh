@@ -24,8 +24,9 @@ __device__ inline unsigned long long splitmix64(unsigned long long x) {
 // Gumbel(0, 1) noise for one token, by counter: the key stands for seed, sequence and position. The argmax of logits
 // with such noise added is a sample of their softmax (the Gumbel-max trick).
 __device__ inline float gumbel_noise(unsigned long long key, int token) {
-  const unsigned bits = static_cast<unsigned>(splitmix64(key + 0x9e3779b97f4a7c15ull * (token + 1ull)) >> 40);
-  return -logf(-logf((bits + 0.5f) * (1.0f / (1 << 24))));  // 24 random bits, in (0, 1)
+  const unsigned bits = static_cast<unsigned>(splitmix64(key + 0x9e3779b97f4a7c15ull * (token + 1ull)) >> 41);
+  const float uniform = (bits + 0.5f) * (1.0f / (1 << 23));  // 23 bits and the half are exact, so never 0 and never 1
+  return -logf(-log1pf(-uniform));  // log1p: the noise that wins is of a uniform near 0, where floats are dense
 }
 
 // Radix select: the ordered_bits of the k-th largest of logits [V], found from its highest 8-bit digit to its lowest.
