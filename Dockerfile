@@ -33,7 +33,9 @@ RUN mkdir --mode 1777 artifacts /home/gpt \
     && .venv/bin/python -m compileall -q bench export gpt tvm_frontend \
     && touch .venv/installed
 # Any user may run it (--user), also one without a name here: HOME is everyone's, and USER answers who asks for a name.
+# RELAY_PYTHON: none, so that make demo installs nothing; the image has no environment for Relay.
 ENV HOME=/home/gpt \
+    RELAY_PYTHON= \
     USER=gpt \
     PATH=/gpt-frontend/.venv/bin:${PATH} \
     PYTHONPATH=/gpt-frontend \

@@ -8,7 +8,7 @@ RELAY_INSTALLED := .venv-relay/installed
 RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11 /usr/bin/python3.11; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
-NO_RELAY := Relay is left out: no Python 3.11 with venv found, of which its packages are; RELAY_PYTHON=path names one
+NO_RELAY := Relay is left out: its packages need a Python 3.11 with venv; RELAY_PYTHON=path names one
 
 .PHONY: help demo quick test bench relay picture absences docker-test lint clean
 
