@@ -41,6 +41,7 @@ COMMANDS = {
     "bench-support": "bench.support",
     "bench-training": "bench.training",
     "bench-gpu": "bench.gpu",
+    "bench-gpu-cases": "bench.gpu.cases",
     "bench-gpu-table": "bench.gpu.table",
     "bench-gpu-sanitize": "bench.gpu.sanitize",
 }

@@ -7,9 +7,12 @@ import numpy as np
 
 from bench.backends import Backend, Variant
 from bench.models.artifacts import EXPORTED, OPENVINO, OPENVINO_PAST, PAST, Artifacts
+from gpt.cli import UserError
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model, Tensor
+
+CAPABILITIES = "OPTIMIZATION_CAPABILITIES"  # the name of OpenVINO's list of what the plugin has kernels for
 
 
 def _files(forward: str, with_past: str) -> dict[str, str]:
@@ -42,6 +45,8 @@ class Engine(Backend[Artifacts]):
         import openvino
 
         self._core = openvino.Core()
+        if self.variant.precision == "bf16" and "BF16" not in self._core.get_property("CPU", CAPABILITIES):
+            raise UserError("OpenVINO has no bfloat16 on this CPU: it would compute in float32")
         self._folder = artifacts.folder
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,

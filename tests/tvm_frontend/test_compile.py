@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -250,6 +249,21 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
 def test_ctrl_c_half_way_leaves_nothing(model, phase):
+    """On a busy machine the signal may come too late, and the run is whole: then it is tried again."""
+    for _ in range(10):
+        code, out, err = interrupted_in(phase, model)
+        if code != 0:
+            break
+        shutil.rmtree(model.parent / "tvm-llvm-O3")
+    assert code == 130
+    assert out == b""
+    assert err.splitlines()[-1].split(b"\r")[-1].strip() == b"interrupted: nothing half-written was left behind"
+    assert b"Traceback" not in err
+    assert names(model.parent) == ["model.onnx"]
+
+
+def interrupted_in(phase, model):
+    """Send Ctrl-C to a compilation that is in a phase: its exit code, stdout and stderr."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it: inherited
     process = subprocess.Popen(
         [sys.executable, "-m", "tvm_frontend.compile", "model.onnx"],
@@ -264,17 +278,12 @@ def test_ctrl_c_half_way_leaves_nothing(model, phase):
             some = os.read(process.stderr.fileno(), 1000)
             assert some, seen
             seen += some
-        time.sleep(0.05)
-        assert len(names(model.parent)) == 2  # the half-written one is there
+        assert len(names(model.parent)) == 2  # the half-written one is there, or the whole one already
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert out == b""
-    assert err.splitlines()[-1].split(b"\r")[-1].strip() == b"interrupted: nothing half-written was left behind"
-    assert b"Traceback" not in err
-    assert names(model.parent) == ["model.onnx"]
+    return process.returncode, out, err
 
 
 @pytest.mark.slow
