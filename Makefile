@@ -14,7 +14,7 @@ NO_RELAY := Relay is left out: its packages need a Python 3.11 with venv; RELAY_
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
-	@echo "make quick   lint and the tests that are not marked slow: under 3 minutes on two cores"
+	@echo "make quick   lint and the tests that are not marked slow"
 	@echo "make test    lint and all tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
