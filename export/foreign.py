@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, ValueInfoProto
-from onnx_ir.passes.common import InlinePass, NameFixPass, RemoveUnusedNodesPass
+from onnx import ValueInfoProto
+from onnx_ir.passes.common import IdentityEliminationPass, InlinePass, NameFixPass, RemoveUnusedNodesPass
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
     InvalidArgument,
@@ -22,14 +22,13 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from export import storage
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
-from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
+from export.graph import MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of
 from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, sha256_file
 from gpt.tokenizer import NoTokenizer
 
-IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
 WEIGHTS = "weights"  # the file beside the graph that holds them until both are settled
 LARGE_BYTES = 1024  # the least size of a tensor that goes into a second file, if there is one
@@ -68,9 +67,8 @@ def examine(proto: onnx.ModelProto) -> Foreign:
     reader = GraphReader(proto)
     caches = [value.name for value in reader.inputs if value.name.startswith(CACHES)]
     given = [value for value in reader.inputs if value.name not in caches]
-    ids = _ids_of(given)
+    ids, logits = reader.ids, reader.logits
     filled = tuple(value.name for value in given if value.name in (MASK, POSITIONS) and value is not ids)
-    logits = _logits_of(reader)
     form = "forward" if not caches else "cached" if any(value.name == "pos" for value in given) else "past"
     missing = list(_faults_of_operators(proto, reader))
     if caches:
@@ -140,31 +138,6 @@ def _faults_of_operators(proto: onnx.ModelProto, reader: GraphReader) -> list[st
     return faults
 
 
-def _ids_of(given: list[ValueInfoProto]) -> ValueInfoProto | None:
-    """Return the input of token ids: by its name, or the only one of whole numbers with two dimensions."""
-    for name in ("ids", IDS):
-        for value in given:
-            if value.name == name:
-                return value
-    whole = [
-        value
-        for value in given
-        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
-        and len(dims_of(value)) == 2
-        and value.name not in (MASK, POSITIONS)
-    ]
-    return whole[0] if len(whole) == 1 else None
-
-
-def _logits_of(reader: GraphReader) -> ValueInfoProto | None:
-    """Return the output of logits: by its name, or the only floating one with three dimensions."""
-    outputs = list(reader.graph.output)
-    named = [value for value in outputs if value.name == LOGITS]
-    shaped = [value for value in outputs if value.type.tensor_type.elem_type in FLOATS and len(dims_of(value)) == 3]
-    found = named or shaped
-    return found[0] if len(found) == 1 else None
-
-
 def _faults_of_ids(ids: ValueInfoProto) -> list[str]:
     dtype, dims = dtype_of(ids), dims_of(ids)
     if dtype != "int64" or len(dims) != 2:
@@ -206,6 +179,7 @@ def _bring_to_our_form(model: ir.Model, found: Usable) -> None:
         value.shape = value.type = None
     ids.name, ids.shape = "ids", ir.Shape(["B", "T"])
     logits.name, logits.shape = "logits", ir.Shape(["B", "T", found.config.vocab_size])
+    IdentityEliminationPass()(model)
     NameFixPass()(model)  # whatever else had one of these names gets another
     say_causal(graph)
     RemoveUnusedNodesPass()(model)
