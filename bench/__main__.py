@@ -30,7 +30,7 @@ from bench.harness.plan import ROUNDS, Plan, works_of
 from bench.harness.race import compare
 from bench.models import external
 from bench.models.artifacts import Artifacts
-from bench.models.build import CannotMake, choose_artifacts, config_of, prepare
+from bench.models.build import CannotMake, choose_artifacts, config_of, prepare, remake_stale
 from bench.report import cliffs
 from bench.report.build_stats import compiled_of
 from bench.report.page import table_text, write_report
@@ -65,6 +65,7 @@ class BenchConfig:
     text: Path | None = None  # a text or a folder of gpt.corpus, for the loss; by default Python's sources, if known
     threads: int | None = None  # threads of every engine; by default the physical cores that this process may use
     minutes: float = 0.75  # minutes of timing at each precision; loading, compiling and checking come on top
+    remake: tyro.conf.FlagCreatePairsOff[bool] = False  # make again what is damaged or not of the model that is there
     seed: int | None = None  # seed of the random ids; by default a fresh one, which the results record
 
 
@@ -72,6 +73,8 @@ def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
+    if config.remake:
+        remake_stale(artifacts)
     model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import onnx
 
 PREFIX = "gpt_frontend."  # begins our keys in the file's metadata_props
-FORMAT = 1
+FORMAT = 2
 HASH = "content_sha256"
+UNSEALED = "0" * 64  # stands in the place of the hash while it is computed
 FLAGS = {"-cache": " --with-cache", "-past": " --cache past"}  # make a file whose default name has this in it
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # give the dtype of weights and caches
 
@@ -76,11 +77,10 @@ def metadata_of(
     dtype: str,
     exporter: str,
     checkpoint_sha256: str,
-    proto: "onnx.ModelProto",
     fp32_islands: Sequence[str] = (),
     weights: Path | None = None,
 ) -> dict[str, str]:
-    """Return the metadata_props for `load_exported`; `content_sha256` covers them, the graph and its weights.
+    """Return the metadata_props for `load_exported`, with a place for the hash that `write_exported` fills in.
 
     weights: the second file, under its last name, if there is one.
     """
@@ -98,19 +98,43 @@ def metadata_of(
     if weights is not None:
         about = {"file": weights.name, "bytes": weights.stat().st_size, "sha256": sha256_file(weights)}
         metadata[PREFIX + "weights"] = json.dumps(about)
-    return metadata | {PREFIX + HASH: _content_sha256(proto, metadata)}
+    return metadata | {PREFIX + HASH: UNSEALED}
+
+
+def write_exported(proto: "onnx.ModelProto", path: Path) -> None:
+    """Write a model with the metadata of `metadata_of` as a file that holds the hash of all its other bytes."""
+    content = bytearray(proto.SerializeToString())
+    place = content.rindex(UNSEALED.encode())
+    content[place : place + len(UNSEALED)] = hashlib.sha256(content).hexdigest().encode()
+    path.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that was read once: what is checked, parsed and run are the same bytes."""
+
+    path: Path
+    content: bytes
+    proto: "onnx.ModelProto"
 
 
 def load_exported(path: Path | str) -> ExportedModel:
     """Read the description of an ONNX file written by `python -m export.onnx`, after checking that it is whole.
 
-    Raises UserError if the file is missing, not ONNX, not one of ours, or does not match its own hash.
+    The hash covers every byte of the file, and of the second file with its weights if there is one. It finds damage and
+    a file that was mixed up with another; it is no signature. Raises UserError if the file is missing, not ONNX, not
+    one of ours, or does not match its own hash.
     """
-    return exported_from(read_proto(path), path)
+    return exported_from(read_onnx(path))
 
 
 def read_proto(path: Path | str) -> "onnx.ModelProto":
     """Parse any ONNX file. Raises UserError if it is missing or not ONNX."""
+    return read_onnx(path).proto
+
+
+def read_onnx(path: Path | str) -> OnnxFile:
+    """Read and parse any ONNX file. Raises UserError if it is missing or not ONNX."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -122,15 +146,35 @@ def read_proto(path: Path | str) -> "onnx.ModelProto":
     if path.is_dir():
         raise UserError(f"{path}: a folder; name the ONNX file in it, or make one with python -m export.onnx")
     try:
-        # Whatever the file is called; weights in other files are not ours.
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        content = path.read_bytes()
+        proto = onnx.load_model_from_string(content, format="protobuf")  # whatever the file is called
     except (DecodeError, OSError) as error:
         raise UserError(
             f"{path}: not a readable ONNX file ({error}); export it again with python -m export.onnx"
         ) from error
+    if not all(isinstance(text, str) for text in _texts(proto)):  # protobuf gives bytes that are no UTF-8 as they are
+        raise UserError(
+            f"{path}: not a readable ONNX file (a name in it is no UTF-8 text); export it again with "
+            "python -m export.onnx"
+        )
     if not proto.graph.node:  # protobuf takes an empty file for an empty message
         raise UserError(f"{path}: holds no graph; export it again with python -m export.onnx")
-    return proto
+    return OnnxFile(path, content, proto)
+
+
+def _texts(proto: "onnx.ModelProto") -> Iterator[str | bytes]:
+    """Yield the texts of a model by which its parts are found and told apart."""
+    yield from (text for prop in proto.metadata_props for text in (prop.key, prop.value))
+    yield from (entry.domain for entry in proto.opset_import)
+    yield from (proto.producer_name, proto.producer_version)
+    graph = proto.graph
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from (value.name for value in values)
+    for tensor in graph.initializer:
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for node in (*graph.node, *(node for function in proto.functions for node in function.node)):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _how_to_make(path: Path) -> str:
@@ -141,22 +185,25 @@ def _how_to_make(path: Path) -> str:
     return export if (ARTIFACTS / "ckpt.pt").exists() else f"python -m gpt.train, then {export}"
 
 
-def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
-    """Read the description in a parsed file. Raises UserError if it is not one of ours or does not match its hash."""
+def exported_from(file: OnnxFile) -> ExportedModel:
+    """Read the description in a file. Raises UserError if it is not one of ours or does not match its hash."""
+    path, proto = file.path, file.proto
     metadata = {prop.key: prop.value for prop in proto.metadata_props if prop.key.startswith(PREFIX)}
-    sha256 = metadata.pop(PREFIX + HASH, None)
     found = {key.removeprefix(PREFIX): value for key, value in metadata.items()}
     if found.get("format") != str(FORMAT):
         raise UserError(
             f"{path}: not an export of this project (no {PREFIX}format={FORMAT} in its metadata); "
             "make one with python -m export.onnx"
+            if "format" not in found
+            else f"{path}: has format {found['format'][:20]!r} and this code reads {FORMAT}; "
+            "export it again with python -m export.onnx"
         )
-    if sha256 != _content_sha256(proto, metadata):
+    if not _is_sealed(file.content, found.get(HASH, "")):
         raise UserError(
             f"{path}: does not match its own hash, so it was damaged or edited; "
             "export it again with python -m export.onnx"
         )
-    path, opset = Path(path), _opset(proto)
+    opset = _opset(proto)
     if opset is None:
         raise UserError(f"{path}: names no opset of ONNX itself; export it again with python -m export.onnx")
     return ExportedModel(
@@ -170,7 +217,7 @@ def exported_from(proto: "onnx.ModelProto", path: Path | str) -> ExportedModel:
         exporter=found["exporter"],
         checkpoint_sha256=found["checkpoint_sha256"],
         weights=_check_weights(path, json.loads(found["weights"])) if "weights" in found else None,
-        sha256=sha256_file(path),
+        sha256=hashlib.sha256(file.content).hexdigest(),
         version=found.get("version"),
     )
 
@@ -188,10 +235,15 @@ def _check_weights(path: Path, about: dict[str, Any]) -> Path:
     return file
 
 
-def _content_sha256(proto: "onnx.ModelProto", metadata: dict[str, str]) -> str:
-    content = hashlib.sha256(proto.graph.SerializeToString(deterministic=True))
-    content.update(json.dumps([_opset(proto), metadata], sort_keys=True).encode())
-    return content.hexdigest()
+def _is_sealed(content: bytes, sha256: str) -> bool:
+    """Return whether a file's bytes have a hash, which stands in them where it was not yet when it was computed."""
+    place = content.rfind(sha256.encode())
+    if len(sha256) != len(UNSEALED) or place < 0:
+        return False
+    found = hashlib.sha256(memoryview(content)[:place])
+    found.update(UNSEALED.encode())
+    found.update(memoryview(content)[place + len(UNSEALED) :])
+    return found.hexdigest() == sha256
 
 
 def _opset(proto: "onnx.ModelProto") -> int | None:

@@ -4,7 +4,6 @@ python -m export.ctranslate2                           # artifacts/ckpt.pt to ar
 """
 
 import io
-import json
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +15,13 @@ import tyro
 from export.huggingface import export_huggingface
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, beside, find_input, sha256_file
+from gpt.sealed import check_folder, read_folder, seal_folder
 
 NEEDED = ("ctranslate2", "transformers")
 VOCABULARY, DESCRIPTION = "vocabulary.json", "model.json"
 FILES = ("model.bin", "config.json", VOCABULARY, DESCRIPTION)
 ORIGIN = "checkpoint_sha256"
+REMAKE = "python -m export.ctranslate2"
 
 
 def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
@@ -41,7 +42,7 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
         source = export_huggingface(checkpoint_path, Path(scratch, "huggingface"))
         with redirect_stderr(io.StringIO()):  # transformers shows a progress bar
             TransformersConverter(str(source)).convert(str(folder), force=True)
-        (folder / DESCRIPTION).write_text(json.dumps({ORIGIN: sha256_file(checkpoint_path)}) + "\n")
+        seal_folder(folder, DESCRIPTION, {ORIGIN: sha256_file(checkpoint_path)})
     return output
 
 
@@ -51,12 +52,16 @@ def is_ours(folder: Path) -> bool:
 
 
 def origin_of(folder: Path) -> str:
-    """Return the SHA-256 of the checkpoint that a folder came from. Raises UserError for anything else."""
-    path = folder / DESCRIPTION
-    found = json.loads(path.read_text()).get(ORIGIN) if path.is_file() else None
-    if found is None:
-        raise UserError(f"{folder}: not made by us; make one with python -m export.ctranslate2")
-    return found
+    """Return the SHA-256 of the checkpoint that a folder came from, once all its files were checked.
+
+    Raises UserError for a folder that is damaged or not made by us.
+    """
+    return str(check_folder(folder, DESCRIPTION, REMAKE)[ORIGIN])
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read what CTranslate2 loads, by name: the very bytes that were checked. Raises UserError as `origin_of`."""
+    return read_folder(folder, DESCRIPTION, REMAKE)[1]
 
 
 def ctranslate2_command(

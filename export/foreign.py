@@ -21,7 +21,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from export import storage
-from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
+from export.artifact import ExportedModel, load_exported, metadata_of, read_proto, write_exported
 from export.graph import MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of
 from export.masks import say_causal
 from gpt.cli import UserError
@@ -112,9 +112,9 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
         proto = ir.to_proto(model)
         weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
-        metadata = _metadata(proto, found.usable.config, producer, sha256_file(source), weights)
+        metadata = _metadata(found.usable.config, producer, sha256_file(source), weights)
         onnx.helper.set_model_props(proto, metadata)
-        part.write_bytes(proto.SerializeToString())
+        write_exported(proto, part)
         _prove(source, part, found.usable)
         storage.place_weights(weights, output)
     storage.remove_other_weights(weights, output)
@@ -207,9 +207,7 @@ def _fill(graph: ir.Graph, ids: ir.Value, filled: tuple[str, ...]) -> None:
     graph.insert_before(graph[0], made.nodes)
 
 
-def _metadata(
-    proto: onnx.ModelProto, config: GPTConfig, producer: str, sha256: str, weights: Path | None
-) -> dict[str, str]:
+def _metadata(config: GPTConfig, producer: str, sha256: str, weights: Path | None) -> dict[str, str]:
     return metadata_of(
         config=config,
         tokenizer=NoTokenizer().to_json(),
@@ -223,7 +221,6 @@ def _metadata(
         exporter=f"{producer}, adopted",
         checkpoint_sha256=sha256,
         weights=weights,
-        proto=proto,
     )
 
 

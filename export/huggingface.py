@@ -18,11 +18,12 @@ from torch import Tensor
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, beside, find_input
-from gpt.pretrained import CONFIG, CONV1D, REQUIRED, WEIGHTS, load_pretrained
+from gpt.pretrained import CONFIG, CONV1D, REQUIRED, SEAL, WEIGHTS, load_pretrained
+from gpt.sealed import seal_folder
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
+FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, SEAL)
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # transformers' names
 END_OF_TEXT = "<|endoftext|>"
 
@@ -47,6 +48,7 @@ def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
         contents = {CONFIG: config_of(checkpoint), **tokenizer_of(checkpoint)}
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        seal_folder(folder, SEAL, {"checkpoint_sha256": checkpoint.sha256})
         prove(checkpoint, folder)
     return output
 

@@ -14,7 +14,7 @@ import onnx
 import tyro
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from export.artifact import PREFIX, ExportedModel, exported_from, read_proto
+from export.artifact import PREFIX, ExportedModel, exported_from, read_onnx
 from export.foreign import examine
 from export.graph import GraphReader, dims_of, dtype_of, opsets_of
 from gpt.cli import UserError, run_command
@@ -25,10 +25,11 @@ from gpt.files import find_input
 
 def describe(path: Path) -> Iterator[str]:
     """Yield the lines of the report. Raises UserError for a file that is not ONNX, or is a damaged one of ours."""
-    proto = read_proto(path)
+    file = read_onnx(path)
+    proto = file.proto
     reader = GraphReader(proto)
     ours = any(prop.key.startswith(PREFIX) for prop in proto.metadata_props)
-    exported = exported_from(proto, path) if ours else None
+    exported = exported_from(file) if ours else None
     yield from _file_lines(path, proto)
     yield from _metadata_lines(exported) if exported else ["metadata: none of this project"]
     yield from ("", *_interface_lines(reader), "", *_node_lines(reader), "", *_parameter_lines(path, reader))

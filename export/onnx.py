@@ -17,7 +17,7 @@ import tyro
 from tabulate import tabulate
 from tqdm import tqdm
 
-from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_of
+from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_of, write_exported
 from export.forms import FORMS, entry_point_of
 from export.precision import Lacking, add_islands
 from export.proof import Proof, prove
@@ -141,10 +141,9 @@ def _write(checkpoint: Checkpoint, request: Request, part: Path, *, islands: boo
         checkpoint_sha256=checkpoint.sha256,
         fp32_islands=lacking.islands,
         weights=weights,
-        proto=proto,
     )
     onnx.helper.set_model_props(proto, metadata)
-    part.write_bytes(proto.SerializeToString())
+    write_exported(proto, part)
     return weights, lacking
 
 

@@ -5,7 +5,6 @@ python -m export.quantize --tool openvino --bits 4     # to the folder artifacts
 python -m export.quantize artifacts/model-cache.onnx   # a form with a cache
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -23,13 +22,15 @@ import tyro
 from onnx import numpy_helper
 from tabulate import tabulate
 
-from export.artifact import ExportedModel, load_exported, metadata_of, read_proto
+from export.artifact import ExportedModel, exported_from, load_exported, metadata_of, read_onnx, write_exported
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, check_output, find_input
+from gpt.sealed import check_folder, read_folder, seal_folder
 
 SEED = 0
 XML, BIN, DESCRIPTION = "model.xml", "model.bin", "model.json"
 ORIGIN = "quantized_from"  # the SHA-256 of the export
+REMAKE = "python -m export.quantize"
 LARGEST_GROUP = 128  # weights that share a scale in 4 bits, as NNCF by default
 SMALLEST_GROUP = 16
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]  # inputs by name to logits float32 [B, T, V]
@@ -64,8 +65,8 @@ def quantize_onnxruntime(model: Path, output: Path) -> list[Loss]:
         _save_folded(model, folded)
         quantize_dynamic(folded, part, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
         proto = onnx.load(part)
-        onnx.helper.set_model_props(proto, _metadata(exported, proto) | {ORIGIN: exported.sha256})
-        onnx.save(proto, part)
+        onnx.helper.set_model_props(proto, _metadata(exported) | {ORIGIN: exported.sha256})
+        write_exported(proto, part)
         losses = measure_loss(exported, _onnxruntime(part))
     return losses
 
@@ -90,20 +91,30 @@ def quantize_openvino(model: Path, output: Path, bits: int) -> list[Loss]:
         _compress(exported, folder, bits)
         losses = measure_loss(exported, _openvino(folder / XML))
         description = {ORIGIN: exported.sha256, "form": exported.form, "dtype": f"int{bits}"}
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        seal_folder(folder, DESCRIPTION, description)
     return losses
 
 
 def origin_of(path: Path) -> str:
-    """Read the SHA-256 of the export that a quantised file or folder came from. Raises UserError for anything else."""
+    """Read the SHA-256 of the export that a quantised file or folder came from, once all of it was checked.
+
+    Raises UserError for what is damaged or not a quantised export of ours.
+    """
     if path.is_dir():
-        text = (path / DESCRIPTION).read_text() if (path / DESCRIPTION).is_file() else "{}"
-        found = json.loads(text).get(ORIGIN)
+        found = check_folder(path, DESCRIPTION, REMAKE).get(ORIGIN)
     else:
-        found = {prop.key: prop.value for prop in read_proto(path).metadata_props}.get(ORIGIN)
+        file = read_onnx(path)
+        exported_from(file)
+        found = {prop.key: prop.value for prop in file.proto.metadata_props}.get(ORIGIN)
     if found is None:
-        raise UserError(f"{path}: not a quantised export of ours; make one with python -m export.quantize")
+        raise UserError(f"{path}: not a quantised export of ours; make one with {REMAKE}")
     return found
+
+
+def read_openvino(folder: Path) -> tuple[bytes, bytes]:
+    """Read model.xml and model.bin of a folder: the very bytes that were checked. Raises UserError as `origin_of`."""
+    files = read_folder(folder, DESCRIPTION, REMAKE)[1]
+    return files[XML], files[BIN]
 
 
 def is_ours(folder: Path) -> bool:
@@ -157,7 +168,7 @@ def _save_folded(model: Path, folded: Path) -> None:
     onnx.save(proto, folded, save_as_external_data=True, location=f"{folded.name}.data")  # no limit of 2 GB
 
 
-def _metadata(exported: ExportedModel, proto: onnx.ModelProto) -> dict[str, str]:
+def _metadata(exported: ExportedModel) -> dict[str, str]:
     return metadata_of(
         config=exported.config,
         tokenizer=exported.tokenizer,
@@ -165,7 +176,6 @@ def _metadata(exported: ExportedModel, proto: onnx.ModelProto) -> dict[str, str]
         dtype="int8",
         exporter=f"{exported.exporter}; quantize_dynamic, onnxruntime {onnxruntime.__version__}",
         checkpoint_sha256=exported.checkpoint_sha256,
-        proto=proto,
     )
 
 

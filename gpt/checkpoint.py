@@ -15,13 +15,15 @@ from torch import Tensor
 from gpt.bigram import Bigram
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
-from gpt.files import ARTIFACTS, atomic_output, other_kind, sha256_file
+from gpt.files import ARTIFACTS, atomic_output, other_kind
 from gpt.model import GPT
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.zoo import build_model
 
 KIND = "gpt-frontend checkpoint"
 VERSION = 1
+SEAL = b"gpt-frontend sha256 "  # in the archive's comment, before the hash of all bytes up to it
+NO_COMMENT = b"\0\0"  # ends an archive without a comment, as torch.save writes it
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth to compare by
@@ -69,30 +71,33 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
         content["training"] = training
     buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as a RuntimeError
     torch.save(content, buffer)
+    sealed = _sealed(buffer.getvalue())
     with atomic_output(path) as part:
-        part.write_bytes(buffer.getbuffer())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+        part.write_bytes(sealed)
+    return hashlib.sha256(sealed).hexdigest()
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read what `save_checkpoint` wrote, with every weight checked against the config.
 
+    The file is read once, and the bytes that are checked against their hash are those that are parsed.
+
     Raises UserError for a file that is missing, truncated, damaged, not one of ours, of another version of the format,
     or that would run code when loaded.
     """
-    return _parse(Path(path), _read(Path(path)))
+    return _parse(Path(path), *_read(Path(path)))
 
 
 def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
     """Load a checkpoint and its training's state. Raises UserError as `load_checkpoint`, and where there is none."""
-    content = _read(Path(path))
-    checkpoint = _parse(Path(path), content)
+    content, sha256 = _read(Path(path))
+    checkpoint = _parse(Path(path), content, sha256)
     if not isinstance(content.get("training"), dict):
         raise UserError(f"{path}: holds a model, but no training to go on with; use one of a run's step-….pt")
     return checkpoint, content["training"]
 
 
-def _parse(path: Path, content: Any) -> Checkpoint:
+def _parse(path: Path, content: Any, sha256: str) -> Checkpoint:
     """Return the checkpoint in what `_read` gave. Raises UserError."""
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
@@ -108,7 +113,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
             step=content["step"],
             tokenizer=tokenizer_from_json(content["tokenizer"]).to_json(),
             losses=content["losses"],
-            sha256=sha256_file(path),
+            sha256=sha256,
         )
     except (AttributeError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: is damaged ({error}); train again") from error
@@ -131,11 +136,23 @@ def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
     return Checkpoint(config, state_of(model))
 
 
-def _read(path: Path) -> Any:
-    """Return the object in a file of torch.save, by tensors and plain values only. Raises UserError."""
+def _sealed(archive: bytes) -> bytes:
+    """Return a zip archive whose comment holds the hash of all bytes before it; readers of archives pass over that."""
+    assert archive.endswith(NO_COMMENT)
+    head = archive.removesuffix(NO_COMMENT) + (len(SEAL) + 64).to_bytes(2, "little") + SEAL
+    return head + hashlib.sha256(head).hexdigest().encode()
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """Return the object in a file of torch.save, by tensors and plain values only, and the file's SHA-256.
+
+    Raises UserError.
+    """
     try:
-        _check_whole(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        _check_whole(path, content)
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return found, hashlib.sha256(content).hexdigest()
     except UserError:
         raise
     except OSError as error:
@@ -152,16 +169,22 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: not a checkpoint; make one with: python -m gpt.train") from error
 
 
-def _check_whole(path: Path) -> None:
-    """Raise UserError unless the file is a zip archive, as torch.save writes, whose parts match their checksums."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            kind = other_kind(path, "checkpoint")
-            raise UserError(
-                f"{path}: not a checkpoint" + (f" but {kind}" if kind else "; make one with: python -m gpt.train")
-            )
+def _check_whole(path: Path, content: bytes) -> None:
+    """Raise UserError unless a file is a zip archive, as torch.save writes, that matches its hash and checksums.
+
+    An archive without a comment is of torch.save alone, or from before there was a hash: its parts have checksums.
+    """
+    if not content.startswith(b"PK\x03\x04"):
+        kind = other_kind(path, "checkpoint")
+        raise UserError(
+            f"{path}: not a checkpoint" + (f" but {kind}" if kind else "; make one with: python -m gpt.train")
+        )
+    bare = content[-22:-18] == b"PK\5\6" and content.endswith(NO_COMMENT)
+    head, sha256 = content[:-64], content[-64:]
+    if not bare and not (head.endswith(SEAL) and hashlib.sha256(head).hexdigest().encode() == sha256):
+        raise UserError(f"{path}: is truncated or damaged (it does not match its hash); train again, or copy it again")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error):
         damaged = "its table of contents"  # one of these, by what the damage looks like to zipfile

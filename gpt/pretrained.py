@@ -25,9 +25,11 @@ from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
 from gpt.model import GPT
+from gpt.sealed import check_folder
 from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+SEAL = "gpt_frontend.json"  # the hashes of the files of a folder that export.huggingface wrote
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 # a config.json must say this, if it says anything, for the model to be ours (transformers' GPT2Config, its defaults)
@@ -57,6 +59,8 @@ def load_pretrained(source: str) -> Checkpoint:
         folder, published = _download(source), True
     else:
         raise UserError(f"{source}: no such folder, and not one of {', '.join(PUBLISHED)}")
+    if (folder / SEAL).exists():
+        check_folder(folder, SEAL, "python -m export.huggingface")
     config = _config_of(folder)
     state = _state_of(folder, config)
     tokenizer = GPT2Tokenizer() if published else _tokenizer_of(folder, config)

@@ -30,12 +30,15 @@ class Engine(Backend[Artifacts]):
     def _load(self, artifacts: Artifacts, threads: int) -> None:
         import ctranslate2
 
+        from export.ctranslate2 import VOCABULARY, read_files
+
         folder = artifacts.folder / CTRANSLATE2
+        files = read_files(folder)
         compute_type = self.compute_types[self.variant.precision]
         self._generator = ctranslate2.Generator(
-            str(folder), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+            str(folder), files=files, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
         )
-        self._tokens: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        self._tokens: list[str] = json.loads(files[VOCABULARY])
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
         from ctranslate2 import StorageView

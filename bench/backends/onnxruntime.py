@@ -87,10 +87,15 @@ class Engine(Backend[Artifacts]):
     def _open(self, path: Path) -> "InferenceSession":
         import onnxruntime
 
+        from export.artifact import exported_from, read_onnx
+
+        file = read_onnx(path)
+        # Weights in a second file are found beside the graph, so both are opened again.
+        model = str(path) if exported_from(file).weights else file.content
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
         if session.get_providers() != [PROVIDER]:  # it silently falls back to others
             raise RuntimeError(f"asked for {PROVIDER}, got {session.get_providers()}")
         return session

@@ -126,8 +126,16 @@ class Engine(Backend[Artifacts]):
         return model
 
     def _read(self, phase: str) -> "Model":
+        from export.artifact import exported_from, read_onnx
+        from export.quantize import read_openvino
+
         path = self._folder / self.variant.files[phase]
-        return self._core.read_model(path / "model.xml" if path.is_dir() else path)  # a compressed model is a folder
+        if path.is_dir():  # a compressed model
+            graph, weights = read_openvino(path)
+            return self._core.read_model(graph, weights)
+        file = read_onnx(path)
+        # Weights in a second file are found beside the graph, so both are opened again.
+        return self._core.read_model(path if exported_from(file).weights else file.content)
 
     def _compile(self, model: "Model") -> "CompiledModel":
         return self._core.compile_model(model, "CPU", self._settings)

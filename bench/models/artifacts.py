@@ -1,6 +1,6 @@
 """Names and paths of the files of one model. Imports the standard library only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # File names within a folder; each engine declares which of them it needs.
@@ -31,9 +31,13 @@ DEVICE_COMPILED = (
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The folder of one model: its checkpoint, exports and compiled forms, each built from one of those before it."""
+    """The folder of one model: its checkpoint, exports and compiled forms, each built from one of those before it.
+
+    onnx: the external ONNX file that it was made of, if it was.
+    """
 
     folder: Path
+    onnx: Path | None = field(default=None, kw_only=True)
 
     @property
     def checkpoint(self) -> Path:

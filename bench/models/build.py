@@ -1,10 +1,13 @@
 """Builds the files that engines need from a folder's model, each from the file before it, beginning with ckpt.pt.
 
-A file that exists is verified against its source; one that is absent is built.
+A file that exists is verified against its source; one that is absent is built. A file that is damaged, or that was not
+made from the source that is there, makes stale what was made of it: `prepare` names all of them, `remake_stale` makes
+them again.
 """
 
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +38,7 @@ from bench.models.artifacts import (
 from bench.models.external import adopt_external, is_external
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import find_input, sha256_file
+from gpt.files import ARTIFACTS, find_input, sha256_file
 from gpt.presets import PRESETS
 from tvm_frontend.target import CUDA_ARCHS
 
@@ -82,6 +85,17 @@ class BuildRule:
     command: str
     static: bool = False
 
+    def made(self, path: Path) -> list[Path]:
+        """List what was built under a name: the path itself, or its subfolders with a shape each."""
+        return sorted(path.glob("*x*")) if self.static else [path] if path.exists() else []
+
+    def is_of(self, path: Path, source: Path) -> bool:
+        """Return whether a file is whole and was built from a source."""
+        try:
+            return self.origin(path) == sha256_file(source)
+        except UserError:
+            return False
+
 
 def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None) -> tuple[Artifacts, str]:
     """Choose the model to work on: return its artifacts and a description of it, before anything is built.
@@ -118,8 +132,8 @@ def prepare(
     """Build or verify all files that installed candidates need for some phases, and return the model's config.
 
     phases: by default all of the model's. prompts: the (B, T) shapes for which static engines need files. Raises
-    UserError if a file was not built from the source that is there, naming both and the command that rebuilds it, and
-    CannotMake if one cannot be built.
+    UserError if a file was not built from the source that is there, naming both, all that is stale with it and the
+    command that rebuilds them, and CannotMake if one cannot be built.
     """
     config = config_of(artifacts) if is_external(artifacts) else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
@@ -129,7 +143,7 @@ def prepare(
         if name in needed and not (rule.source == CHECKPOINT and is_external(artifacts)):
             path = artifacts.folder / name
             for each in [path / f"{B}x{T}" for B, T in dict.fromkeys(prompts)] if rule.static else [path]:
-                _prepare_made(artifacts.folder / rule.source, each, rule)
+                _prepare_made(artifacts, each, rule)
     return config
 
 
@@ -156,19 +170,70 @@ def _prepare_checkpoint(artifacts: Artifacts) -> GPTConfig:
     return config
 
 
-def _prepare_made(source: Path, path: Path, rule: BuildRule) -> None:
+def _make(source: Path, path: Path, rule: BuildRule) -> None:
+    _say(f"{source} is {rule.done} to {path}")
+    try:
+        rule.make(source, path)
+    except UserError as error:
+        raise CannotMake(str(error)) from error
+    finally:
+        give_memory_back()  # building all files of a GPT-2 leaves 6 GB, which the engines would lack
+
+
+def _prepare_made(artifacts: Artifacts, path: Path, rule: BuildRule) -> None:
+    source = artifacts.folder / rule.source
     if not path.exists():
-        _say(f"{source} is {rule.done} to {path}")
-        try:
-            rule.make(source, path)
-        except UserError as error:
-            raise CannotMake(str(error)) from error
-        finally:
-            give_memory_back()  # building all files of a GPT-2 leaves 6 GB, which the engines would lack
+        _make(source, path, rule)
     elif rule.origin(path) != sha256_file(source):
+        others = [each for each, *_ in _stale(artifacts) if each != path]
         shape = dict(zip("BT", path.name.split("x"), strict=True)) if rule.static else {}
         command = rule.command.format(source=source, path=path, **shape)
-        raise UserError(f"{path} was not {rule.done} from {source}: remake it with {command}")
+        if not others:
+            raise UserError(f"{path} was not {rule.done} from {source}: remake it with {command}")
+        names = ", ".join(str(each.relative_to(artifacts.folder)) for each in others)
+        raise UserError(
+            f"{path} was not {rule.done} from {source}, and with it are stale: {names}; "
+            f"remake them all with {_remake_command(artifacts)}"
+        )
+
+
+def remake_stale(artifacts: Artifacts) -> list[Path]:
+    """Make again, each from the file before it, all files that are damaged or not of the model that is there.
+
+    Returns them. Raises UserError for one that cannot be made.
+    """
+    if not (artifacts.checkpoint.exists() or is_external(artifacts)):
+        return []
+    found = list(_stale(artifacts))
+    for path, source, rule in found:
+        if not source.exists():  # what it was made from is no file of this folder any more
+            raise UserError(f"{path} is stale, and {source} that it was made from is gone: remove {path}")
+        _make(source, path, rule)
+    return [path for path, *_ in found]
+
+
+def _stale(artifacts: Artifacts) -> Iterator[tuple[Path, Path, BuildRule]]:
+    """Yield the files that are damaged or not built from what is there, each after those that it is built from."""
+    stale = set()
+    for name, rule in BUILD_RULES.items():
+        source = artifacts.folder / rule.source
+        if rule.source == CHECKPOINT and is_external(artifacts):
+            continue
+        for path in rule.made(artifacts.folder / name):
+            if source in stale or (source.exists() and not rule.is_of(path, source)):
+                stale.add(path)
+                yield path, source, rule
+
+
+def _remake_command(artifacts: Artifacts) -> str:
+    folder, words = artifacts.folder, ["python", "-m", "bench"]
+    if artifacts.onnx is not None:
+        folder, words = folder.parent, [*words, "--onnx", str(artifacts.onnx)]
+    elif folder.name.removeprefix("seeded-") in SEEDED and folder.name.startswith("seeded-"):
+        folder, words = folder.parent, [*words, "--seeded", folder.name.removeprefix("seeded-")]
+    if folder != ARTIFACTS:
+        words += ["--artifacts", str(folder)]
+    return shlex.join([*words, "--remake"])
 
 
 def _exported(

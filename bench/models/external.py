@@ -50,10 +50,12 @@ def adopt_external(source: Path, folder: Path) -> tuple[Artifacts, str]:
     from export.artifact import load_exported
     from export.foreign import adopt
 
-    artifacts = Artifacts(folder / f"onnx-{source.stem}")
-    if not (source.is_file() and artifacts.exported.exists()) or (
-        load_exported(artifacts.exported).checkpoint_sha256 != sha256_file(source)
-    ):
+    artifacts = Artifacts(folder / f"onnx-{source.stem}", onnx=source)
+    try:
+        known = source.is_file() and load_exported(artifacts.exported).checkpoint_sha256 == sha256_file(source)
+    except UserError:  # there is none, or it is damaged: it is made again
+        known = False
+    if not known:
         print(f"bringing {source} to this project's form: {artifacts.exported}", file=sys.stderr, flush=True)
         adopt(source, artifacts.exported)
     return artifacts, f"the model in {source}"
@@ -88,7 +90,12 @@ class Reference:
         """Load the model; numpy reads the number of threads from the environment."""
         import onnx
 
-        self._evaluator = evaluator_of(in_float64(onnx.load(artifacts.exported)))
+        from export.artifact import exported_from, read_onnx
+
+        file = read_onnx(artifacts.exported)
+        if weights := exported_from(file).weights:
+            onnx.load_external_data_for_model(file.proto, str(weights.parent))
+        self._evaluator = evaluator_of(in_float64(file.proto))
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         """Compute logits float64 [B, T, V] of ids int64 [B, T]."""

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.artifact import HASH, PREFIX, _content_sha256, load_exported
+from export.artifact import HASH, PREFIX, UNSEALED, load_exported, write_exported
 from gpt.cli import UserError
 from gpt.version import project_version
 
@@ -76,12 +76,19 @@ def test_a_file_names_the_version_that_wrote_it_and_one_from_before_that_is_read
     proto = onnx.load(exported.path)
     metadata = {prop.key: prop.value for prop in proto.metadata_props}
     del metadata[PREFIX + "version"], metadata[PREFIX + HASH]
-    older = metadata | {PREFIX + HASH: _content_sha256(proto, metadata)}
-    onnx.helper.set_model_props(proto, older)
-    onnx.save(proto, tmp_path / "model.onnx")
+    onnx.helper.set_model_props(proto, metadata | {PREFIX + HASH: UNSEALED})
+    write_exported(proto, tmp_path / "model.onnx")
     found = load_exported(tmp_path / "model.onnx")
     assert found.version is None
     assert found == replace(exported, path=found.path, sha256=found.sha256, version=None)
+
+
+def test_a_file_of_an_earlier_format_is_said_to_be_one(exported, tmp_path):
+    proto = onnx.load(exported.path)
+    metadata = {prop.key: prop.value for prop in proto.metadata_props}
+    onnx.helper.set_model_props(proto, metadata | {PREFIX + "format": "1"})
+    onnx.save(proto, tmp_path / "model.onnx")
+    refused(tmp_path / "model.onnx", "has format '1' and this code reads 2; export it again")
 
 
 @pytest.mark.slow
@@ -102,8 +109,8 @@ def test_a_file_without_an_opset_is_refused(exported, tmp_path):
     proto = onnx.load(exported.path)
     del proto.opset_import[:]
     metadata = {prop.key: prop.value for prop in proto.metadata_props if prop.key != PREFIX + HASH}
-    onnx.helper.set_model_props(proto, metadata | {PREFIX + HASH: _content_sha256(proto, metadata)})
-    onnx.save(proto, tmp_path / "model.onnx")
+    onnx.helper.set_model_props(proto, metadata | {PREFIX + HASH: UNSEALED})
+    write_exported(proto, tmp_path / "model.onnx")
     refused(tmp_path / "model.onnx", "names no opset of ONNX itself")
 
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 
-from export.artifact import metadata_of
+from export.artifact import metadata_of, write_exported
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import cuda_toolchain
@@ -81,9 +81,9 @@ def test_an_older_opset_of_torchs_older_exporter(export, eager, tmp_path, opset,
     proto = onnx.load(path)
     assert proto.opset_import[0].version == opset
     known = {name: getattr(exported, name) for name in ("config", "tokenizer", "entry_points", "dtype", "exporter")}
-    metadata = metadata_of(**known, checkpoint_sha256=exported.checkpoint_sha256, proto=proto)
+    metadata = metadata_of(**known, checkpoint_sha256=exported.checkpoint_sha256)
     onnx.helper.set_model_props(proto, metadata)
-    onnx.save(proto, path)
+    write_exported(proto, path)
     check(path, lambda ids: eager(checkpoint, ids), shape)
 
 

@@ -10,7 +10,7 @@ import onnx_ir
 import onnxscript.optimizer
 from tvm.relax.frontend.onnx import from_onnx
 
-from export.artifact import ExportedModel, exported_from, read_proto
+from export.artifact import ExportedModel, exported_from, read_onnx
 from gpt.cli import UserError
 from tvm_frontend.frontends import Source
 from tvm_frontend.frontends.upstream import graph_of, node_at, reason_of, unknown_shape
@@ -27,8 +27,8 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
 
 def read_plain(model: Path, frontend: str) -> tuple[ExportedModel, onnx.ModelProto]:
     """Read an ONNX file of ours with its weights. Raises UserError for one that neither importer of TVM's takes."""
-    proto = read_proto(model)
-    exported = exported_from(proto, model)
+    file = read_onnx(model)
+    exported, proto = exported_from(file), file.proto
     if exported.form != "forward":
         raise UserError(f"{model}: its form is {exported.form}, and --frontend {frontend} takes the plain forward pass")
     if exported.dtype != "float32":

@@ -1,6 +1,8 @@
 """Tests the choice of the model to compare, and that each of its files is built from its source."""
 
 import gc
+import re
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,7 @@ from bench.backends import Candidate, find_candidates
 from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import EXPORTED, Artifacts
-from bench.models.build import BUILD_RULES, SEEDED, choose_artifacts, prepare
+from bench.models.build import BUILD_RULES, SEEDED, choose_artifacts, prepare, remake_stale
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.files import sha256_file
@@ -82,25 +84,56 @@ def test_an_export_of_another_checkpoint_is_an_error(copied: Artifacts, candidat
     replace_checkpoint(copied)
     with pytest.raises(UserError) as error:
         prepare(copied, candidates)
+    [first, stale, command] = re.split(", and with it are stale: |; remake them all with ", str(error.value))
+    assert first == f"{copied.exported} was not exported from {copied.checkpoint}"
+    made = {path.name for path in copied.folder.iterdir()} - {"ckpt.pt", "model.onnx"}
+    assert set(stale.split(", ")) == made
+    assert command == f"python -m bench --seeded tiny --artifacts {copied.folder.parent} --remake"
+
+
+def keep(artifacts: Artifacts, *names: str) -> None:
+    for path in artifacts.folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_file_alone_is_named_with_the_command_that_makes_it(copied: Artifacts, candidates: list[Candidate]) -> None:
+    keep(copied, "ckpt.pt", "model.onnx")
+    replace_checkpoint(copied)
+    with pytest.raises(UserError) as error:
+        prepare(copied, candidates)
     command = f"python -m export.onnx {copied.checkpoint} -o {copied.exported}"
     assert str(error.value) == f"{copied.exported} was not exported from {copied.checkpoint}: remake it with {command}"
 
 
-@pytest.mark.parametrize(
-    ("engine", "form", "name"), [("onnxruntime", "static", "model-cache.onnx"), ("openvino", "past", "model-past.onnx")]
-)
-def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(
-    copied: Artifacts, engine: str, form: str, name: str
-) -> None:
+def test_what_is_stale_or_damaged_is_made_again_and_nothing_else(copied: Artifacts) -> None:
+    """A bit of the export is flipped: it and what was compiled of it are made again, and nothing else."""
+    keep(copied, "ckpt.pt", "model.onnx", "tvm-llvm-O0", "ctranslate2")
+    content = bytearray(copied.exported.read_bytes())
+    content[len(content) // 2] ^= 1
+    copied.exported.unlink()  # it is a link to a file that other tests read
+    copied.exported.write_bytes(content)
+    engine = find_candidates(["onnxruntime"])
+    with pytest.raises(UserError, match=r"model\.onnx: does not match its own hash"):
+        prepare(copied, engine, ["prefill"])
+    assert remake_stale(copied) == [copied.exported, copied.folder / "tvm-llvm-O0"]
+    prepare(copied, engine, ["prefill"])
+    assert remake_stale(copied) == []
+
+
+@pytest.mark.parametrize(("engine", "name"), [("onnxruntime", "model-cache.onnx"), ("openvino", "model-past.onnx")])
+def test_an_export_with_a_cache_of_another_checkpoint_is_an_error(copied: Artifacts, engine: str, name: str) -> None:
     replace_checkpoint(copied)
-    with pytest.raises(UserError, match=rf"{name} was not exported from .*ckpt\.pt: remake it with .* --cache {form}"):
+    with pytest.raises(UserError, match=rf"{name} was not exported from .*ckpt\.pt, and with it are stale: "):
         prepare(copied, find_candidates([engine]), ["decode"])
 
 
 def test_a_library_of_another_export_is_an_error(copied: Artifacts, candidates: list[Candidate]) -> None:
     replace_checkpoint(copied)
     copied.exported.unlink()  # so that it is built again
-    with pytest.raises(UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx: remake it with .*-level 0"):
+    with pytest.raises(
+        UserError, match=r"tvm-llvm-O0 was not compiled from .*model\.onnx, and with it are stale: .*-O3"
+    ):
         prepare(copied, candidates, ["prefill"])
 
 

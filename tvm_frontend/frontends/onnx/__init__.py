@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 
-from export.artifact import PRECISIONS, exported_from, read_proto
+from export.artifact import PRECISIONS, exported_from, read_onnx
 from gpt.cli import UserError
 from tvm_frontend.frontends import Source, refuse_fixed_shape
 from tvm_frontend.frontends.onnx.importer import check_operators, import_onnx
@@ -13,9 +13,10 @@ from tvm_frontend.frontends.onnx.importer import check_operators, import_onnx
 def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
     """Read an ONNX file of ours, every node of which the importer knows. Raises UserError for another."""
     refuse_fixed_shape("onnx", fixed_shape)
-    proto = read_proto(model)
+    file = read_onnx(model)
+    proto = file.proto
     try:
-        exported = exported_from(proto, model)
+        exported = exported_from(file)
     except UserError:
         check_operators(proto)  # for a file not made by us, the node that cannot be read says more
         raise
