@@ -206,6 +206,17 @@ def exported_from(file: OnnxFile) -> ExportedModel:
     opset = _opset(proto)
     if opset is None:
         raise UserError(f"{path}: names no opset of ONNX itself; export it again with python -m export.onnx")
+    try:
+        return _described(path, opset, file.content, found)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) and str(error).startswith(str(path)):
+            raise
+        raise UserError(
+            f"{path}: its metadata make no sense ({error}); export it again with python -m export.onnx"
+        ) from error
+
+
+def _described(path: Path, opset: int, content: bytes, found: dict[str, str]) -> ExportedModel:
     return ExportedModel(
         path=path,
         config=config_from_json(json.loads(found["config"])),
@@ -217,7 +228,7 @@ def exported_from(file: OnnxFile) -> ExportedModel:
         exporter=found["exporter"],
         checkpoint_sha256=found["checkpoint_sha256"],
         weights=_check_weights(path, json.loads(found["weights"])) if "weights" in found else None,
-        sha256=hashlib.sha256(file.content).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
         version=found.get("version"),
     )
 

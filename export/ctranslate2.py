@@ -56,7 +56,10 @@ def origin_of(folder: Path) -> str:
 
     Raises UserError for a folder that is damaged or not made by us.
     """
-    return str(check_folder(folder, DESCRIPTION, REMAKE)[ORIGIN])
+    found = check_folder(folder, DESCRIPTION, REMAKE).get(ORIGIN)
+    if not isinstance(found, str):
+        raise UserError(f"{folder}: not a model of CTranslate2 made by us; make one with {REMAKE}")
+    return found
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

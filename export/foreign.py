@@ -22,7 +22,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from export import storage
 from export.artifact import ExportedModel, load_exported, metadata_of, read_proto, write_exported
-from export.graph import MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of
+from export.graph import FLOATS, MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of, without_weights
 from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -100,13 +100,18 @@ def adopt(source: Path, output: Path) -> ExportedModel:
     where a checkpoint's would. Before the file gets its name, ONNX Runtime gives the same logits for both. Raises
     UserError for a file that cannot be used, saying why; RuntimeError if the logits differ.
     """
-    bare = read_proto(source)
-    found = examine(bare)
+    whole = read_proto(source)
+    found = examine(whole)
     if found.usable is None:
         more = f" (and {len(found.missing) - 1} more: python -m export.inspect {source})" if found.missing[1:] else ""
         raise UserError(f"{source}: {found.missing[0]}{more}")
-    model = ir.from_proto(_read_whole(source))
-    producer = f"{bare.producer_name or 'unknown'} {bare.producer_version}".strip()
+    storage.read_weights(whole, source)
+    _check(whole, source)
+    _check_numbers(whole, source)
+    fits = GraphReader(whole).parameter_bytes <= storage.INLINE_BYTES
+    theirs = whole.SerializeToString() if fits else str(source)  # before its parts get other names
+    producer = f"{whole.producer_name or 'unknown'} {whole.producer_version}".strip()
+    model = ir.from_proto(whole)
     _bring_to_our_form(model, found.usable)
     with atomic_output(output) as part:
         ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
@@ -115,7 +120,7 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         metadata = _metadata(found.usable.config, producer, sha256_file(source), weights)
         onnx.helper.set_model_props(proto, metadata)
         write_exported(proto, part)
-        _prove(source, part, found.usable)
+        _prove(source, theirs, part, found.usable)
         storage.place_weights(weights, output)
     storage.remove_other_weights(weights, output)
     return load_exported(output)
@@ -154,13 +159,31 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
     return [f"output {logits.name}: its shape {dims} must be [B, T, V]"] if dims and len(dims) != 3 else []
 
 
-def _read_whole(source: Path) -> onnx.ModelProto:
-    """Return the file with its external data. Raises UserError where they are missing or too short."""
+def _check(proto: onnx.ModelProto, source: Path) -> None:
+    """Raise UserError for a model that ONNX's checker refuses."""
     try:
-        return onnx.load(source, format="protobuf")
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"{source}: its external data cannot be read ({line}); copy them beside it again") from error
+        onnx.checker.check_model(without_weights(proto))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: ONNX's checker refuses it ({line}); export it again") from error
+
+
+def _check_numbers(proto: onnx.ModelProto, source: Path) -> None:
+    """Raise UserError for a weight of another size than its shape, one that holds NaN, and for an infinite matrix.
+
+    A mask that is added to scores may hold infinities.
+    """
+    matrices = GraphReader(proto).matrices
+    for tensor in proto.graph.initializer:
+        try:
+            values = onnx.numpy_helper.to_array(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: weight {tensor.name!r} does not fit its shape; export it again") from error
+        if tensor.data_type not in FLOATS:
+            continue
+        values = values.astype(np.float32) if values.dtype.kind != "f" else values  # bfloat16
+        if np.isnan(values).any() or (tensor.name in matrices and not np.isfinite(values).all()):
+            raise UserError(f"{source}: weight {tensor.name!r} holds NaN or infinity; export a model that is sound")
 
 
 def _bring_to_our_form(model: ir.Model, found: Usable) -> None:
@@ -224,11 +247,14 @@ def _metadata(config: GPTConfig, producer: str, sha256: str, weights: Path | Non
     )
 
 
-def _prove(source: Path, adopted: Path, found: Usable) -> None:
-    """Run both files in ONNX Runtime at two shapes. Raises UserError if it refuses, RuntimeError if they differ."""
+def _prove(source: Path, model: bytes | str, adopted: Path, found: Usable) -> None:
+    """Run both files in ONNX Runtime at two shapes. Raises UserError if it refuses, RuntimeError if they differ.
+
+    model: what was read from `source`, or its path.
+    """
     try:
         theirs, ours = (
-            onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (source, adopted)
+            onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]) for each in (model, str(adopted))
         )
         for B, T in ((1, 1), (2, min(7, found.config.block_size))):
             ids = np.random.default_rng(T).integers(0, found.config.vocab_size, (B, T))
@@ -236,6 +262,8 @@ def _prove(source: Path, adopted: Path, found: Usable) -> None:
             given = {name: given[name] for name in found.filled}
             (expected,) = theirs.run([found.logits], {found.ids: ids, **given})
             (logits,) = ours.run(["logits"], {"ids": ids})
+            if not np.isfinite(expected).all():
+                raise UserError(f"{source}: its logits are NaN or infinite in ONNX Runtime; export a sound model")
             scale = max(1.0, float(np.abs(expected).max()))
             if expected.shape != (B, T, found.config.vocab_size) or not np.abs(logits - expected).max() <= 1e-4 * scale:
                 raise RuntimeError(f"{source}: brought to our form it gives other logits at B={B}, T={T}")

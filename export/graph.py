@@ -80,6 +80,11 @@ class GraphReader:
         return [self.constants[factor.name] for factor in self._factors]
 
     @property
+    def matrices(self) -> set[str]:
+        """The names of the constants that a matrix product reads."""
+        return {factor.name for factor in self._factors}
+
+    @property
     def flops_per_token(self) -> int:
         """2·N, N being the weights of matrix products; attention is not in it."""
         return 2 * sum(weight.numbers for weight in self.product_weights)
@@ -274,7 +279,7 @@ class GraphReader:
     @cached_property
     def _inferred_dims(self) -> dict[str, list[int | str]]:
         try:
-            inferred = onnx.shape_inference.infer_shapes(_without_weights(self.proto), data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(without_weights(self.proto), data_prop=True)
         except onnx.shape_inference.InferenceError:  # an operator that ONNX does not know, for one
             return {}
         return {value.name: dims_of(value) for value in inferred.graph.value_info}
@@ -348,7 +353,7 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[NodeProto]:
                 yield from _all_nodes(attribute.g)
 
 
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with its large constants as inputs, so that inference does not copy gigabytes."""
     bare = onnx.ModelProto()
     for field in ("ir_version", "opset_import", "functions"):

@@ -12,11 +12,12 @@ from typing import Annotated
 
 import onnx
 import tyro
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from export.artifact import PREFIX, ExportedModel, exported_from, read_onnx
 from export.foreign import examine
 from export.graph import GraphReader, dims_of, dtype_of, opsets_of
+from export.storage import place_of
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.costs import prefill_flops_per_token
@@ -85,9 +86,11 @@ def external_data(path: Path, graph: onnx.GraphProto) -> Iterator[str]:
     """Yield a line for each file of weights beside the graph: its size, or what is wrong with it."""
     needed: dict[str, int] = {}
     for tensor in filter(uses_external_data, graph.initializer):
-        info = ExternalDataInfo(tensor)
-        end = (info.offset or 0) + (info.length or 0)
-        needed[info.location] = max(needed.get(info.location, 0), end)
+        try:
+            location, offset, length = place_of(tensor, path)
+            needed[location] = max(needed.get(location, 0), offset + length)
+        except UserError as error:
+            yield f"external data: {str(error).removeprefix(f'{path}: ')}"
     for name, size in needed.items():
         file = path.parent / name
         there = file.stat().st_size if file.is_file() else None
