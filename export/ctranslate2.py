@@ -14,7 +14,7 @@ import tyro
 
 from export.huggingface import export_huggingface
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, beside, find_input, sha256_file
+from gpt.files import atomic_output, beside, check_replaceable, find_input, sha256_file
 from gpt.sealed import check_folder, read_folder, seal_folder
 
 NEEDED = ("ctranslate2", "transformers")
@@ -32,8 +32,7 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"CTranslate2's converter is not installed: pip install {' '.join(missing)}")
-    if output.exists() and not is_ours(output):
-        raise UserError(f"{output}: exists and is no such model of ours, so it is not replaced; choose another with -o")
+    check_replaceable(output, is_ours, "such model of ours")
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, beside, find_input
+from gpt.files import atomic_output, beside, check_replaceable, find_input
 from gpt.pretrained import CONFIG, CONV1D, REQUIRED, SEAL, WEIGHTS, load_pretrained
 from gpt.sealed import seal_folder
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
@@ -36,10 +36,7 @@ def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
     name it is read back by `gpt.pretrained` and every weight compared. Raises UserError for a bad checkpoint, a bigram
     and an output that cannot be written or is another folder's place; RuntimeError if what was read back differs.
     """
-    if output.exists() and not is_ours(output):
-        raise UserError(
-            f"{output}: exists and is no GPT-2 folder of ours, so it is not replaced; choose another with -o"
-        )
+    check_replaceable(output, is_ours, "GPT-2 folder of ours")
     checkpoint = load_checkpoint(checkpoint_path)
     if checkpoint.config.model != "gpt":
         raise UserError(f"{checkpoint_path}: is a {checkpoint.config.model}; only a gpt can be written as a GPT-2")

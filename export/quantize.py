@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from export.artifact import ExportedModel, exported_from, load_exported, metadata_of, read_onnx, write_exported
 from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, check_output, find_input
+from gpt.files import atomic_output, check_output, check_replaceable, find_input
 from gpt.sealed import check_folder, read_folder, seal_folder
 
 SEED = 0
@@ -82,8 +82,7 @@ def quantize_openvino(model: Path, output: Path, bits: int) -> list[Loss]:
         raise UserError(
             f"OpenVINO's quantisation is in the packages nncf and openvino: pip install {' '.join(missing)}"
         )
-    if output.exists() and not is_ours(output):
-        raise UserError(f"{output}: exists and is no quantised model, so it is not replaced; choose another with -o")
+    check_replaceable(output, is_ours, "quantised model")
     exported = _load_float32(model)
     if exported.form == "cached":
         raise UserError(f"{model}: OpenVINO does not know its operators; export it with --cache past")

@@ -1,5 +1,6 @@
 """End a command after a user's mistake, as every command of the project does. Standard library only."""
 
+import errno
 import os
 import signal
 import sys
@@ -29,7 +30,10 @@ def run_command(command: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone (`... | head`): not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:60]}…: {error.strerror}; choose a shorter name", file=sys.stderr)
+            sys.exit(2)
         sys.excepthook = sys.__excepthook__  # TVM's hook shows nothing of some errors
         raise
 

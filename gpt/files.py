@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -112,6 +112,16 @@ def check_output(path: Path | str, *inputs: Path | str) -> None:
     with suppress(_Undo), atomic_output(path) as part:
         part.touch()
         raise _Undo
+
+
+def check_replaceable(output: Path | str, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Raise UserError if something is at `output`, by any name for it, that is no folder which a command may replace.
+
+    is_ours: returns whether a folder is. what: it is, for the message.
+    """
+    place = Path(output).resolve()  # also through `..` of a folder that is not there yet
+    if place.exists() and not is_ours(place):
+        raise UserError(f"{output}: exists and is no {what}, so it is not replaced; choose another with -o")
 
 
 def sha256_file(path: Path | str) -> str:

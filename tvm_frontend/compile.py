@@ -18,7 +18,7 @@ import tyro
 from tvm.support.cc import get_cc
 
 from gpt.cli import UserError, heed_interrupt, run_command
-from gpt.files import atomic_output, find_input
+from gpt.files import atomic_output, check_replaceable, find_input
 from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
@@ -65,8 +65,7 @@ def compile_model(
     if search is not None:
         search.check(source, compile_for)
     output = output or model.with_name(_folder_name(replace(options, precision=precision), compile_for, source, search))
-    if output.exists() and not is_ours(output):
-        raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
+    check_replaceable(output, is_ours, "compiled model")
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     register_errors()
@@ -200,6 +199,8 @@ def compile_command(
     """
     if (batch is None) != (tokens is None):
         raise UserError("--batch and --tokens: give both or neither")
+    if batch is not None and tokens is not None and min(batch, tokens) < 1:
+        raise UserError(f"--batch {batch} --tokens {tokens}: must be at least 1 each")
     model = find_input(model or default_model(frontend))
     options = CompileOptions(
         target=target,

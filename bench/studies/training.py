@@ -13,6 +13,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
+from gpt.cli import UserError
 from gpt.corpus import load_corpus
 from gpt.distributed import Ranks
 from gpt.presets import PRESETS
@@ -68,6 +69,8 @@ def throughput(
         corpus: a text file; by default Python's standard library
         threads: CPU threads; torch's default if not given
     """
+    if rounds < 2 or steps < 1:
+        raise UserError(f"rounds={rounds}, steps={steps}: must be at least 2 and 1, as quartiles are printed")
     if threads:
         torch.set_num_threads(threads)
     config = replace(PRESETS["char-cpu"][1], corpus=corpus, max_steps=10**6)

@@ -12,7 +12,7 @@ import onnx
 from onnx import inliner
 
 from gpt.cli import UserError
-from gpt.files import atomic_output, check_output
+from gpt.files import atomic_output, check_output, check_replaceable
 from gpt.version import PROJECT, project_version
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
@@ -57,8 +57,7 @@ def compile_relay(
     tuned = "tuned-" if trials is not None else ""
     name = f"tvm-{compile_for.name}-O{options.opt_level}-{RELAY}-{tuned}{shape[0]}x{shape[1]}"
     output = output or model.with_name(name)
-    if output.exists() and not is_ours(output):
-        raise UserError(f"{output}: exists and is no compiled model, so it is not replaced; choose another with -o")
+    check_replaceable(output, is_ours, "compiled model")
     if dump_ir is not None:
         check_output(dump_ir / "01-import.relay")
     with (
