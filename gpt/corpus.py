@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from gpt.batches import Tokens
 from gpt.cli import UserError, run_command
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, sha256_file
+from gpt.progress import progress_bar
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
 
 KIND = "gpt-frontend corpus"
@@ -128,7 +128,7 @@ def build_corpus(config: CorpusConfig) -> Corpus:
 def verify_corpus(folder: Path) -> None:
     """Raise UserError, naming the file, unless every token file has the SHA-256 that the manifest says."""
     manifest = _read_manifest(folder) or {part: [] for part in PARTS}
-    for shard in tqdm([shard for part in PARTS for shard in manifest[part]], desc="verify", unit="file"):
+    for shard in progress_bar([shard for part in PARTS for shard in manifest[part]], desc="verify", unit="file"):
         path = folder / shard["file"]
         if not path.exists() or sha256_file(path) != shard["sha256"]:
             raise UserError(f"{path}: is not as it was written; remove {folder} and make it again")
@@ -180,7 +180,7 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
     """Tokenise what the manifest does not count yet, shard by shard."""
     shards, coder = _Shards(config.output, manifest), _coder_of(config.output, manifest)
     separator, done, documents = _end_of_text(coder), manifest["documents"], source.documents()
-    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
+    with progress_bar(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
         for document in itertools.islice(documents, done):
             bar.update(document.size_bytes)
         for group in _grouped(documents, min(AT_ONCE, config.shard_tokens)):
@@ -312,7 +312,7 @@ def _check_empty(folder: Path) -> None:
 def _characters_of(source: Source) -> CharTokenizer:
     """Return the tokenizer of all characters in a source, which takes a reading of its own."""
     found: set[str] = set()
-    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
+    with progress_bar(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
         for document in source.documents():
             found.update(document.text)
             bar.update(document.size_bytes)

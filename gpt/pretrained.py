@@ -18,13 +18,13 @@ import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt.checkpoint import Checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
 from gpt.model import GPT
+from gpt.progress import progress_bar
 from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -81,7 +81,11 @@ def _download(name: str) -> Path:
 
 def _fetch(url: str, path: Path, title: str) -> None:
     """Fetch one file over HTTP, whole or not at all. Raises UserError."""
-    with atomic_output(path) as part, part.open("wb") as file, tqdm(desc=title, unit="B", unit_scale=True) as bar:
+    with (
+        atomic_output(path) as part,
+        part.open("wb") as file,
+        progress_bar(desc=title, unit="B", unit_scale=True) as bar,
+    ):
         for block, total in _blocks(url):
             bar.total = total
             file.write(block)

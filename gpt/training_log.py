@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gpt.cli import UserError
 from gpt.files import atomic_output
+from gpt.progress import progress_bar
 
 
 class TrainingLog:
@@ -30,7 +31,7 @@ class TrainingLog:
         _drop_after(path, step)
         self._file = path.open("a", buffering=1)  # a line at a time: none is lost to a kill
         self._board = _open_board(tensorboard, step) if tensorboard else None
-        self._bar = tqdm(total=max_steps, initial=step, unit="step", desc="train")
+        self._bar = progress_bar(total=max_steps, initial=step, unit="step", desc="train")
         self._step_tokens, self._step_share = step_tokens, step_share
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float, dt_s: float) -> None:
