@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.cli import UserError
+from gpt.tokenizer import check_unicode
 
 DEFAULT_LIMIT = 4_000_000  # characters of Python's sources: the demo reads 1.5 million, and loading is under a second
 KEPT = frozenset(string.printable) - frozenset("\r\v\f")  # printable ASCII, newline and tab
@@ -180,6 +181,7 @@ def _text_of(found: Any, text_field: str, where: str) -> str:
     text = found.get(text_field) if isinstance(found, dict) else None
     if not isinstance(text, str):
         raise UserError(f"{where}: has no text under {text_field!r}; name its field with --text-field")
+    check_unicode(text, where)
     return text
 
 

@@ -43,6 +43,7 @@ class TrainConfig:
     init_from: str | None = None  # weights to begin with: gpt2 … gpt2-xl, a Hugging Face folder, or a checkpoint
     resume: bool = False  # go on from the last checkpoint beside the output, if there is one
     overwrite: bool = False  # begin again although an unfinished run is there
+    allow_changed_corpus: bool = False  # resume although the corpus is not what the run has been trained on so far
 
     n_layer: int = 4  # depth
     n_head: int = 4  # attention heads a layer
