@@ -18,7 +18,7 @@ from gpt.config import GPTConfig, config_from_json
 from gpt.files import ARTIFACTS, atomic_output, other_kind, sha256_file
 from gpt.model import GPT
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
-from gpt.zoo import build_model
+from gpt.zoo import build_model, weights_of
 
 KIND = "gpt-frontend checkpoint"
 VERSION = 1
@@ -211,18 +211,15 @@ def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
 
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     """Raise UserError unless the state and the tokenizer are of the config's shape."""
-    state, layers = checkpoint.state, checkpoint.config.n_layer
+    state = checkpoint.state
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{path}: is damaged (its state is not a dict of tensors); train again")
     if not all(type(name) is str for name in state):
         raise UserError(f"{path}: is damaged (not all of its tensors have names); train again")
-    if layers > len(state):  # before a model of so many is built
-        raise UserError(f"{path}: does not fit its own config: {len(state)} tensors for n_layer={layers}; train again")
     try:
-        with torch.device("meta"):  # shapes without memory
-            wanted = build_model(checkpoint.config).state_dict()
-    except RuntimeError as error:  # sizes whose product does not fit in 64 bits
-        raise UserError(f"{path}: is damaged (its config is of no model: {error}); train again") from error
+        wanted = weights_of(checkpoint.config, len(state))
+    except UserError as error:
+        raise UserError(f"{path}: does not fit its own config: {error}; train again") from error
     for name in sorted(wanted.keys() | state.keys()):
         expected, found = (describe_tensor(tensors.get(name)) for tensors in (wanted, state))
         if (expected := expected.removesuffix(" on meta")) != found:

@@ -351,9 +351,11 @@ def _wrong_entry(manifest: dict[str, Any]) -> str | None:
         for number, shard in enumerate(manifest[part]):
             match shard:
                 case {"file": str(file), "tokens": int(tokens), "sha256": str(sha256)} if (
-                    file == Path(file).name and tokens > 0 and re.fullmatch("[0-9a-f]{64}", sha256)
+                    re.fullmatch(rf"{part}-\d+\.bin", file)  # so it is in this folder, not where `..` leads to
+                    and 0 < tokens < 2**48
+                    and re.fullmatch("[0-9a-f]{64}", sha256)
                 ):
-                    continue  # and its file is in this folder, not in one that `..` leads to
+                    continue
             return f"file {number} of {part} is {str(shard)[:80]}"
     return None
 
