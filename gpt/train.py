@@ -22,6 +22,7 @@ from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.corpus import load_corpus
 from gpt.costs import training_flops_per_token
+from gpt.device import explain_memory
 from gpt.distributed import Ranks, is_first_process, join_ranks
 from gpt.files import check_output
 from gpt.generate import generate
@@ -29,7 +30,7 @@ from gpt.model import loss_of
 from gpt.optimizer import allow_tf32, autocast, learning_rate_at
 from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
-from gpt.run import Run, batches_of
+from gpt.run import LESS_MEMORY, Run, batches_of
 from gpt.run_folder import Resumption, RunFolder, plain
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> Checkpoint:
     """
     if config.tensorboard:
         check_tensorboard()  # on every rank, and before an earlier run's files are removed
-    with join_ranks(config.device) as ranks:
+    with join_ranks(config.device) as ranks, explain_memory(LESS_MEMORY):
         return _train(config, ranks)
 
 

@@ -244,6 +244,35 @@ def test_a_text_edited_in_place_is_noticed(config, text_file, tmp_path):
     assert train(replace(config, resume=True)).step == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"batch_size": 10**9},
+            "batch_size=1000000000: its token ids take 264,000,000,000 bytes, and this machine has 17,",
+        ),
+        ({"batch_size": 5 * 10**6}, r"not enough memory: training takes [\d,]+ bytes .*, 17,920,000,000 of logits"),
+        ({"n_embd": 2**20}, r"not enough memory: training takes [\d,]{15,} bytes or more"),
+        ({"n_layer": 10**8}, r"not enough memory: training takes [\d,]{15,} bytes or more"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_it_is_tried(config, monkeypatch, changes, words):
+    for module in ("run", "batches"):
+        monkeypatch.setattr(f"gpt.{module}.memory_bytes", lambda: 2**34)
+    monkeypatch.setattr("gpt.run.build_model", None)
+    with pytest.raises(UserError, match=f"{words}.*lower --batch-size"):
+        train(replace(config, **changes))
+
+
+def test_an_id_outside_the_vocabulary_is_one_line(folder_config):
+    path = folder_config.corpus / "train-00000.bin"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(
+        UserError, match=r"the corpus holds the token id 65535, but its vocabulary has 28: .* make it aga"
+    ):
+        train(replace(folder_config, overwrite=True))
+
+
 def test_resuming_nothing_begins(config):
     assert train(replace(config, resume=True, max_steps=1)).step == 1
 
