@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt.cli import UserError
-from gpt.device import memory_bytes
+from gpt.device import check_memory
 
 ORDERS = ("random", "sequential", "one")
 
@@ -74,11 +74,7 @@ class Batches:
             )
 
         size = 8 * max(self._at_once * (self.block_size + 1), self.batch_size)  # of ids, or of where sequences begin
-        if size > memory_bytes():
-            raise UserError(
-                f"batch_size={self.batch_size}: its token ids take {size:,} bytes, and this machine has "
-                f"{memory_bytes():,}; lower --batch-size, or --micro-batch-size"
-            )
+        check_memory(size, "a batch's token ids", "lower --batch-size, or --micro-batch-size")
 
     @property
     def micro_steps(self) -> int:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from gpt.arguments import parse_settings
 from gpt.batches import Tokens
 from gpt.cli import UserError, run_command
 from gpt.documents import Document, Source, find_source, read_text, standard_library
@@ -426,7 +427,7 @@ def _dtype_of(coder: TextTokenizer) -> np.dtype:
 
 def main() -> None:
     """Parse the command line, write the corpus and say what is in it."""
-    corpus = build_corpus(tyro.cli(CorpusConfig, prog="python -m gpt.corpus"))
+    corpus = build_corpus(parse_settings(CorpusConfig, prog="python -m gpt.corpus"))
     print(f"corpus: {corpus.name}, {corpus.tokenizer.vocab_size:,} different tokens")
     if isinstance(corpus.tokenizer, GPT2Tokenizer):
         print(f"byte pairs: {corpus.tokenizer.table}")

@@ -55,6 +55,13 @@ def explain_memory(advice: str) -> Iterator[None]:
         raise UserError(f"not enough memory: {size} asked for at once; {advice}") from error
 
 
-def memory_bytes() -> int:
-    """Return how much memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def check_memory(size_bytes: int, what: str, advice: str) -> None:
+    """Raise UserError for more than all of this machine's memory.
+
+    A system that lends out more than it has does not fail such an allocation, but ends the process that fills it.
+    """
+    here_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size_bytes > here_bytes:
+        raise UserError(
+            f"not enough memory: {what} take {size_bytes:,} bytes, and this machine has {here_bytes:,}; {advice}"
+        )

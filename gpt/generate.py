@@ -19,7 +19,7 @@ from gpt.bigram import Bigram
 from gpt.cache import KVCache
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.device import explain_memory, find_device
+from gpt.device import check_memory, explain_memory, find_device
 from gpt.files import find_input
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, check_ids, check_unicode, tokenizer_from_json
@@ -107,6 +107,10 @@ def generate_samples(
         raise UserError(f"tokens={tokens}: must be at least 0")
     if not 1 <= samples < 2**31:
         raise UserError(f"samples={samples}: must be at least 1 and below 2**31")
+    config = model.config
+    if next(model.parameters()).device.type == "cpu":
+        kept = 2 * config.n_layer * config.block_size * config.n_embd if cache else 0
+        check_memory(4 * samples * (kept + config.vocab_size), "keys, values and logits", "lower --samples")
     return _continue(model, list(ids), tokens, samples, sampling, cache)
 
 

@@ -19,7 +19,7 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.corpus import Corpus
 from gpt.costs import parameter_count
-from gpt.device import memory_bytes
+from gpt.device import check_memory
 from gpt.distributed import Ranks
 from gpt.model import GPT
 from gpt.optimizer import optimizer_of, precision_of
@@ -53,7 +53,7 @@ class Run:
         self.batches = batches_of(config, corpus, ranks)
         torch.manual_seed(config.seed)  # the same weights on all ranks
         shape, state = _beginning(config, corpus)
-        _check_memory(shape, self.batches, ranks.device)
+        _check_room(shape, self.batches, ranks.device)
         self.raw = build_model(shape, attention="sdpa")
         if state is not None:
             self.raw.load_state_dict(state)
@@ -174,20 +174,16 @@ def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str
     return shape, found.state | {"transformer.wpe.weight": positions}
 
 
-def _check_memory(shape: GPTConfig, batches: Batches, device: torch.device) -> None:
+def _check_room(shape: GPTConfig, batches: Batches, device: torch.device) -> None:
     """Raise UserError where this machine's memory cannot hold what training takes at the least.
 
     That is a model's weights, which are drawn on the CPU in float32; and if it trains there, also their gradients,
-    AdamW's two moments and a micro-batch's logits. Without this the system may end the process while it fills them.
+    AdamW's two moments and a micro-batch's logits.
     """
     weights, sequences = 4 * parameter_count(shape), batches.batch_size // batches.world // batches.micro_steps
-    logits = 4 * sequences * shape.block_size * shape.vocab_size
-    size = 4 * weights + logits if device.type == "cpu" else weights
-    if size > memory_bytes():
-        raise UserError(
-            f"not enough memory: training takes {size:,} bytes or more ({weights:,} of weights, {logits:,} of logits), "
-            f"and this machine has {memory_bytes():,}; {LESS_MEMORY}"
-        )
+    check_memory(weights if device.type != "cpu" else 4 * weights, "the model and its training", LESS_MEMORY)
+    if device.type == "cpu":
+        check_memory(4 * sequences * shape.block_size * shape.vocab_size, "a micro-batch's logits", LESS_MEMORY)
 
 
 def _load_weights(source: str) -> Checkpoint:

@@ -17,6 +17,7 @@ import torch
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
+from gpt.arguments import parse_settings
 from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
@@ -224,7 +225,7 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         defaults={name: config for name, (_, config) in PRESETS.items()},
         descriptions={name: description for name, (description, _) in PRESETS.items()},
     )
-    return tyro.cli(
+    return parse_settings(
         presets,
         prog="python -m gpt.train",
         args=arguments,

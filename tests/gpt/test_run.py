@@ -247,20 +247,16 @@ def test_a_text_edited_in_place_is_noticed(config, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"batch_size": 10**9},
-            "batch_size=1000000000: its token ids take 264,000,000,000 bytes, and this machine has 17,",
-        ),
-        ({"batch_size": 5 * 10**6}, r"not enough memory: training takes [\d,]+ bytes .*, 17,920,000,000 of logits"),
-        ({"n_embd": 2**20}, r"not enough memory: training takes [\d,]{15,} bytes or more"),
-        ({"n_layer": 10**8}, r"not enough memory: training takes [\d,]{15,} bytes or more"),
+        ({"batch_size": 10**9}, "a batch's token ids take 264,000,000,000 bytes, and this machine has 17,179,869,184;"),
+        ({"batch_size": 5 * 10**6}, "a micro-batch's logits take 17,920,000,000 bytes"),
+        ({"n_embd": 2**20}, r"the model and its training take [\d,]{15,} bytes"),
+        ({"n_layer": 10**8}, r"the model and its training take [\d,]{15,} bytes"),
     ],
 )
 def test_what_no_memory_holds_is_refused_before_it_is_tried(config, monkeypatch, changes, words):
-    for module in ("run", "batches"):
-        monkeypatch.setattr(f"gpt.{module}.memory_bytes", lambda: 2**34)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**22}.get)
     monkeypatch.setattr("gpt.run.build_model", None)
-    with pytest.raises(UserError, match=f"{words}.*lower --batch-size"):
+    with pytest.raises(UserError, match=f"not enough memory: {words}.*lower --batch-size"):
         train(replace(config, **changes))
 
 
