@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -155,9 +156,10 @@ def build_corpus(config: CorpusConfig) -> Corpus:
     """
     source = find_source(config.source, config.text_field)
     request = _request_of(config, source)
-    manifest = _read_manifest(config.output)
+    manifest, new = _read_manifest(config.output), []
     if manifest is None:
         _check_empty(config.output)
+        new = [folder for folder in (config.output, *config.output.parents) if not folder.exists()]
         coder: TextTokenizer = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
         coder.encode("")  # a table that is not there is found before anything is written
         manifest = _new_manifest(request, coder)
@@ -169,7 +171,15 @@ def build_corpus(config: CorpusConfig) -> Corpus:
     if manifest["complete"]:
         verify_corpus(config.output)
     else:
-        _build(config, source, manifest)
+        try:
+            _build(config, source, manifest)
+        except UserError:
+            if not any(manifest[part] for part in PARTS):  # there is nothing that a second run could go on with
+                (config.output / MANIFEST).unlink()
+                with suppress(OSError):  # another's file is in there
+                    for folder in new:
+                        folder.rmdir()
+            raise
     return open_corpus(config.output)
 
 
