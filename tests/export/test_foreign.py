@@ -203,6 +203,36 @@ def test_without_all_its_external_data_it_is_refused(
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_external_data_behind_links_are_read(theirs: Callable, tmp_path: Path) -> None:
+    """As a hub's cache keeps them: both files are links into another folder, where they have other names."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    source = tmp_path / "snapshot" / "theirs.onnx"
+    onnx.save(onnx.load(theirs()), source, save_as_external_data=True, location="theirs.data", size_threshold=0)
+    for number, file in enumerate(sorted(source.parent.iterdir())):
+        file.rename(tmp_path / "blobs" / str(number))
+        file.symlink_to(Path("..", "blobs", str(number)))
+    adopted = adopt(source, tmp_path / "model.onnx")
+    whole = adopt(theirs(), tmp_path / "whole.onnx")
+    logits = [onnxruntime.InferenceSession(each.path).run(None, {"ids": IDS.numpy()})[0] for each in (whole, adopted)]
+    assert np.array_equal(*logits)
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "a/../../secret", ""])
+def test_external_data_elsewhere_are_refused(theirs: Callable, tmp_path: Path, location: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").write_bytes(bytes(10**6))
+    source = tmp_path / "folder" / "theirs.onnx"
+    onnx.save(onnx.load(theirs()), source, save_as_external_data=True, location="theirs.data", size_threshold=0)
+    proto = onnx.load(source, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        entry.value = location if entry.key == "location" else entry.value
+    source.write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match="which is not beside it: refused"):
+        adopt(source, tmp_path / "model.onnx")
+    assert any("which is not beside it: refused" in line for line in describe(source))
+
+
 def test_inspect_says_that_it_can_be_used(theirs: Callable) -> None:
     lines = list(describe(theirs()))
     assert "metadata: none of this project" in lines

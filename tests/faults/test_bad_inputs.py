@@ -336,7 +336,6 @@ tvm_frontend.tune model.onnx --tokens 4 --trials 0 → trials=0: must be at leas
 tvm_frontend.tune not-here.onnx --tokens 4 → not-here.onnx: no such file
 tvm_frontend.tune ckpt.pt --tokens 4 → ckpt.pt: not an ONNX file but a checkpoint
 tvm_frontend.tune model.onnx --tokens 4 --opt-level 1 → invalid choice '1' for argument '--opt-level'
-tvm_frontend.tune model.onnx --tokens 4 --op nonsense -o new → nothing to search for: every kernel has a hand schedule
 tvm_frontend.tune model.onnx --tokens 4 -o hf → hf: exists and is no compiled model, so it is not replaced
 # Comparisons
 bench --artifacts . --engine nonsense → engine 'nonsense': not known
