@@ -74,7 +74,10 @@ def test_each_precision_is_a_race_of_its_own(python: Run, tmp_path: Path) -> Non
         (["--seeded", "tiny", "--engine", "eager", "--threads", "0"], "threads=0: must be in 1"),
         (["--seeded", "tiny", "--engine", "eager", "--contexts", "70"], "context 70: must be in 1 … 69"),
         (["--seeded", "tiny", "--engine", "eager", "--text", "x.txt"], "--text x.txt: would not be read: no trained"),
-        (["--seeded", "tiny", "--phases", "decode", "--odd"], "is of prefill, which is not among the phases compared"),
+        (
+            ["--seeded", "tiny", "--phases", "decode", "--odd"],
+            "shape 1x1: is of prefill, which is not among the phases compared",
+        ),
         (["--seeded", "tiny", "--phases", "train"], "phase 'train': must be one of prefill, decode, generate"),
         (["--engine", "eager", "--precision", "int8"], "engine 'eager' has no int8, only fp32, bf16"),
         (["--seeded", "bigram", "--phases", "decode"], "phase 'decode': must be one of prefill with this model"),
