@@ -37,6 +37,7 @@ from bench.report.build_stats import compiled_of
 from bench.report.page import table_text, write_report
 from bench.report.summary import GROUPED, in_group, statements
 from bench.roofline.bounds import Roofline, best_of
+from gpt.arguments import parse_settings
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import sha256_file
@@ -211,7 +212,7 @@ def _merged(races: dict[str, tuple[Plan, dict]]) -> dict:
 
 def main() -> None:
     """The command line. Exits with 1 if an engine disagrees with the reference."""
-    results = run_bench(tyro.cli(BenchConfig, prog="python -m bench"))
+    results = run_bench(parse_settings(BenchConfig, prog="python -m bench"))
     if any(row["agrees"] is False for row in results["rows"]):
         sys.exit(1)
 

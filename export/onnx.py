@@ -15,7 +15,6 @@ import onnxscript
 import torch
 import tyro
 from tabulate import tabulate
-from tqdm import tqdm
 
 from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_of
 from export.forms import FORMS, entry_point_of
@@ -26,6 +25,7 @@ from export.trace import WEIGHTS, trace
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.files import atomic_output, beside, check_output, find_input
+from gpt.progress import progress_bar
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
 # Each of torch's exporters really writes these opsets: dynamo writes 18 for 13 to 16 and breaks at 26.
@@ -114,7 +114,7 @@ def _export(
     check_output(output, checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     entry_point_of(FORMS[request.form], checkpoint.config, "float32", request.last)  # refuses before the work
-    with tqdm(total=2, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:
+    with progress_bar(total=2, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:
         weights, lacking = _write(checkpoint, request, part, islands=proof)
         bar.update()
         proofs = prove(checkpoint, part) if proof else []

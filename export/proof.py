@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from export.artifact import load_exported
 from export.session import Session
 from export.weights import model_of
 from gpt.checkpoint import Checkpoint
+from gpt.progress import progress_bar
 
 # Shares of the largest logit. float32: eager does the same operations in another order; logits are sums of n_embd
 # products, 1e-4 is some hundred roundings, and a wrong mask, weight or epsilon is off by far more. The others: 20
@@ -78,12 +78,12 @@ def prove(checkpoint: Checkpoint, path: Path) -> list[Proof]:
     onnx.checker.check_model(str(path), full_check=True)
     session = Session(load_exported(path))
     exported, plan = session.exported, plan_runs(session)
-    runs = [run() for run in tqdm(plan, desc="run", unit="run", leave=False)]
+    runs = [run() for run in progress_bar(plan, desc="run", unit="run", leave=False)]
     del session, plan  # they are as large as the references to come
     wide = _in_float64(model_of(checkpoint, "explicit"))
     rounded = model_of(checkpoint, "explicit", getattr(torch, exported.dtype)).float()
     proofs = []
-    for run in tqdm(runs, desc="compare with eager", unit="run", leave=False):
+    for run in progress_bar(runs, desc="compare with eager", unit="run", leave=False):
         proofs.append(compare(run, wide, rounded, TOLERANCES[exported.dtype]))
         if not proofs[-1].agrees:
             raise RuntimeError(f"{path}: ONNX Runtime and eager disagree: {proofs[-1]}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt.cli import UserError
+from gpt.device import check_memory
 
 ORDERS = ("random", "sequential", "one")
 
@@ -43,8 +44,8 @@ class Batches:
     order: `random` blocks, drawn by the seed and the position alone; `sequential`, one block after the other and from
     the start again; `one`, the same random batch each time. micro_batch_size: how many sequences one call of the model
     takes, by default a rank's whole share; batch_size = micro_batch_size × world × the number of micro-batches.
-    position: sequences drawn so far by all ranks, which is all that must be kept to go on. Raises UserError for sizes
-    that do not fit.
+    position: sequences drawn so far by all ranks, which is all that must be kept to go on. vocab_size: what ids must be
+    below, if that is known. Raises UserError for sizes that do not fit.
     """
 
     tokens: Tokens
@@ -57,6 +58,7 @@ class Batches:
     micro_batch_size: int | None = None
     device: torch.device | str = "cpu"
     position: int = 0
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -70,6 +72,8 @@ class Batches:
                 f"micro_batch_size={self._at_once}: must divide a rank's share of a batch, which is {self._share} "
                 f"(batch_size={self.batch_size} over {self.world} ranks)"
             )
+        size = 8 * max(self._at_once * (self.block_size + 1), self.batch_size)  # of ids, or of where sequences begin
+        check_memory(size, "a batch's token ids", "lower --batch-size, or --micro-batch-size")
 
     @property
     def micro_steps(self) -> int:
@@ -89,13 +93,19 @@ class Batches:
     def draw(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this rank's share of the next batch, a micro-batch at a time: inputs, and targets one token later.
 
-        int64 [micro_batch_size, block_size] each, on the device.
+        int64 [micro_batch_size, block_size] each, on the device. Raises UserError for an id outside the vocabulary.
         """
         starts = self._starts()[self.rank * self._share : (self.rank + 1) * self._share]  # [share]
         self.position += self.batch_size
         for first in range(0, self._share, self._at_once):
             windows = [self.tokens.read(start, self.block_size + 1) for start in starts[first : first + self._at_once]]
-            yield self._place(torch.from_numpy(np.stack(windows)))  # [micro_batch_size, T+1]
+            ids = np.stack(windows)  # [micro_batch_size, T+1]
+            if self.vocab_size is not None and ids.max() >= self.vocab_size:
+                raise UserError(
+                    f"the corpus holds the token id {ids.max()}, but its vocabulary has {self.vocab_size}: its files "
+                    "are damaged; make it again with gpt.corpus"
+                )
+            yield self._place(torch.from_numpy(ids))
 
     def _starts(self) -> np.ndarray:
         """Return where each sequence of the next batch begins, over all ranks: [batch_size]."""

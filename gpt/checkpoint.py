@@ -4,7 +4,7 @@ import hashlib
 import io
 import pickle
 import zipfile
-import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,24 @@ from gpt.config import GPTConfig, config_from_json
 from gpt.files import ARTIFACTS, atomic_output, other_kind, sha256_file
 from gpt.model import GPT
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
-from gpt.zoo import build_model
+from gpt.zoo import build_model, weights_of
 
 KIND = "gpt-frontend checkpoint"
 VERSION = 1
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FOLDER = 0x10  # the bit of a zip archive's external attributes that says so
+MOST = 2**62  # that a step or another counter may be: all that is computed of it still fits in 64 bits
+
+
+class DamagedError(UserError):
+    """Tells that a checkpoint's bytes are not as they were written, or that its numbers are none: an older one may do.
+
+    reason: the message without the path before it and the advice behind it.
+    """
+
+    def __init__(self, path: Path, reason: str, advice: str) -> None:
+        super().__init__(f"{path}: {reason}; {advice}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth to compare by
@@ -57,9 +71,9 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
     """Write a checkpoint and return the SHA-256 of its file. Raises UserError where it cannot be written.
 
     training: what `load_training` gives back to go on with, tensors and plain values; `load_checkpoint` leaves it out.
-    Weights that are NaN or infinite are refused, so that what was good before is not replaced by them.
+    Numbers that are NaN or infinite are refused, so that what was good before is not replaced by them.
     """
-    if broken := _not_finite(checkpoint.state):
+    if broken := _not_finite(checkpoint.state, training):
         raise UserError(
             f"{broken} holds NaN or infinity at step {checkpoint.step}: training diverged, nothing is saved"
         )
@@ -77,18 +91,23 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read what `save_checkpoint` wrote, with every weight checked against the config.
 
-    Raises UserError for a file that is missing, truncated, damaged, not one of ours, of another version of the format,
-    or that would run code when loaded.
+    Raises UserError for a file that is missing, not one of ours, of another version of the format, that does not fit
+    its own config, or that would run code when loaded; and DamagedError, which is one, for a file that is truncated or
+    damaged or that holds NaN.
     """
     return _parse(Path(path), _read(Path(path)))
 
 
 def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
-    """Load a checkpoint and its training's state. Raises UserError as `load_checkpoint`, and where there is none."""
+    """Load a checkpoint and its training's state. Raises UserError as `load_checkpoint`, and where there is none.
+
+    Of that state only this is checked, that no number in it is NaN or infinite; what it must hold depends on the run.
+    """
     content = _read(Path(path))
     checkpoint = _parse(Path(path), content)
     if not isinstance(content.get("training"), dict):
         raise UserError(f"{path}: holds a model, but no training to go on with; use one of a run's step-….pt")
+    _check_finite(Path(path), content["training"])
     return checkpoint, content["training"]
 
 
@@ -112,6 +131,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         )
     except (AttributeError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: is damaged ({error}); train again") from error
+    _check_numbers(path, checkpoint)
     _check_fit(path, checkpoint)
     return checkpoint
 
@@ -148,40 +168,63 @@ def _read(path: Path) -> Any:
             f"{path}: refused, because it holds more than tensors and plain values and could run code when loaded; "
             "use a checkpoint that python -m gpt.train wrote"
         ) from error
-    except (RuntimeError, ValueError) as error:  # torch's words for a zip file that torch.save did not write
-        raise UserError(f"{path}: not a checkpoint; make one with: python -m gpt.train") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds for an archive that torch.save did not write
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if "PytorchStreamReader" in reason:  # its table of contents is damaged where zipfile does not look
+            raise DamagedError(path, f"not a checkpoint ({reason})", "make one with: python -m gpt.train") from error
+        raise UserError(f"{path}: not a checkpoint ({reason}); make one with: python -m gpt.train") from error
 
 
 def _check_whole(path: Path) -> None:
-    """Raise UserError unless the file is a zip archive, as torch.save writes, whose parts match their checksums."""
+    """Raise DamagedError unless the file is a zip archive, as torch.save writes, whose parts match their checksums."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            kind = other_kind(path, "checkpoint")
-            raise UserError(
-                f"{path}: not a checkpoint" + (f" but {kind}" if kind else "; make one with: python -m gpt.train")
-            )
+            other, _, advice = (other_kind(path, "checkpoint") or "").partition("; ")
+            reason = f"not a checkpoint but {other}" if other else "not a checkpoint"
+            raise DamagedError(path, reason, advice or "make one with: python -m gpt.train")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error):
-        damaged = "its table of contents"  # one of these, by what the damage looks like to zipfile
+            # torch would read nothing of a part that a flipped bit calls a folder, and leave its memory as it was
+            folders = (part.filename for part in archive.infolist() if part.external_attr & FOLDER)
+            damaged = archive.testzip() or next(folders, None)
+    except Exception:  # zipfile and its decompressors raise many kinds, by what the damage looks like to them
+        damaged = "its table of contents"
     if damaged:
-        raise UserError(f"{path}: is truncated or damaged ({damaged}); train again, or copy it again")
+        raise DamagedError(path, f"is truncated or damaged ({damaged})", "train again, or copy it again")
+
+
+def _check_numbers(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise UserError unless the step is a whole number and the losses are lists of numbers, as long as each other."""
+    step, losses = checkpoint.step, checkpoint.losses
+    if type(step) is not int or not 0 <= step < MOST:
+        raise UserError(f"{path}: is damaged (step={step!r}: must be a whole number of at least 0); train again")
+    if (
+        not isinstance(losses, dict)
+        or not all(type(name) is str and type(values) is list for name, values in losses.items())
+        or not all(type(value) in (int, float) for values in losses.values() for value in values)
+        or len({len(values) for values in losses.values()}) > 1
+    ):
+        raise UserError(f"{path}: is damaged (its losses are not lists of numbers, all as long); train again")
 
 
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     """Raise UserError unless the state and the tokenizer are of the config's shape."""
-    with torch.device("meta"):  # shapes without memory
-        wanted = build_model(checkpoint.config).state_dict()
     state = checkpoint.state
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(f"{path}: is damaged (its state is not a dict of tensors); train again")
+    if not all(type(name) is str for name in state):
+        raise UserError(f"{path}: is damaged (not all of its tensors have names); train again")
+    try:
+        wanted = weights_of(checkpoint.config, len(state))
+    except UserError as error:
+        raise UserError(f"{path}: does not fit its own config: {error}; train again") from error
     for name in sorted(wanted.keys() | state.keys()):
-        expected, found = (_describe(tensors.get(name)) for tensors in (wanted, state))
-        if expected != found:
+        expected, found = (describe_tensor(tensors.get(name)) for tensors in (wanted, state))
+        if (expected := expected.removesuffix(" on meta")) != found:
             raise UserError(f"{path}: does not fit its own config: {name} is {found}, not {expected}; train again")
-    if broken := _not_finite(state):
-        raise UserError(f"{path}: {broken} holds NaN or infinity: training diverged; use an earlier checkpoint")
+    _check_finite(path, state)
     tied = checkpoint.config.tied_head
     if tied and not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
         raise UserError(
@@ -195,12 +238,44 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def _not_finite(state: dict[str, Tensor]) -> str | None:
-    """The name of the first weight that holds NaN or infinity; None if all are numbers."""
-    return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
+def describe_tensor(found: Any) -> str:
+    """Say what a thing is that should be a tensor on the CPU: its dtype and shape, and what else is not as usual.
 
-
-def _describe(tensor: Tensor | None) -> str:
-    if tensor is None:
+    So two things with the same description can take each other's place.
+    """
+    if found is None:
         return "absent"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    if not isinstance(found, Tensor):
+        return f"no tensor but {type(found).__name__}"
+    if found.is_nested:
+        return "a nested tensor"
+    words = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+    if found.layout != torch.strided:
+        return f"{words} in {str(found.layout).removeprefix('torch.')}"
+    return words + ("" if found.device.type == "cpu" else f" on {found.device}")
+
+
+def _check_finite(path: Path, *trees: Any) -> None:
+    """Raise DamagedError if a tensor in a checkpoint holds NaN or infinity."""
+    if broken := _not_finite(*trees):
+        raise DamagedError(path, f"{broken} holds NaN or infinity: training diverged", "use an earlier checkpoint")
+
+
+def _not_finite(*trees: Any) -> str | None:
+    """Return the name of the first tensor in dicts and lists that holds NaN or infinity; None if all are numbers."""
+    tensors = (named for tree in trees for named in _tensors(tree))
+    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
+
+
+def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors with numbers that dicts and lists hold, named by the keys that lead to them."""
+    waiting, seen = [("", tree)], set()
+    while waiting:  # no recursion, and nothing twice: a file may nest them deeply, or hold a list that holds itself
+        name, each = waiting.pop(0)
+        if isinstance(each, Tensor):
+            if each.layout == torch.strided and each.device.type == "cpu" and each.dtype in FLOATS:
+                yield name, each
+        elif isinstance(each, dict | list) and id(each) not in seen:
+            seen.add(id(each))
+            items = each.items() if isinstance(each, dict) else enumerate(each)
+            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in items]

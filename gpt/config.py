@@ -7,6 +7,7 @@ from gpt.cli import UserError
 
 MODELS = ("gpt", "bigram")
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")
+MOST = 2**31  # that a size may be: a product of two of them still fits in 64 bits
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class GPTConfig:
             raise UserError(f"model={self.model!r}: must be one of {', '.join(MODELS)}")
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             value, least = getattr(self, name), 0 if (self.model, name) == ("bigram", "n_layer") else 1
-            if type(value) is not int or value < least:
-                raise UserError(f"{name}={value!r}: must be a whole number of at least {least}")
+            if type(value) is not int or not least <= value < MOST:
+                raise UserError(f"{name}={value!r}: must be a whole number of at least {least} and below 2**31")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd}: must be a multiple of n_head={self.n_head}")
-        if not 0 <= self.dropout < 1:
+        for name in ("bias", "tied_head"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be in [0, 1)")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation={self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")

@@ -8,6 +8,7 @@ Turn text into token files that training maps into memory. Killed half-way, the 
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
+from gpt.arguments import parse_settings
 from gpt.batches import Tokens
 from gpt.cli import UserError, run_command
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, sha256_file
+from gpt.progress import progress_bar
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
 
 KIND = "gpt-frontend corpus"
@@ -32,16 +34,59 @@ PARTS = ("train", "val")
 VAL_SHARE = 0.1
 AT_ONCE = 4_000_000  # characters tokenised in one call: enough to keep all processors busy
 TOKENIZERS = ("characters", "gpt2")
+DTYPES = ("<u2", "<u4")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tells what tokens an array has. sha256: of its bytes, as they were when it was made.
+
+    file: where it is, None for tokens that no file holds. size_bytes, changed_ns: the file's size, and the time of its
+    last change, which nobody can set; 0 without a file.
+    """
+
+    sha256: str
+    file: Path | None = None
+    size_bytes: int = 0
+    changed_ns: int = 0
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to train on and to validate on, and the tokenizer that they are of. name: for messages."""
+    """Tokens to train on and to validate on, and the tokenizer that they are of.
+
+    name: for messages. shards: of `train` and of `val`, what their arrays are.
+    """
 
     name: str
     tokenizer: TextTokenizer
     train: Tokens
     val: Tokens
+    shards: dict[str, list[Shard]]
+
+    def identity(self) -> dict[str, list[list[Any]]]:
+        """Return what tells this corpus from others, for `change_since`: plain values, which a checkpoint can keep."""
+        return {
+            part: [[shard.sha256, shard.size_bytes, shard.changed_ns] for shard in shards]
+            for part, shards in self.shards.items()
+        }
+
+    def change_since(self, before: dict[str, list[list[Any]]], *, read: bool = True) -> str | None:
+        """Say what has changed since the `identity` of before; None if nothing has.
+
+        Only a token file whose size or time of change is not what it was is read and hashed anew, and with `read=False`
+        none is: a corpus of any size that was left alone costs nothing.
+        """
+        for part, shards in self.shards.items():
+            if [shard.sha256 for shard in shards] != [sha256 for sha256, *_ in before.get(part, [])]:
+                return f"its tokens of {part} are others"
+        rows = [
+            (shard, row)
+            for part, shards in self.shards.items()
+            for shard, row in zip(shards, before.get(part, []), strict=True)
+        ]
+        touched = [shard for shard, row in rows if shard.file and [shard.size_bytes, shard.changed_ns] != row[1:]]
+        return _find_edited(touched) if read and touched else None
 
 
 @dataclass(frozen=True)
@@ -82,7 +127,8 @@ def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus
     text, name = standard_library() if path is None else (read_text(path), str(path))
     coder: TextTokenizer = GPT2Tokenizer() if tokenizer == "gpt2" else CharTokenizer.of_text(text)
     train, val = (np.array(coder.encode(part), _dtype_of(coder)) for part in _cut(text, VAL_SHARE))
-    return Corpus(name, coder, Tokens([train]), Tokens([val]))
+    shards = {part: [Shard(_sha256(ids))] for part, ids in zip(PARTS, (train, val), strict=True)}
+    return Corpus(name, coder, Tokens([train]), Tokens([val]), shards)
 
 
 def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
@@ -97,7 +143,9 @@ def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
     if tokenizer not in (None, found):
         raise UserError(f"{folder}: was made with tokenizer {found!r}, not {tokenizer!r}; leave --tokenizer out")
     train, val = (Tokens([_map(folder, shard, manifest["dtype"]) for shard in manifest[part]]) for part in PARTS)
-    return Corpus(str(folder), coder, train, val)
+    return Corpus(
+        str(folder), coder, train, val, {part: [_shard(folder, shard) for shard in manifest[part]] for part in PARTS}
+    )
 
 
 def build_corpus(config: CorpusConfig) -> Corpus:
@@ -128,10 +176,18 @@ def build_corpus(config: CorpusConfig) -> Corpus:
 def verify_corpus(folder: Path) -> None:
     """Raise UserError, naming the file, unless every token file has the SHA-256 that the manifest says."""
     manifest = _read_manifest(folder) or {part: [] for part in PARTS}
-    for shard in tqdm([shard for part in PARTS for shard in manifest[part]], desc="verify", unit="file"):
+    for shard in progress_bar([shard for part in PARTS for shard in manifest[part]], desc="verify", unit="file"):
         path = folder / shard["file"]
         if not path.exists() or sha256_file(path) != shard["sha256"]:
             raise UserError(f"{path}: is not as it was written; remove {folder} and make it again")
+
+
+def _find_edited(shards: list[Shard]) -> str | None:
+    """Say which token file no longer has its hash; None if all have."""
+    for shard in progress_bar(shards, desc="verify", unit="file"):
+        if shard.file and sha256_file(shard.file) != shard.sha256:
+            return f"{shard.file} is not as it was written"
+    return None
 
 
 class _Shards:
@@ -170,8 +226,7 @@ class _Shards:
                 path = self.folder / f"{part}-{len(self.manifest[part]):05d}.bin"
                 with atomic_output(path) as scratch:
                     ids.tofile(scratch)
-                sha256 = hashlib.sha256(ids.data).hexdigest()
-                self.manifest[part].append({"file": path.name, "tokens": len(ids), "sha256": sha256})
+                self.manifest[part].append({"file": path.name, "tokens": len(ids), "sha256": _sha256(ids)})
         self.manifest["documents"] = documents
         _write_manifest(self.folder, self.manifest)
 
@@ -180,7 +235,7 @@ def _build(config: CorpusConfig, source: Source, manifest: dict[str, Any]) -> No
     """Tokenise what the manifest does not count yet, shard by shard."""
     shards, coder = _Shards(config.output, manifest), _coder_of(config.output, manifest)
     separator, done, documents = _end_of_text(coder), manifest["documents"], source.documents()
-    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
+    with progress_bar(total=source.size_bytes, unit="B", unit_scale=True, desc="corpus") as bar:
         for document in itertools.islice(documents, done):
             bar.update(document.size_bytes)
         for group in _grouped(documents, min(AT_ONCE, config.shard_tokens)):
@@ -270,17 +325,40 @@ def _new_manifest(request: dict[str, Any], coder: TextTokenizer) -> dict[str, An
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return a folder's manifest, None where there is none. Raises UserError for one that is not ours."""
+    """Return a folder's manifest, None where there is none. Raises UserError for one that is not ours or is damaged."""
     path = folder / MANIFEST
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read; remove {folder} and make it again") from error
     if not isinstance(manifest, dict) or (manifest.get("kind"), manifest.get("version")) != (KIND, VERSION):
         raise UserError(f"{path}: not a corpus of this version of the project; remove {folder} and make it again")
+    if (wrong := _wrong_entry(manifest)) is not None:
+        raise UserError(f"{path}: is damaged ({wrong}); remove {folder} and make it again")
     return manifest
+
+
+def _wrong_entry(manifest: dict[str, Any]) -> str | None:
+    """Say which entry of a manifest cannot be used; None if all can."""
+    kinds = {"complete": bool, "request": dict, "tokenizer": dict, "documents": int, "train": list, "val": list}
+    for name, kind in kinds.items():
+        if type(manifest.get(name)) is not kind:
+            return f"its {name} is {str(manifest.get(name))[:40]!r}"
+    if manifest.get("dtype") not in DTYPES:
+        return f"its dtype is {str(manifest.get('dtype'))[:40]!r}"
+    for part in PARTS:
+        for number, shard in enumerate(manifest[part]):
+            match shard:
+                case {"file": str(file), "tokens": int(tokens), "sha256": str(sha256)} if (
+                    re.fullmatch(rf"{part}-\d+\.bin", file)  # so it is in this folder, not where `..` leads to
+                    and 0 < tokens < 2**48
+                    and re.fullmatch("[0-9a-f]{64}", sha256)
+                ):
+                    continue
+            return f"file {number} of {part} is {str(shard)[:80]}"
+    return None
 
 
 def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
@@ -294,6 +372,12 @@ def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     with atomic_output(folder / MANIFEST) as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _shard(folder: Path, shard: dict[str, Any]) -> Shard:
+    """Return what a file of a manifest is, and its size and time of change as they are now."""
+    found = (folder / shard["file"]).stat()
+    return Shard(shard["sha256"], folder / shard["file"], found.st_size, found.st_ctime_ns)
 
 
 def _map(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
@@ -312,7 +396,7 @@ def _check_empty(folder: Path) -> None:
 def _characters_of(source: Source) -> CharTokenizer:
     """Return the tokenizer of all characters in a source, which takes a reading of its own."""
     found: set[str] = set()
-    with tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
+    with progress_bar(total=source.size_bytes, unit="B", unit_scale=True, desc="characters") as bar:
         for document in source.documents():
             found.update(document.text)
             bar.update(document.size_bytes)
@@ -332,14 +416,18 @@ def _end_of_text(coder: TextTokenizer) -> list[int]:
     return coder.encode("\n") if "\n" in coder.characters else []
 
 
+def _sha256(ids: np.ndarray) -> str:
+    return hashlib.sha256(ids.data).hexdigest()
+
+
 def _dtype_of(coder: TextTokenizer) -> np.dtype:
     """Return the dtype of a token: two bytes where they are enough; little-endian on any machine."""
-    return np.dtype("<u2" if coder.vocab_size <= 2**16 else "<u4")
+    return np.dtype(DTYPES[0] if coder.vocab_size <= 2**16 else DTYPES[1])
 
 
 def main() -> None:
     """Parse the command line, write the corpus and say what is in it."""
-    corpus = build_corpus(tyro.cli(CorpusConfig, prog="python -m gpt.corpus"))
+    corpus = build_corpus(parse_settings(CorpusConfig, prog="python -m gpt.corpus"))
     print(f"corpus: {corpus.name}, {corpus.tokenizer.vocab_size:,} different tokens")
     if isinstance(corpus.tokenizer, GPT2Tokenizer):
         print(f"byte pairs: {corpus.tokenizer.table}")

@@ -10,6 +10,16 @@ def matmul_parameters(config: GPTConfig) -> int:
     return 12 * config.n_layer * config.n_embd**2 + config.n_embd * config.vocab_size
 
 
+def parameter_count(config: GPTConfig) -> int:
+    """Count the numbers that are learned, as `GPT.parameter_count` does, without building the model."""
+    L, C, V = config.n_layer, config.n_embd, config.vocab_size
+    if config.model == "bigram":
+        return V * V
+    biases = 11 * L * C + C if config.bias else 0  # of four Linears and two LayerNorms a layer, and of the last one
+    heads = 1 if config.tied_head else 2
+    return 12 * L * C**2 + (2 * L + 1) * C + biases + heads * V * C + config.block_size * C
+
+
 def prefill_flops_per_token(config: GPTConfig, T: int) -> float:
     """Count FLOPs of the forward pass over T tokens, by T: 2·N for the weights and 2·L·C·(T + 1) for attention.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.cli import UserError
+from gpt.tokenizer import check_unicode
 
 DEFAULT_LIMIT = 4_000_000  # characters of Python's sources: the demo reads 1.5 million, and loading is under a second
 KEPT = frozenset(string.printable) - frozenset("\r\v\f")  # printable ASCII, newline and tab
@@ -56,7 +57,8 @@ class Source:
             try:
                 yield from READERS.get(path.suffix, _read_text)(path, self.text_field)
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}); give a text file or a folder") from error
+                reason = error.strerror or str(error).splitlines()[0][:120]  # pyarrow's own have no number
+                raise UserError(f"{path}: cannot be read ({reason}); give a text file or a folder") from error
 
 
 def find_source(name: str, text_field: str = "text") -> Source:
@@ -124,7 +126,7 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
             if line.strip():
                 try:
                     found = json.loads(line)
-                except ValueError as error:  # not JSON, or not UTF-8
+                except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
                     raise UserError(f"{path}:{number}: not a line of JSON; mend it or leave it out") from error
                 yield Document(_text_of(found, text_field, f"{path}:{number}"), True, len(line))
 
@@ -138,13 +140,21 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file ({str(error)[:80]}); fetch it again") from error
     if text_field not in file.schema_arrow.names:
         raise UserError(f"{path}: has no column {text_field!r} but {', '.join(file.schema_arrow.names)}: --text-field")
     row_bytes, row = path.stat().st_size / max(1, file.metadata.num_rows), 0
-    for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-        for found in batch.to_pylist():
+    batches = file.iter_batches(batch_size=1024, columns=[text_field])
+    while True:
+        try:
+            if (batch := next(batches, None)) is None:
+                return
+            rows = batch.to_pylist()
+        except (pyarrow.ArrowException, ValueError) as error:  # damaged pages, or bytes that are not UTF-8
+            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+            raise UserError(f"{path}: is damaged after row {row} ({reason}); fetch it again") from error
+        for found in rows:
             row += 1
             yield Document(_text_of(found, text_field, f"{path}, row {row}"), True, row_bytes)
 
@@ -180,6 +190,7 @@ def _text_of(found: Any, text_field: str, where: str) -> str:
     text = found.get(text_field) if isinstance(found, dict) else None
     if not isinstance(text, str):
         raise UserError(f"{where}: has no text under {text_field!r}; name its field with --text-field")
+    check_unicode(text, where)
     return text
 
 

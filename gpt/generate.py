@@ -5,6 +5,7 @@ Continue a text with a trained model, one token after the other as they are draw
 """
 
 import codecs
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from gpt.bigram import Bigram
 from gpt.cache import KVCache
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError, run_command
-from gpt.device import find_device
+from gpt.device import check_memory, explain_memory, find_device
 from gpt.files import find_input
 from gpt.model import GPT
-from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
+from gpt.tokenizer import Tokenizer, check_ids, check_unicode, tokenizer_from_json
 
 BETWEEN_SAMPLES = "-" * 15
 
@@ -99,13 +100,17 @@ def generate_samples(
 
     cache: keep keys and values in a `KVCache` as long as the text fits in block_size; it changes the time, not the
     meaning. Beyond that each token has another position than before, so all are computed anew. Raises UserError, before
-    anything is computed, for ids or settings out of range.
+    anything is computed, for ids or settings out of range and for more samples than this machine's memory holds.
     """
     check_ids(ids, model.config)
     if tokens < 0:
         raise UserError(f"tokens={tokens}: must be at least 0")
-    if samples < 1:
-        raise UserError(f"samples={samples}: must be at least 1")
+    if not 1 <= samples < 2**31:
+        raise UserError(f"samples={samples}: must be at least 1 and below 2**31")
+    config = model.config
+    if next(model.parameters()).device.type == "cpu":
+        kept = 2 * config.n_layer * config.block_size * config.n_embd if cache else 0
+        check_memory(4 * samples * (kept + config.vocab_size), "keys, values and logits", "lower --samples")
     return _continue(model, list(ids), tokens, samples, sampling, cache)
 
 
@@ -114,7 +119,7 @@ def _continue(
 ) -> Iterator[list[int]]:
     weight, block_size = next(model.parameters()), model.config.block_size
     device = weight.device
-    seen = torch.tensor([ids] * samples, device=device)  # [B, T]
+    seen = torch.tensor([ids], device=device).expand(samples, -1)  # [B, T]
     generator = sampling.generator()
     with torch.inference_mode():
         kept = KVCache(model.config, samples, device, weight.dtype) if cache else None
@@ -160,12 +165,15 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, seed)
     where = find_device(device)
     text = _prompt_of(prompt, prompt_file)
+    check_unicode(text, "--prompt")  # a command line's bytes that are not UTF-8 come as halves of surrogate pairs
     found = load_checkpoint(find_input(checkpoint))
     tokenizer = tokenizer_from_json(found.tokenizer)
     model = found.build("sdpa").to(where)
     steps = generate_samples(model, tokenizer.encode(text), tokens, samples, sampling, cache=cache)
+    with explain_memory("lower --samples"):
+        first = next(steps, None)  # before anything is printed, and what takes the most memory
     print(text, end="", flush=True)
-    others = _stream_first(steps, tokenizer)
+    others = _stream_first(itertools.chain([] if first is None else [first], steps), tokenizer)
     for ids in others:
         print(f"{BETWEEN_SAMPLES}\n{text}{tokenizer.decode(ids)}")
 

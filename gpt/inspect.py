@@ -42,9 +42,9 @@ def parameter_table(checkpoint: Checkpoint) -> list[Parameters]:
 
 
 def describe(checkpoint: Checkpoint, batch_size: int = 1) -> Iterator[str]:
-    """Yield the lines of the whole report. Raises UserError for a batch size below 1."""
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: must be at least 1")
+    """Yield the lines of the whole report. Raises UserError for a batch size out of range."""
+    if not 1 <= batch_size < 2**31:
+        raise UserError(f"batch_size={batch_size}: must be at least 1 and below 2**31")
     yield from (_words(checkpoint), "", *_parameter_lines(checkpoint), "")
     yield from (*_flops_lines(checkpoint.config), "", *_memory_lines(checkpoint.config, batch_size))
 

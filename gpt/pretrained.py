@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,14 @@ import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt.checkpoint import Checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, check_output
-from gpt.model import GPT
+from gpt.progress import progress_bar
 from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
+from gpt.zoo import weights_of
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -38,6 +39,7 @@ REQUIRED = {
     "add_cross_attention": False,
 }
 CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out], where nn.Linear has [out, in]
+NAME = re.compile(r"\w[\w.-]*")  # of a file in the same folder
 MASKS = (".attn.bias", ".attn.masked_bias")  # constants that older files hold among the weights
 # hashes GPT-2's merges, one a line (tiktoken's vocab.bpe without its first line)
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
@@ -81,7 +83,11 @@ def _download(name: str) -> Path:
 
 def _fetch(url: str, path: Path, title: str) -> None:
     """Fetch one file over HTTP, whole or not at all. Raises UserError."""
-    with atomic_output(path) as part, part.open("wb") as file, tqdm(desc=title, unit="B", unit_scale=True) as bar:
+    with (
+        atomic_output(path) as part,
+        part.open("wb") as file,
+        progress_bar(desc=title, unit="B", unit_scale=True) as bar,
+    ):
         for block, total in _blocks(url):
             bar.total = total
             file.write(block)
@@ -116,7 +122,7 @@ def _config_of(folder: Path) -> GPTConfig:
         if found.get(name, wanted) != wanted:
             raise UserError(f"{path}: {name}={found[name]!r}: must be {wanted!r}, as in the published models")
     activation = found.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(f"{path}: activation_function={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
     try:
         config = GPTConfig(
@@ -137,19 +143,25 @@ def _config_of(folder: Path) -> GPTConfig:
 
 def _state_of(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
     """Read a folder's weights under our names, in float32. Raises UserError unless they are exactly the config's."""
-    with torch.device("meta"):  # shapes without memory
-        wanted = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         for name, tensor in _read_weights(path).items():
             if name.endswith(MASKS):
                 continue
             name = name if name.startswith("lm_head.") else "transformer." + name.removeprefix("transformer.")
-            state[name] = (tensor.t() if name.endswith(CONV1D) else tensor).to(torch.float32).contiguous()
+            if not tensor.is_floating_point() or not torch.isfinite(tensor.to(torch.float32)).all():
+                what = "NaN or infinity" if tensor.is_floating_point() else f"whole numbers ({tensor.dtype})"
+                raise UserError(f"{path}: {name} holds {what}; take other weights")
+            turned = tensor.t() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor
+            state[name] = turned.to(torch.float32).contiguous()
     if config.tied_head and "transformer.wte.weight" in state:  # the published files leave the head out
         state["lm_head.weight"] = state["transformer.wte.weight"]
+    try:
+        wanted = weights_of(config, len(state))
+    except UserError as error:
+        raise UserError(f"{folder}: does not fit its {CONFIG}: {error}") from error
     for name in sorted(wanted.keys() | state.keys()):
-        expected, shape = wanted.get(name), state[name].shape if name in state else None
+        expected, shape = (tensors[name].shape if name in tensors else None for tensors in (wanted, state))
         if expected != shape:
             here, there = (str(list(each)) if each is not None else "absent" for each in (shape, expected))
             raise UserError(f"{folder}: does not fit its {CONFIG}: {name} is {here}, not {there}")
@@ -164,7 +176,11 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UserError(
             f"{folder}: holds no {WEIGHTS}; save the model there with transformers' save_pretrained, which writes one"
         )
-    names = _read_json(folder / SHARDS).get("weight_map", {}).values()
+    table = _read_json(folder / SHARDS).get("weight_map")
+    names: list[Any] = list(table.values()) if isinstance(table, dict) else [table]
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):  # a path with `..` leads out of the folder
+            raise UserError(f"{folder / SHARDS}: weight_map names {name!r}, no file of this folder; save it again")
     return [folder / name for name in sorted(set(names))]
 
 
@@ -178,7 +194,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); take a folder of transformers") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: is not a JSON object; take a folder of transformers")
@@ -190,19 +206,30 @@ def _tokenizer_of(folder: Path, config: GPTConfig) -> Tokenizer:
     merges = _merges_of(folder)
     if config.vocab_size != GPT2Tokenizer().vocab_size:
         return NoTokenizer()
-    if merges is not None and hashlib.sha256("\n".join(merges).encode()).hexdigest() != MERGES_SHA256:
+    if (
+        merges is not None
+        and hashlib.sha256("\n".join(merges).encode(errors="surrogatepass")).hexdigest() != MERGES_SHA256
+    ):
         return NoTokenizer()
     return GPT2Tokenizer()
 
 
 def _merges_of(folder: Path) -> list[str] | None:
     """Read the byte pairs that a folder's tokenizer joins, "a b" each, in their order; None if it has no tokenizer."""
-    if (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    path = folder / "merges.txt"
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); save the tokenizer again") from error
         return [line for line in lines if line.strip() and not line.startswith("#version")]
-    if (folder / "tokenizer.json").is_file():
-        merges = _read_json(folder / "tokenizer.json").get("model", {}).get("merges", [])
-        return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        model = _read_json(path).get("model", {})
+        merges = model.get("merges", []) if isinstance(model, dict) else None
+        if not isinstance(merges, list):
+            raise UserError(f"{path}: has no list of merges in its model; save the tokenizer again")
+        return [" ".join(map(str, merge)) if isinstance(merge, list) else str(merge) for merge in merges]
     return None
 
 

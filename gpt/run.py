@@ -18,15 +18,20 @@ from gpt.checkpoint import Checkpoint, load_checkpoint, load_training, state_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.corpus import Corpus
+from gpt.costs import parameter_count
+from gpt.device import check_memory
 from gpt.distributed import Ranks
 from gpt.model import GPT
 from gpt.optimizer import optimizer_of, precision_of
 from gpt.run_folder import plain
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
+from gpt.training_state import check_corpus, check_training
 from gpt.zoo import build_model
 
-UNREMARKABLE = {"resume", "overwrite", "device", "threads"}  # settings that may differ when a run goes on
+LESS_MEMORY = "lower --batch-size or --micro-batch-size, or take a smaller model or --block-size"
+# settings that may differ when a run goes on
+UNREMARKABLE = {"resume", "overwrite", "allow_changed_corpus", "device", "threads"}
 
 
 class Run:
@@ -43,6 +48,7 @@ class Run:
         self.batches = batches_of(config, corpus, ranks)
         torch.manual_seed(config.seed)  # the same weights on all ranks
         shape, state = _beginning(config, corpus)
+        _check_room(shape, self.batches, ranks.device)
         self.raw = build_model(shape, attention="sdpa")
         if state is not None:
             self.raw.load_state_dict(state)
@@ -66,6 +72,7 @@ class Run:
         """Return all else that going on takes, as tensors and plain values. Every rank must ask, and gets the same."""
         return {
             "config": plain(self.config),
+            "corpus": self.corpus.identity(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": self.batches.position,
@@ -75,23 +82,43 @@ class Run:
         }
 
     def restore(self, path: Path) -> list[str]:
-        """Become the run that was saved there; the settings that differ from its own, in words. Raises UserError."""
+        """Become the run that was saved there; return the settings that differ from its own, in words.
+
+        All that is there is checked before any of it is used. Raises UserError for a checkpoint that does not fit, and
+        for another corpus than the one that it was trained on, unless the config allows that.
+        """
         found, training = load_training(path)
         if found.config != self.raw.config or found.tokenizer != self.corpus.tokenizer.to_json():
             raise UserError(f"{path}: is of another model or corpus; resume with its settings, or --overwrite it")
+        scaler = self.scaler.state_dict()  # empty unless it is enabled
+        check_training(path, found, training, self.raw, self.optimizer, scaler)
+        notes = self._notes_on_corpus(path, training["corpus"]) + _differences(training["config"], plain(self.config))
         self.raw.load_state_dict(found.state)
-        self.optimizer.load_state_dict(training["optimizer"])
-        if self.scaler.is_enabled() and training["scaler"]:
-            self.scaler.load_state_dict(training["scaler"])
+        # the settings stay this run's own: those of the checkpoint may differ, and were checked by nobody
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": training["optimizer"]["state"], "param_groups": groups})
+        if scaler and training["scaler"]:
+            self.scaler.load_state_dict({name: training["scaler"][name] for name in scaler})
         self.batches.position = training["position"]
         self.step, self.losses = found.step, {name: found.losses[name] for name in self.losses}
         self.best_val, self.stale = training["best_val"], training["stale"]
-        notes = _differences(training["config"], plain(self.config))
         if len(training["rng"]) == self.ranks.world:
-            _set_random_state(training["rng"][self.ranks.rank], self.ranks.device)
+            _set_random_state(path, training["rng"][self.ranks.rank], self.ranks.device)
         elif self.config.dropout:
             notes.append(f"{self.ranks.world} ranks (were {len(training['rng'])}): dropout is drawn anew")
         return notes
+
+    def _notes_on_corpus(self, path: Path, before: dict[str, Any]) -> list[str]:
+        """Return a note if the corpus is another than before and that is allowed. Raises UserError where it is not."""
+        check_corpus(path, before)
+        if (changed := self.corpus.change_since(before, read=self.ranks.leads)) is None:
+            return []
+        if not self.config.allow_changed_corpus:
+            raise UserError(
+                f"{self.corpus.name}: is not the corpus of {path} ({changed}); bring that one back, or go on with this "
+                "one by --allow-changed-corpus"
+            )
+        return [f"another corpus ({changed})"]
 
 
 def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | None = None) -> Batches:
@@ -118,6 +145,7 @@ def batches_of(config: TrainConfig, corpus: Corpus, ranks: Ranks, part: str | No
         ranks.world,
         config.micro_batch_size,
         ranks.device,
+        vocab_size=corpus.tokenizer.vocab_size,
     )
 
 
@@ -139,6 +167,18 @@ def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str
     positions = found.state["transformer.wpe.weight"][: config.block_size]
     shape = replace(found.config, block_size=config.block_size, dropout=config.dropout)
     return shape, found.state | {"transformer.wpe.weight": positions}
+
+
+def _check_room(shape: GPTConfig, batches: Batches, device: torch.device) -> None:
+    """Raise UserError where this machine's memory cannot hold what training takes at the least.
+
+    That is a model's weights, which are drawn on the CPU in float32; and if it trains there, also their gradients,
+    AdamW's two moments and a micro-batch's logits.
+    """
+    weights, sequences = 4 * parameter_count(shape), batches.batch_size // batches.world // batches.micro_steps
+    check_memory(weights if device.type != "cpu" else 4 * weights, "the model and its training", LESS_MEMORY)
+    if device.type == "cpu":
+        check_memory(4 * sequences * shape.block_size * shape.vocab_size, "a micro-batch's logits", LESS_MEMORY)
 
 
 def _load_weights(source: str) -> Checkpoint:
@@ -174,7 +214,10 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type in state and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[device.type])
+def _set_random_state(path: Path, state: dict[str, Tensor], device: torch.device) -> None:
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type in state and device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(state[device.type])
+    except RuntimeError as error:  # the generator's own checks
+        raise UserError(f"{path}: does not fit this run: the random numbers' state: {error}; --overwrite it") from error

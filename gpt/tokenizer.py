@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -26,6 +27,8 @@ GPT2_VOCAB_SIZE = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
 # It cuts a text so before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True)
 class CharTokenizer:
@@ -36,6 +39,7 @@ class CharTokenizer:
     def __post_init__(self) -> None:
         if not self.characters or list(self.characters) != sorted(set(self.characters)):
             raise UserError(f"characters={self.characters!r}: must be at least one, sorted, and no two the same")
+        check_unicode(self.characters, "a tokenizer's characters")
 
     @classmethod
     def of_text(cls, text: str) -> "CharTokenizer":
@@ -160,6 +164,15 @@ def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
         case {"kind": "none"}:
             return NoTokenizer()
     raise UserError(f"{str(found)[:80]}: not a tokenizer of ours; its kind must be 'characters', 'gpt2' or 'none'")
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise UserError for half a surrogate pair, which JSON may spell and which is no character: it has no UTF-8."""
+    if found := SURROGATE.search(text):
+        raise UserError(
+            f"{where}: {found.group()!r} at place {found.start()} is half a surrogate pair, no character; mend it "
+            "or leave it out"
+        )
 
 
 def check_ids(ids: Any, config: GPTConfig) -> None:

@@ -17,11 +17,13 @@ import torch
 import tyro
 from torch.nn.parallel import DistributedDataParallel
 
+from gpt.arguments import parse_settings
 from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError, run_command
 from gpt.corpus import load_corpus
 from gpt.costs import training_flops_per_token
+from gpt.device import explain_memory
 from gpt.distributed import Ranks, is_first_process, join_ranks
 from gpt.files import check_output
 from gpt.generate import generate
@@ -29,8 +31,8 @@ from gpt.model import loss_of
 from gpt.optimizer import allow_tf32, autocast, learning_rate_at
 from gpt.peak import DTYPES, peak_flops
 from gpt.presets import PRESETS
-from gpt.run import Run, batches_of
-from gpt.run_folder import RunFolder, plain
+from gpt.run import LESS_MEMORY, Run, batches_of
+from gpt.run_folder import Resumption, RunFolder, plain
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
 from gpt.training_log import TrainingLog, check_tensorboard
@@ -45,7 +47,7 @@ def train(config: TrainConfig) -> Checkpoint:
     """
     if config.tensorboard:
         check_tensorboard()  # on every rank, and before an earlier run's files are removed
-    with join_ranks(config.device) as ranks:
+    with join_ranks(config.device) as ranks, explain_memory(LESS_MEMORY):
         return _train(config, ranks)
 
 
@@ -56,16 +58,29 @@ def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
     allow_tf32(run.precision, ranks.device)
     folder = RunFolder(config.folder, config.keep_last)
     found = ranks.follow(folder.begin(config.resume, config.overwrite) if ranks.leads else None)
-    notes = run.restore(found) if found else []
+    notes = _resume(run, folder, found) if found else []
     log = _begin_log(run, folder, notes) if ranks.leads else None
-    _fit(run, folder, log)
-    if not log:
+    with log or nullcontext():  # an error must find the bar ended, or it would stand behind it on the same line
+        _fit(run, folder, log)
+    if not ranks.leads:
         return run.checkpoint()
-    log.close()
     chosen = run.checkpoint() if config.hand_on == "last" else load_checkpoint(folder.best)
     sha256 = save_checkpoint(config.output, chosen)
     folder.finished.touch()
     return replace(chosen, sha256=sha256)
+
+
+def _resume(run: Run, folder: RunFolder, found: Resumption) -> list[str]:
+    """Go on from a checkpoint; return in words what was damaged and what is other than it was. Raises UserError."""
+    try:
+        notes = [*found.notes, *run.restore(found.path)]
+    except UserError as error:  # what has been renamed is said in any case
+        raise UserError("; ".join([str(error), *found.notes])) from error
+    if found.best_is_lost:
+        run.best_val = (run.losses["val"] or [math.inf])[-1]
+        if run.ranks.leads:
+            save_checkpoint(folder.best, run.checkpoint())
+    return notes
 
 
 def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
@@ -213,7 +228,7 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         defaults={name: config for name, (_, config) in PRESETS.items()},
         descriptions={name: description for name, (description, _) in PRESETS.items()},
     )
-    return tyro.cli(
+    return parse_settings(
         presets,
         prog="python -m gpt.train",
         args=arguments,

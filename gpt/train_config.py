@@ -1,5 +1,6 @@
 """Name all that a training run can be told."""
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -9,7 +10,7 @@ import tyro
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
-# field: the least value allowed
+# field: the least value allowed; every number must be finite, and every whole one below 2**31 or as MOST says
 LEAST = {
     "max_steps": 1,
     "batch_size": 1,
@@ -25,7 +26,8 @@ LEAST = {
     "grad_clip": 0,
     "seed": 0,
 }
-LEAST_IF_GIVEN = {"micro_batch_size": 1, "decay_steps": 1, "patience": 1, "threads": 1}
+LEAST_IF_GIVEN = {"micro_batch_size": 1, "decay_steps": 1, "patience": 1, "threads": 1, "minutes": 0}
+MOST = {"seed": 2**62 - 1, "threads": 1024}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class TrainConfig:
     init_from: str | None = None  # weights to begin with: gpt2 … gpt2-xl, a Hugging Face folder, or a checkpoint
     resume: bool = False  # go on from the last checkpoint beside the output, if there is one
     overwrite: bool = False  # begin again although an unfinished run is there
+    allow_changed_corpus: bool = False  # resume although the corpus is not what the run has been trained on so far
 
     n_layer: int = 4  # depth
     n_head: int = 4  # attention heads a layer
@@ -81,23 +84,23 @@ class TrainConfig:
     recompute: bool = False  # activations in the backward pass: less memory, a third more work
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
-        for name, least in LEAST_IF_GIVEN.items():
+        for name, least in (LEAST | LEAST_IF_GIVEN).items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name}={value}: must be at least {least}")
+            if value is None and name in LEAST_IF_GIVEN:
+                continue
+            most = MOST.get(name, sys.float_info.max if isinstance(value, float) else 2**31 - 1)
+            if not least <= value <= most:
+                raise UserError(f"{name}={value}: must be at least {least} and at most {most}")
         if self.min_lr > self.learning_rate:
             raise UserError(f"min_lr={self.min_lr}: must be at most learning_rate={self.learning_rate}")
         if self.beta2 >= 1:
             raise UserError(f"beta2={self.beta2}: must be below 1")
-        if self.seed >= 2**62:
-            raise UserError(f"seed={self.seed}: must be below 2**62")
-        if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"minutes={self.minutes}: must be above 0")
+        if self.minutes == 0:
+            raise UserError("minutes=0: must be above 0")
         if self.resume and self.overwrite:
             raise UserError("resume=True: must not come with overwrite=True; choose one of them")
+        if self.allow_changed_corpus and not self.resume:
+            raise UserError("allow_changed_corpus=True: is of use with resume=True alone; leave it out")
         for each in fields(self):
             if (allowed := _choices(each.type)) and getattr(self, each.name) not in allowed:
                 raise UserError(

@@ -9,12 +9,15 @@ from tqdm import tqdm
 
 from gpt.cli import UserError
 from gpt.files import atomic_output
+from gpt.progress import progress_bar
+from gpt.run_folder import set_aside
 
 
 class TrainingLog:
     """Writes rows of numbers by step to the bar, to a JSONL file, and to TensorBoard where a folder for it is given.
 
-    step: where the run begins; rows of later steps, which a killed run left, are dropped from the file.
+    step: where the run begins; rows of later steps, which a killed run left, are dropped from the file. So is what is
+    no row, as NULs or half a line after a loss of power; that is said, and the file as it was is kept beside it.
     step_tokens: tokens of an update. step_share: what an update a second would be of the devices' peak, if known.
     """
 
@@ -30,7 +33,7 @@ class TrainingLog:
         _drop_after(path, step)
         self._file = path.open("a", buffering=1)  # a line at a time: none is lost to a kill
         self._board = _open_board(tensorboard, step) if tensorboard else None
-        self._bar = tqdm(total=max_steps, initial=step, unit="step", desc="train")
+        self._bar = progress_bar(total=max_steps, initial=step, unit="step", desc="train")
         self._step_tokens, self._step_share = step_tokens, step_share
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float, dt_s: float) -> None:
@@ -46,6 +49,12 @@ class TrainingLog:
         """Log the loss on both parts, in nats a token; it is printed too."""
         self._write({"step": step, "train": train, "val": val})
         tqdm.write(f"step {step:5d}: train loss {train:.4f}, val loss {val:.4f}")
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the files; everything is on disk afterwards."""
@@ -70,12 +79,27 @@ def check_tensorboard() -> None:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Leave in a log only whole lines of steps up to this one."""
+    """Leave in a log only whole rows of steps up to this one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    steps = [_step_of(line) for line in lines]
+    if damaged := [number for number, found in enumerate(steps, 1) if found is None]:
+        where = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines from {damaged[0]} on"
+        aside = set_aside(path)
+        print(f"{path}: {where} of {len(lines)} left out, being no whole rows; as it was it is {aside.name}")
+    kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
     with atomic_output(path) as part:
-        part.write_text("".join(kept))
+        part.write_bytes(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a row of the log; None for what is no whole row."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 def _open_board(folder: Path, step: int) -> Any:

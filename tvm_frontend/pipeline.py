@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tqdm import tqdm
 from tvm import relax
 from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 
 from gpt.cli import UserError
 from gpt.files import atomic_output
+from gpt.progress import progress_bar
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, FORGET, Graph
 from tvm_frontend.kernels import kernels_for
@@ -92,7 +92,7 @@ def compile_graph(
     if missing := [name for name in options.without if name not in optional]:
         raise UserError(f"without {missing[0]!r}: must be one of {', '.join(optional) or 'no phase at all'}")
     kept = [phase for phase in possible if phase[0] not in options.without]
-    with tqdm(total=len(kept) + 2, desc="compile", unit="phase", leave=False) as bar:
+    with progress_bar(total=len(kept) + 2, desc="compile", unit="phase", leave=False) as bar:
 
         def run(name: str, phase: Callable[[], Graph]) -> Graph:
             bar.set_postfix_str(name)

@@ -35,6 +35,7 @@ from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
 from gpt.cli import UserError
 from gpt.files import atomic_output
+from gpt.progress import progress_bar
 from tvm_frontend.frontends import Source
 from tvm_frontend.graph import Graph
 from tvm_frontend.runtime.threads import chosen_threads, use_threads
@@ -145,7 +146,7 @@ class Search:
             ).clone()
             for number, task in enumerate(tasks)
         ]
-        with tqdm(total=self.trials, initial=self.found, desc="search", unit="trial", leave=False) as bar:
+        with progress_bar(total=self.trials, initial=self.found, desc="search", unit="trial", leave=False) as bar:
             here = _Here(self, bar)
             workloads = [database.commit_workload(task.dispatched[0]) for task in tasks]
             with here.stopping():

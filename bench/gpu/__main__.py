@@ -37,6 +37,7 @@ from bench.harness.plan import ROUNDS, Plan
 from bench.harness.worker import MOST_CHARACTERS
 from bench.models.artifacts import CHECKPOINT
 from bench.models.build import SEEDED, prepare
+from gpt.arguments import parse_settings
 from gpt.cli import UserError, run_command
 from gpt.costs import matmul_parameters
 from gpt.files import atomic_output
@@ -156,7 +157,7 @@ def _keep(folder: Path, name: str, about: dict[str, Any], found: dict[str, Any])
 
 def main() -> None:
     """The command line. Exits with 1 if something disagrees with float64."""
-    if not run_gpu(tyro.cli(GpuConfig, prog="python -m bench.gpu")):
+    if not run_gpu(parse_settings(GpuConfig, prog="python -m bench.gpu")):
         sys.exit(1)
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from tqdm import tqdm
-
 from bench.backends import Candidate
 from bench.gpu.device import FACTORY, DeviceArtifacts, measure_limits
 from bench.gpu.engines import takes_any_shape
@@ -20,6 +18,7 @@ from bench.harness.runner import Runner
 from bench.harness.worker import Worker, WorkerError
 from bench.roofline.bounds import Roofline
 from gpt.cli import UserError
+from gpt.progress import progress_bar
 from gpt.version import PROJECT, project_version
 
 LEAST_S = 1.0  # deadline of a call, however little time is left
@@ -123,7 +122,7 @@ def run_race(
     """
     present = [each for each in candidates if not each.absent]
     precisions = precisions_of(candidates)
-    with ExitStack() as stack, tqdm(bar_format="{desc:<48.48} {bar} {elapsed}", leave=False) as progress:
+    with ExitStack() as stack, progress_bar(bar_format="{desc:<48.48} {bar} {elapsed}", leave=False) as progress:
         progress.set_description("measuring the device's limits")
         device, limits = _measure(artifacts.device, precisions, plan)
         runners = [

@@ -28,6 +28,7 @@ from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.roofline import probe as probes
 from bench.roofline.bounds import Roofline, best_of, weight_bytes
+from gpt.progress import progress_bar
 
 RunnerT = TypeVar("RunnerT", bound=Runner)
 NOT_REACHED = "the time was up, or the run ended, before it"
@@ -168,7 +169,7 @@ def compare(
     all plain JSON.
     """
     started = time.perf_counter()
-    with ExitStack() as stack, tqdm(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
+    with ExitStack() as stack, progress_bar(bar_format="{desc:<40.40} {bar} {elapsed}", leave=False) as progress:
         runners = [
             Runner(each, stack.enter_context(Worker(each.factory, plan.threads, each.interpreter)), plan.works)
             for each in candidates

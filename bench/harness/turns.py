@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tqdm import tqdm
-
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS
 from bench.harness.worker import sample
+from gpt.progress import progress_bar
 
 ROUND_S = 0.3  # budget of a build's turn in each round
 
@@ -31,7 +30,7 @@ def times_of(found: Sequence[Build]) -> list[float]:
     samples: list[list[float]] = [[] for _ in found]
     for each in found:
         each.call()
-    for number in tqdm(range(ROUNDS), desc="time", unit="round", leave=False):
+    for number in progress_bar(range(ROUNDS), desc="time", unit="round", leave=False):
         for index in rotated(range(len(found)), number):
             samples[index] += sample(found[index].call, ROUND_S)
     return [median(each) for each in samples]

@@ -12,13 +12,13 @@ from typing import Annotated
 import numpy as np
 import tyro
 from tabulate import tabulate
-from tqdm import tqdm
 
 from bench.harness.plan import parse_shape
 from bench.harness.turns import Build, times_of
 from bench.models.sessions import open_as
 from export.artifact import load_exported
 from gpt.files import find_input
+from gpt.progress import progress_bar
 from tvm_frontend.compile import compile_model
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime.session import Session
@@ -76,7 +76,7 @@ def run_ablation(
     with TemporaryDirectory() as scratch:
         found = [
             build_of(step, model, Path(scratch, str(number)), ids, threads)
-            for number, step in enumerate(tqdm(ablation_steps(), desc="compile", unit="step", leave=False))
+            for number, step in enumerate(progress_bar(ablation_steps(), desc="compile", unit="step", leave=False))
         ]
         times = times_of(found)
     rows = []

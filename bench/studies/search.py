@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import tyro
 from tabulate import tabulate
 
 from bench.harness.turns import Build, times_of
 from bench.models.build import SEEDED
+from gpt.arguments import parse_settings
 from gpt.cli import UserError
 
 if TYPE_CHECKING:
@@ -175,4 +175,4 @@ def run_search(config: SearchConfig) -> str:
 
 def main(description: str | None = None) -> None:
     """Parse the command line, compare and print. description: the text that `--help` begins with."""
-    print(run_search(tyro.cli(SearchConfig, prog="python -m bench.search", description=description)))
+    print(run_search(parse_settings(SearchConfig, prog="python -m bench.search", description=description)))

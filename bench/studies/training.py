@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import nn
-from tqdm import tqdm
 
 from gpt.corpus import load_corpus
 from gpt.distributed import Ranks
 from gpt.presets import PRESETS
+from gpt.progress import progress_bar
 from gpt.run import Run
 from gpt.train import train, update
 
@@ -75,7 +75,7 @@ def throughput(
     run = Run(config, loaded, Ranks(0, 1, torch.device("cpu")))
     candidates = {"gpt.train": lambda: update(run), "plain": _plain_loop(run)}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in tqdm(range(rounds + 2), desc="throughput", unit="round"):
+    for number in progress_bar(range(rounds + 2), desc="throughput", unit="round"):
         for name in sorted(candidates, reverse=number % 2 == 1):  # the first of the two alternates
             started_s = time.perf_counter()
             for _ in range(steps):

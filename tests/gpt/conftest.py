@@ -93,3 +93,24 @@ def run(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Comp
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return finish
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda content: content[: len(content) // 2],
+    "a flipped bit": lambda content: (
+        content[: (at := len(content) // 2)] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    ),
+    "empty": lambda content: b"",
+    "NULs": lambda content: bytes(len(content)),
+}
+
+
+@pytest.fixture(params=DAMAGE)
+def damage(request: pytest.FixtureRequest) -> Callable[[Path], bytes]:
+    """Leave of a file what a disk or a loss of power may leave; return what is then in it."""
+
+    def do(path: Path) -> bytes:
+        path.write_bytes(DAMAGE[request.param](path.read_bytes()))
+        return path.read_bytes()
+
+    return do

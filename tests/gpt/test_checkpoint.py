@@ -3,6 +3,8 @@ import json
 import math
 import os
 import pickle
+import pkgutil
+import sys
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -275,3 +277,38 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_read(config, tmp_path
     torch.save(torch.load(path) | {"state": broken.state}, path)
     with pytest.raises(UserError, match=rf"{weight} holds NaN or infinity: training diverged; use an earlier checkpoi"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "gpt.generate ckpt.pt --temperature 0",
+        "gpt.inspect ckpt.pt",
+        "gpt.train tiny --init-from ckpt.pt --max-steps 1 --overwrite --device cpu -o other.pt",
+        "gpt.train tiny --resume --device cpu -o own.pt",
+        "export.onnx ckpt.pt -o model.onnx",
+        "export.huggingface ckpt.pt -o folder",
+        "export.ctranslate2 ckpt.pt -o folder",
+        "tvm_frontend.compile ckpt.pt --frontend torch -o compiled",
+        "bench",
+        "bench.generate --engine eager",
+    ],
+)
+def test_every_reader_names_nan_as_that(config, tmp_path, monkeypatch, arguments):
+    if "ctranslate2" in arguments:
+        pytest.importorskip("ctranslate2")
+        pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    good, weight = seeded_checkpoint(config), "transformer.h.1.ln_2.bias"
+    content = {"kind": "gpt-frontend checkpoint", "version": 1, "config": asdict(config), "step": 0, "losses": {}}
+    state = good.state | {weight: torch.full_like(good.state[weight], math.nan)}
+    content |= {"state": state, "tokenizer": good.tokenizer, "training": {}}
+    for place in ("ckpt.pt", "artifacts/ckpt.pt", "own-run/step-00000001.pt"):
+        Path(place).parent.mkdir(exist_ok=True)
+        torch.save(content, place)
+    module, *rest = arguments.split()
+    monkeypatch.setattr(sys, "argv", [module, *rest])
+    main = pkgutil.resolve_name(f"{module}.__main__:main" if module == "bench" else f"{module}:main")
+    with pytest.raises(UserError, match=f"{weight} holds NaN or infinity: training diverged"):
+        main()
+    assert {path.name for path in tmp_path.iterdir()} == {"ckpt.pt", "artifacts", "own-run"}

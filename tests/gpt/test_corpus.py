@@ -227,6 +227,64 @@ def test_a_folder_without_a_tokenizer_is_refused(config):
         load_corpus(config.output)
 
 
+SHARD = {"file": "train-00000.bin", "tokens": 5, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("complete", None, "its complete is 'None'"),
+        ("request", [], "its request is"),
+        ("tokenizer", 5, "its tokenizer is '5'"),
+        ("documents", "9", "its documents is '9'"),
+        ("dtype", "<f4", "its dtype is '<f4'"),
+        ("dtype", ["<u2"], "its dtype is"),
+        ("train", {}, "its train is '{}'"),
+        ("val", [5], "file 0 of val is 5"),
+        ("train", [SHARD | {"file": "../train-00000.bin"}], "file 0 of train is .*"),
+        ("train", [SHARD | {"file": "/etc/passwd"}], "file 0 of train is"),
+        ("train", [SHARD | {"file": ".."}], "file 0 of train is"),
+        ("train", [SHARD | {"file": "val-00000.bin"}], "file 0 of train is"),
+        ("train", [SHARD | {"tokens": -5}], "file 0 of train is"),
+        ("train", [SHARD | {"tokens": 10**30}], "file 0 of train is"),
+        ("train", [SHARD | {"sha256": "0"}], "file 0 of train is"),
+        ("train", [SHARD | {"sha256": None}], "file 0 of train is"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_named(config, name, value, words):
+    build_corpus(config)
+    path = config.output / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    for read in (load_corpus, verify_corpus, lambda folder: build_corpus(config)):
+        with pytest.raises(UserError, match=rf"manifest.json: is damaged \({words}.*\); remove .* and make it again"):
+            read(config.output)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\udcff", "\0" * 100])
+def test_a_manifest_that_is_no_json_is_named(config, text):
+    build_corpus(config)
+    (config.output / "manifest.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"manifest.json: cannot be read; remove .* and make it again"):
+        load_corpus(config.output)
+
+
+def test_a_corpus_knows_itself_by_its_tokens(config, tmp_path):
+    corpus = build_corpus(config)
+    identity = corpus.identity()
+    assert [len(rows) for rows in identity.values()] == [len(corpus.train.parts), len(corpus.val.parts)]
+    assert corpus.change_since(identity) is None
+    assert corpus.change_since({}) == "its tokens of train are others"
+    assert corpus.change_since(identity | {"val": identity["val"][:-1]}) == "its tokens of val are others"
+
+
+def test_a_text_is_the_same_corpus_as_its_token_files(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    made = build_corpus(CorpusConfig(str(tmp_path / "text.txt"), tmp_path / "corpus", "characters"))
+    text = load_corpus(tmp_path / "text.txt")
+    assert text.change_since(made.identity()) is None
+    assert made.change_since(text.identity()) is None
+
+
 def test_another_tokenizer_than_the_folders_is_refused(config):
     build_corpus(config)
     with pytest.raises(UserError, match="was made with tokenizer 'characters', not 'gpt2'"):

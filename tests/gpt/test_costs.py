@@ -1,10 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt.config import GPTConfig
-from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token, training_flops_per_token
+from gpt.costs import (
+    decode_flops_per_token,
+    matmul_parameters,
+    parameter_count,
+    prefill_flops_per_token,
+    training_flops_per_token,
+)
 from gpt.model import GPT
+from gpt.zoo import build_model
 
 CONFIG = GPTConfig(block_size=32, vocab_size=65, n_layer=3, n_head=4, n_embd=48)
 
@@ -22,6 +31,19 @@ def counted(T: int, backward: bool = False) -> int:
 def test_weights_of_matrix_products_are_the_linear_layers():
     linear = [module for module in GPT(CONFIG).modules() if isinstance(module, torch.nn.Linear)]
     assert matmul_parameters(CONFIG) == sum(module.weight.numel() for module in linear)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, bias=False),
+        replace(CONFIG, tied_head=False, n_layer=1),
+        GPTConfig.bigram(7, 5),
+    ],
+)
+def test_parameters_are_the_models(config):
+    assert parameter_count(config) == build_model(config).parameter_count()
 
 
 def test_prefill_is_what_torch_runs_without_the_masked_half():

@@ -1,10 +1,17 @@
+from typing import NoReturn
+
+import numpy as np
 import pytest
 import torch
 
 from gpt.cli import UserError
-from gpt.device import devices_here, find_device
+from gpt.device import devices_here, explain_memory, find_device
 
 NO_GPU = not torch.cuda.is_available()
+
+
+def raise_memory_error() -> NoReturn:
+    raise MemoryError
 
 
 def test_auto_is_the_first_that_is_here():
@@ -42,3 +49,27 @@ def test_a_gpu_too_many_says_how_many_there_are(monkeypatch):
 def test_an_unknown_name_lists_the_known(name):
     with pytest.raises(UserError, match=r"must be auto, cuda, mps, cpu"):
         find_device(name)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: torch.empty(10**15), "4000000000000000 bytes were asked for at once; buy more"),
+        (lambda: np.empty(10**15), r"7\.11 PiB were asked for at once; buy more"),
+        (lambda: torch.empty(2**40, 2**40), "more than any machine has was asked for at once; buy more"),
+        (lambda: np.empty((2**40, 2**40)), "more than any machine has was asked for at once; buy more"),
+        (raise_memory_error, "more than is free was asked for at once; buy more"),
+    ],
+)
+def test_an_allocation_that_fails_is_one_line(ask, words):
+    with pytest.raises(UserError, match=f"not enough memory: {words}"), explain_memory("buy more"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ValueError("no"), UserError("unable to allocate 3 B")]
+)
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error)) as caught, explain_memory("buy more"):
+        raise error
+    assert caught.value is error

@@ -77,6 +77,40 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line):
         texts(find_source(str(path)))
 
 
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00", "\\ude00\\ud83d"])
+def test_half_a_surrogate_pair_is_named_with_its_document(tmp_path, half):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "ab' + half + '"}\n')
+    documents = find_source(str(path)).documents()
+    assert next(documents).text == "\U0001f600"
+    with pytest.raises(
+        UserError, match=r"a.jsonl:2: '\\ud[0-9a-f]+' at place 2 is half a surrogate pair, no character"
+    ):
+        next(documents)
+
+
+def test_json_that_is_nested_without_end_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"a.jsonl:1: not a line of JSON"):
+        texts(find_source(str(path)))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_a_damaged_parquet_file_is_named(tmp_path, share):
+    path = tmp_path / "a.parquet"
+    rows = [f"text {number} " * 20 for number in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), path, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    at = int(share * len(content))
+    content[at : at + 200] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a.parquet: (is damaged after row|cannot be read \()") as caught:
+        texts(find_source(str(path)))
+    assert "\n" not in str(caught.value)
+    assert "(None)" not in str(caught.value)
+
+
 def test_parquet_is_a_document_a_row(tmp_path):
     path = tmp_path / "a.parquet"
     rows = [f"text {number}" for number in range(3000)]

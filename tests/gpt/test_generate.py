@@ -64,6 +64,16 @@ def test_draws_have_the_chances_of_the_softmax():
     torch.testing.assert_close(shares, torch.softmax(2 * logits, dim=0), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_more_samples_than_any_memory_holds_are_one_line(model, cache):
+    with pytest.raises(
+        UserError, match=r"not enough memory: keys, values and logits take [\d,]+ bytes.*; lower --sampl"
+    ):
+        generate_samples(model, [1], 1, 2**31 - 1, Sampling(), cache=cache)
+    with pytest.raises(UserError, match=r"samples=2147483648: must be at least 1 and below 2\*\*31"):
+        generate_samples(model, [1], 1, 2**31, Sampling(), cache=cache)
+
+
 def test_samples_differ_and_one_is_generate(model):
     steps = list(generate_samples(model, [1, 2], 12, 3, Sampling(seed=5)))
     first, second, third = ([*column] for column in zip(*steps, strict=True))
@@ -186,6 +196,8 @@ def test_command_without_a_cache_prints_the_same(run, tmp_path, trained):
         (("--prompt-file", "absent.txt"), "--prompt-file absent.txt: cannot be read"),
         (("--device", "tpu"), "--device tpu: must be auto"),
         (("--samples", 0), "samples=0: must be at least 1"),
+        (("--samples", 2**40), "samples=1099511627776: must be at least 1 and below 2**31"),
+        (("--prompt", "the \udcff"), "--prompt: '\\udcff' at place 4 is half a surrogate pair"),
     ],
 )
 def test_command_with_a_bad_flag_is_exit_2(run, tmp_path, trained, arguments, message):

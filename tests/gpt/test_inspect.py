@@ -29,8 +29,9 @@ def test_every_number_is_in_a_row(config):
 
 
 def test_a_batch_of_nothing_is_a_users_error(config):
-    with pytest.raises(UserError, match="batch_size=0: must be at least 1"):
-        list(describe(seeded_checkpoint(config), 0))
+    for batch_size in (0, 2**31):
+        with pytest.raises(UserError, match=f"batch_size={batch_size}: must be at least 1 and below"):
+            list(describe(seeded_checkpoint(config), batch_size))
 
 
 @pytest.mark.slow

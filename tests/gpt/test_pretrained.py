@@ -131,6 +131,64 @@ def test_weights_that_do_not_fit_are_named(save):
         load_pretrained(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda t: t.fill_(float("nan")), "transformer.ln_f.weight holds NaN or infinity; take other weights"),
+        (lambda t: t.double() * 1e300, "transformer.ln_f.weight holds NaN or infinity"),  # in float32
+        (lambda t: t.to(torch.int8), r"transformer.ln_f.weight holds whole numbers \(torch.int8\)"),
+        (lambda t: t[None, None], r"transformer.ln_f.weight is \[1, 1, 16\], not \[16\]"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(save, changed, words):
+    _, folder = save()
+    weights = load_file(folder / WEIGHTS)
+    save_file(weights | {"transformer.ln_f.weight": changed(weights["transformer.ln_f.weight"])}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=words):
+        load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (CONFIG, b"{", "config.json: cannot be read as JSON"),
+        (CONFIG, b"[" * 100_000, "config.json: cannot be read as JSON"),
+        (CONFIG, b"\xff", "config.json: cannot be read as JSON"),
+        (CONFIG, b"[]", "config.json: is not a JSON object"),
+        (CONFIG, b'{"n_layer": "12"}', "config.json: n_layer='12': must be a whole number"),
+        (CONFIG, b'{"n_embd": 1e3}', "config.json: n_embd=1000.0: must be a whole number"),
+        (CONFIG, b'{"n_layer": 1000000000}', r"does not fit its config.json: \d+ tensors for n_layer=1000000000"),
+        (CONFIG, b'{"n_head": 1, "n_embd": 2147483647}', "does not fit its config.json: no model has such sizes"),
+        (CONFIG, b'{"activation_function": ["relu"]}', r"config.json: activation_function=\['relu'\]: must be one of"),
+        (CONFIG, b'{"tie_word_embeddings": 1}', "config.json: tied_head=1: must be True or False"),
+        (
+            SHARDS,
+            b'{"weight_map": {"a": "../model.safetensors"}}',
+            "weight_map names '../model.safetensors', no file of",
+        ),
+        (SHARDS, b'{"weight_map": {"a": ".."}}', "weight_map names '..', no file of this folder"),
+        (SHARDS, b'{"weight_map": {"a": 5}}', "weight_map names 5, no file of this folder"),
+        (SHARDS, b'{"weight_map": ["a"]}', r"weight_map names \['a'\], no file of this folder"),
+        (SHARDS, b"{}", "weight_map names None, no file of this folder"),
+        ("tokenizer.json", b'{"model": {"merges": 5}}', "tokenizer.json: has no list of merges in its model"),
+        ("tokenizer.json", b'{"model": []}', "tokenizer.json: has no list of merges in its model"),
+        ("tokenizer.json", b'{"model": {"merges": [5, ["a", 6], "\\ud800"]}}', None),
+        ("merges.txt", b"\xff\xfe", "merges.txt: cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_folders_files_that_make_no_sense_are_named(save, file, content, words):
+    _, folder = save()
+    if file == SHARDS:
+        (folder / WEIGHTS).unlink()
+    (folder / file).write_bytes(content)
+    if words is None:
+        assert load_pretrained(str(folder)).tokenizer == {"kind": "none"}
+        return
+    with pytest.raises(UserError, match=words) as caught:
+        load_pretrained(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_tied_head_is_not_blamed_for_an_absent_embedding(save):
     _, folder = save()
     weights = load_file(folder / WEIGHTS)

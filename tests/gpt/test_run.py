@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import torch
 
 from gpt.checkpoint import load_training
 from gpt.cli import UserError
-from gpt.corpus import load_corpus
+from gpt.corpus import CorpusConfig, build_corpus, load_corpus
 from gpt.distributed import Ranks
 from gpt.run import Run
 from gpt.train import train, update
@@ -156,6 +157,124 @@ def test_resuming_a_finished_run_makes_no_step(config):
     config.output.unlink()
     assert train(replace(config, resume=True)).step == 40
     assert config.output.read_bytes() == before
+
+
+def test_a_damaged_last_checkpoint_costs_its_steps_and_no_more(config, capsys, tmp_path, damage):
+    whole = replace(config, output=tmp_path / "whole.pt", max_steps=20)
+    train(whole)
+    train(replace(config, max_steps=20))
+    damage(config.folder / "step-00000020.pt")
+    capsys.readouterr()
+    train(replace(config, max_steps=20, resume=True))
+    shown = capsys.readouterr().out
+    assert f"resumed: at step 10 of {config.folder}; step-00000020.pt " in shown
+    assert "; 10 steps are lost and made again\n" in shown
+    assert config.output.read_bytes() == whole.output.read_bytes()
+
+
+def test_what_was_damaged_is_said_also_where_the_rest_does_not_fit(config):
+    train(replace(config, max_steps=20))
+    path = config.folder / "step-00000020.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"is of another model .*; step-00000020.pt .*renamed to .*; 10 steps are lost"):
+        train(replace(config, resume=True, n_layer=1))
+
+
+def test_without_its_best_model_a_run_goes_on_with_the_last(config, capsys):
+    config = replace(config, hand_on="best", max_steps=20, order="one", batch_size=2)
+    train(config)
+    best = config.folder / "best.pt"
+    best.write_bytes(best.read_bytes()[:100])
+    found = train(replace(config, resume=True))
+    assert "renamed to best.pt.damaged, and the model of step 20 takes its place" in capsys.readouterr().out
+    assert found.step == 20
+    assert load_training(config.folder / "step-00000020.pt")[0].losses == found.losses
+
+
+def test_settings_of_the_optimizer_are_the_commands_and_not_the_checkpoints(config):
+    train(replace(config, max_steps=1))
+    run = Run(
+        replace(config, beta2=0.5, weight_decay=0.7), load_corpus(config.corpus), Ranks(0, 1, torch.device("cpu"))
+    )
+    notes = run.restore(config.folder / "step-00000001.pt")
+    assert {"beta2=0.5 (was 0.99)", "weight_decay=0.7 (was 0.1)"} < set(notes)
+    assert [(group["betas"][1], group["weight_decay"]) for group in run.optimizer.param_groups] == [
+        (0.5, 0.7),
+        (0.5, 0),
+    ]
+
+
+@pytest.fixture
+def folder_config(config, tmp_path) -> TrainConfig:
+    """One update on token files."""
+    build_corpus(CorpusConfig(str(config.corpus), tmp_path / "corpus", tokenizer="characters"))
+    config = replace(config, corpus=tmp_path / "corpus", max_steps=1)
+    train(config)
+    return config
+
+
+def test_a_corpus_that_was_left_alone_is_not_read_to_be_recognised(folder_config, monkeypatch):
+    monkeypatch.setattr("gpt.corpus.sha256_file", None)
+    assert train(replace(folder_config, max_steps=2, resume=True)).step == 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_token_files_edited_in_place_are_noticed(folder_config, part, capsys):
+    path = folder_config.corpus / f"{part}-00000.bin"
+    times, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = replace(folder_config, max_steps=2, resume=True)
+    with pytest.raises(UserError, match=rf"{path} is not as it was written.*; bring that .* by --allow-changed-corpus"):
+        train(again)
+    path.write_bytes(content)
+    assert train(again).step == 2
+    path.write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    assert train(replace(again, max_steps=3, allow_changed_corpus=True)).step == 3
+    assert f"; another corpus ({path} is not as it was written)" in capsys.readouterr().out
+    assert train(replace(again, max_steps=4)).step == 4  # with what the run was last trained on
+
+
+def test_a_copy_of_the_corpus_is_recognised(folder_config, tmp_path):
+    shutil.copytree(folder_config.corpus, tmp_path / "copy")
+    assert train(replace(folder_config, corpus=tmp_path / "copy", max_steps=2, resume=True)).step == 2
+
+
+def test_a_text_edited_in_place_is_noticed(config, text_file, tmp_path):
+    text = text_file.read_text()
+    config = replace(config, corpus=tmp_path / "fox.txt", max_steps=1)
+    config.corpus.write_text(text)
+    train(config)
+    config.corpus.write_text(text.replace("quick", "kciuq", 1))
+    with pytest.raises(UserError, match=r"fox.txt: is not the corpus of .*step-00000001.pt \(its tokens of train are"):
+        train(replace(config, resume=True))
+    config.corpus.write_text(text)
+    assert train(replace(config, resume=True)).step == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 10**9}, "a batch's token ids take 264,000,000,000 bytes, and this machine has 17,179,869,184;"),
+        ({"batch_size": 5 * 10**6}, "a micro-batch's logits take 17,920,000,000 bytes"),
+        ({"n_embd": 2**20}, r"the model and its training take [\d,]{15,} bytes"),
+        ({"n_layer": 10**8}, r"the model and its training take [\d,]{15,} bytes"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_it_is_tried(config, monkeypatch, changes, words):
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**22}.get)
+    monkeypatch.setattr("gpt.run.build_model", None)
+    with pytest.raises(UserError, match=f"not enough memory: {words}.*lower --batch-size"):
+        train(replace(config, **changes))
+
+
+def test_an_id_outside_the_vocabulary_is_one_line(folder_config):
+    path = folder_config.corpus / "train-00000.bin"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(
+        UserError, match=r"the corpus holds the token id 65535, but its vocabulary has 28: .* make it aga"
+    ):
+        train(replace(folder_config, overwrite=True))
 
 
 def test_resuming_nothing_begins(config):

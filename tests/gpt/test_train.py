@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from gpt.checkpoint import load_checkpoint, load_training, save_checkpoint
-from gpt.cli import UserError
+from gpt.cli import UserError, run_command
 from gpt.corpus import CorpusConfig, build_corpus, load_corpus
 from gpt.distributed import Ranks
 from gpt.model import loss_of
@@ -211,6 +211,29 @@ def test_every_preset_takes_overrides(preset):
 
 def test_overrides_without_a_preset_are_the_demos():
     assert parse(["--max-steps", "7"]) == replace(PRESETS["demo"][1], max_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max-steps", "-1"], "max_steps=-1: must be at least 1 and at most 2147483647"),
+        (["--seed", str(2**70)], f"seed={2**70}: must be at least 0 and at most {2**62 - 1}"),
+        (["--learning-rate", "nan"], "learning_rate=nan: must be at least 0"),
+        (["--learning-rate", "inf"], "learning_rate=inf: must be at least 0"),
+        (["--threads", "100000"], "threads=100000: must be at least 1 and at most 1024"),
+        (["--n-head", "3"], "n_embd=128: must be a multiple of n_head=3"),
+    ],
+)
+@pytest.mark.parametrize("preset", [["demo"], []])
+def test_a_value_out_of_range_is_one_line(flags, words, preset, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpt.train", *preset, *flags])
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main)
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {words}")
+    assert shown.err.count("\n") == 1
 
 
 def test_vocabulary_is_no_flag(capsys):

@@ -10,6 +10,20 @@ from gpt.train_config import TrainConfig
     ("field", "value"),
     [
         ("max_steps", 0),
+        ("max_steps", -1),
+        ("max_steps", 2**31),
+        ("batch_size", 10**30),
+        ("learning_rate", float("inf")),
+        ("weight_decay", float("nan")),
+        ("grad_clip", float("inf")),
+        ("minutes", float("inf")),
+        ("minutes", float("nan")),
+        ("minutes", -1.0),
+        ("threads", 100_000),
+        ("seed", 2**70),
+        ("seed", -1),
+        ("block_size", 2**31),
+        ("n_embd", 10**30),
         ("batch_size", 0),
         ("micro_batch_size", 0),
         ("learning_rate", float("nan")),
@@ -19,7 +33,7 @@ from gpt.train_config import TrainConfig
         ("keep_last", 0),
         ("patience", 0),
         ("threads", 0),
-        ("minutes", 0.0),
+        ("minutes", 0),
         ("seed", 2**62),
         ("n_layer", 0),
         ("dropout", 1.0),
@@ -47,6 +61,12 @@ def test_an_unknown_name_is_refused_with_those_that_exist(field, message):
 def test_resume_and_overwrite_exclude_each_other():
     with pytest.raises(UserError, match="choose one"):
         TrainConfig(resume=True, overwrite=True)
+
+
+def test_a_corpus_can_have_changed_only_where_a_run_goes_on():
+    with pytest.raises(UserError, match=r"allow_changed_corpus=True: is of use with resume=True alone; leave it out"):
+        TrainConfig(allow_changed_corpus=True)
+    assert TrainConfig(allow_changed_corpus=True, resume=True).allow_changed_corpus
 
 
 def test_a_bigrams_shape_is_its_own():

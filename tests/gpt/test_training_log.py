@@ -56,6 +56,58 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_dropped(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "log.jsonl") if "loss" in row] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "where"),
+    [
+        (b"\0" * 4096, "line 5 of 5"),
+        (b'{"step": 5, "los', "line 5 of 5"),
+        (b'{"step": 5, "loss": 1}', "line 5 of 5"),  # without its end it may be cut
+        (b"\0\0\n\xff\xfe\n", "2 lines from 5 on of 6"),
+        (b'["step"]\n{"step": "5"}\n5\n', "3 lines from 5 on of 7"),
+        (b"[" * 100_000 + b"\n", "line 5 of 5"),
+    ],
+)
+def test_what_is_no_row_is_left_out_said_and_kept_beside(tmp_path, capsys, damaged, where):
+    path = tmp_path / "log.jsonl"
+    write(tmp_path, [1, 2, 3])
+    before = rows(path)
+    path.write_bytes(path.read_bytes() + damaged)
+    whole = path.read_bytes()
+    capsys.readouterr()
+    write(tmp_path, [4, 5])
+    assert (
+        f"{path}: {where} left out, being no whole rows; as it was it is log.jsonl.damaged\n" in capsys.readouterr().out
+    )
+    assert rows(path)[:4] == before
+    assert [row["step"] for row in rows(path) if "loss" in row] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == whole
+
+
+def test_whole_rows_behind_a_damaged_one_stay(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    lines = (tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = bytes(len(lines[1]) - 1) + b"\n"
+    (tmp_path / "log.jsonl").write_bytes(b"".join(lines))
+    write(tmp_path, [4])
+    assert [row["step"] for row in rows(tmp_path / "log.jsonl") if "loss" in row] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("damaged", [bytes(100), b"\x18\0\0"])
+def test_a_damaged_end_of_a_tensorboard_file_takes_no_other_row_with_it(tmp_path, damaged):
+    write(tmp_path, [1, 2, 3], tensorboard=tmp_path / "board")
+    (file,) = (tmp_path / "board").iterdir()
+    file.write_bytes(file.read_bytes() + damaged)
+    write(tmp_path, [4, 5], tensorboard=tmp_path / "board")
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
+def test_an_error_finds_the_bar_ended(tmp_path, capfd):
+    with pytest.raises(UserError), TrainingLog(tmp_path / "log.jsonl", None, 0, 10, 100, None):
+        raise UserError("diverged")
+    assert capfd.readouterr().err.endswith("\n")
+
+
 def test_bar_and_print_show_the_run(tmp_path, capfd):
     write(tmp_path, [1, 2], share=0.1)
     shown = capfd.readouterr()

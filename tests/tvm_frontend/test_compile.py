@@ -2,7 +2,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from itertools import chain
@@ -248,10 +247,16 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
-def test_ctrl_c_half_way_leaves_nothing(model, phase):
+def test_ctrl_c_half_way_leaves_nothing(model, phase, interrupt):
     """On a busy machine the signal may come too late, and the run is whole: then it is tried again."""
+
+    def has_begun():
+        assert len(names(model.parent)) == 2  # the half-written one is there, or the whole one already
+
     for _ in range(10):
-        code, out, err = interrupted_in(phase, model)
+        code, out, err = interrupt(
+            phase.encode(), "tvm_frontend.compile", "model.onnx", folder=model.parent, check=has_begun
+        )
         if code != 0:
             break
         shutil.rmtree(model.parent / "tvm-llvm-O3")
@@ -260,30 +265,6 @@ def test_ctrl_c_half_way_leaves_nothing(model, phase):
     assert err.splitlines()[-1].split(b"\r")[-1].strip() == b"interrupted: nothing half-written was left behind"
     assert b"Traceback" not in err
     assert names(model.parent) == ["model.onnx"]
-
-
-def interrupted_in(phase, model):
-    """Send Ctrl-C to a compilation that is in a phase: its exit code, stdout and stderr."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it: inherited
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tvm_frontend.compile", "model.onnx"],
-        cwd=model.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        seen = b""
-        while phase.encode() not in seen:  # the progress bar names the phase that has begun
-            some = os.read(process.stderr.fileno(), 1000)
-            assert some, seen
-            seen += some
-        assert len(names(model.parent)) == 2  # the half-written one is there, or the whole one already
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return process.returncode, out, err
 
 
 @pytest.mark.slow
