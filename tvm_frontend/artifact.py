@@ -85,7 +85,7 @@ class CompiledModel:
         Raises UserError unless they are [B, T], in the vocabulary, fit after `filled` tokens in a cache, and have the
         fixed shape, if the model has one.
         """
-        ids = np.asarray(ids)
+        ids = as_array("ids", ids)
         room = self.config.block_size - filled
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
             after = f" after {filled} in the cache" if filled else ""
@@ -94,6 +94,14 @@ class CompiledModel:
             raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {self.fixed_shape} alone")
         check_ids(ids, self.config)
         return ids
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Convert an argument of that name to an array. Raises UserError for lists that are none."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise UserError(f"{name}: lists of different lengths are no array; pad the shorter ones") from None
 
 
 def library_name(arch: str | None) -> str:
