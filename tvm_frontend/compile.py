@@ -25,6 +25,7 @@ from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, l
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
 from tvm_frontend.kernels import PRECISIONS, Precision
+from tvm_frontend.kernels.cuda import FORMATS, OLDEST_ARCH
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OptLevel, compile_relay
@@ -126,7 +127,19 @@ def _resolve(options: CompileOptions) -> tuple[CompileTarget, str]:
     if precision not in known:
         at_level = "" if level > 0 else f" and opt level {level}"
         raise UserError(f"precision {precision!r}: must be one of {', '.join(known)} for target {kind}{at_level}")
+    if kind == "cuda" and level > 0 and precision in FORMATS:
+        _refuse_older(target.archs, precision)
     return target, precision
+
+
+def _refuse_older(archs: tuple[str, ...], precision: str) -> None:
+    """Raise UserError for an arch that lacks instructions of this project's kernels."""
+    number = {arch: int(arch.removeprefix("sm_")) for arch in (*archs, OLDEST_ARCH)}
+    if older := [arch for arch in archs if number[arch] < number[OLDEST_ARCH]]:
+        raise UserError(
+            f"arch {older[0]!r}: the kernels of {precision} need {OLDEST_ARCH} or later; for an older one say "
+            "--precision fp32, which TVM's own rules schedule"
+        )
 
 
 def _precisions(options: CompileOptions) -> tuple[str, ...]:
