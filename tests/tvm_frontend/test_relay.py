@@ -118,7 +118,9 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
     )
     assert done.returncode == 0, done.stderr
     output = bigram.parent / f"tvm-llvm-O{opt_level}-relay-2x5"
-    assert done.stdout.startswith(f"wrote {output.name} (")
+    checked, wrote = done.stdout.splitlines()
+    assert checked.startswith("checked at ")
+    assert wrote.startswith(f"wrote {output.name} (")
     assert "relay: built in " in done.stderr
     assert names(bigram.parent) == ["ir", "model.onnx", output.name]
     assert names(output) == ["graph.json", "library.so", "model.json", "weights.bin"]
