@@ -173,15 +173,28 @@ def test_an_artifact_of_another_file_is_refused(path, compiled, command):
     assert (code, out, err) == (2, "", "error: --only-check: name the artifact to check with -o\n")
 
 
-@pytest.mark.parametrize("form", ["forward", "cached"])
-def test_without_onnx_runtime_onnxs_own_evaluator_is_the_reference(export, monkeypatch, form):
-    exported = export(CONFIG, form)[1]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "how", "tolerance"),
+    [("forward", {}, 1e-5), ("cached", {}, 1e-5), ("cached", {"precision": "bf16"}, 20 * 2.0**-8)],
+    ids=str,
+)
+def test_without_onnx_runtime_onnxs_own_evaluator_is_the_reference(export, monkeypatch, form, how, tolerance):
+    exported = export(CONFIG, form, **how)[1]
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 11))
     expected = run_onnx(exported, ids)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
-    np.testing.assert_allclose(run_onnx(exported, ids), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run_onnx(exported, ids), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_file_of_fewer_bits_is_its_own_reference(export, tmp_path, precision):
+    exported = export(CONFIG, "cached", precision=precision)[1]
+    model = Path(shutil.copy(exported.path, tmp_path / "model.onnx"))
+    assert re.fullmatch(CHECKED, compile_checked(model, opt_level=0))
 
 
 def test_the_reference_of_each_frontend_is_the_same(export):

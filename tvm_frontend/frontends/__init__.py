@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 
 from export.artifact import ExportedModel
@@ -65,7 +66,7 @@ def run_onnx(exported: ExportedModel, ids: np.ndarray) -> np.ndarray:
     """Compute logits float32 [B, T, V] (or [B, 1, V]) of ids int64 [B, T] by an ONNX file, over an empty cache."""
     sizes: dict[Any, int] = {"B": ids.shape[0], "T": ids.shape[1]}
     inputs = {
-        name: np.zeros([sizes.get(size, size) for size in dims], dtype)
+        name: np.zeros([sizes.get(size, size) for size in dims], ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
         for name, (dtype, dims) in exported.entry_points[exported.form]["inputs"].items()
     }
     inputs[next(iter(inputs))] = ids.astype(np.int64)
@@ -75,11 +76,18 @@ def run_onnx(exported: ExportedModel, ids: np.ndarray) -> np.ndarray:
         results: Any = ReferenceEvaluator(str(exported.path)).run(["logits"], inputs)
         return np.asarray(results[0], np.float32)
     import onnxruntime
+    from onnx import TensorProto
+
+    def ort_value(array: np.ndarray) -> Any:
+        if array.dtype == ml_dtypes.bfloat16:  # which it does not know as numpy's
+            kind = TensorProto.BFLOAT16
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of every graph with a cache that is not updated in place
     session = onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
-    return session.run(["logits"], inputs)[0]
+    return session.run_with_ort_values(["logits"], {name: ort_value(each) for name, each in inputs.items()})[0].numpy()
 
 
 def refuse_fixed_shape(frontend: str, fixed_shape: tuple[int, int] | None) -> None:
