@@ -98,7 +98,9 @@ def test_the_command_works_as_a_process_of_its_own(model):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("wrote out (")
+    checked, wrote = done.stdout.splitlines()
+    assert checked.startswith("checked at 2x11: differs from the file it was compiled from by at most ")
+    assert wrote.startswith("wrote out (")
     assert "arning" not in done.stderr
     assert load_compiled(model.parent / "out").opt_level == 0
 
@@ -124,6 +126,11 @@ def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, e
         (["--target", "cuda -arch=sm_80"], "target 'cuda -arch=sm_80': say --target cuda --arch sm_80"),
         (["--target", "gpu"], "target 'gpu': say --target cuda"),
         (["--target", "cuda", "--arch", "sm_50"], "arch 'sm_50': not known.*sm_86"),
+        (["--target", "cuda", "--arch", "sm_75"], "arch 'sm_75': the kernels of bf16 need sm_80 or later"),
+        (
+            ["--target", "cuda", "--arch", "sm_86,sm_75", "--precision", "tf32"],
+            "arch 'sm_75': the kernels of tf32 need",
+        ),
         (["--arch", "sm_86"], "say --target cuda"),
         (["--mcpu", "skylark"], "mcpu 'skylark': not known to LLVM.*near: skylake"),
         (["-o", "full"], "full: exists and is no compiled model, so it is not replaced"),
@@ -287,6 +294,13 @@ def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, com
     compiled = load_compiled(model.parent / "tvm-sm_80-sm_86-O0-fast-math")
     assert [cubin_archs(library.read_bytes()) for library in compiled.libraries] == [{"sm_80"}, {"sm_86"}]
     assert command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"precision": "fp32"}, {"opt_level": 0}])
+def test_an_older_gpu_has_code_by_tvms_own_rules(compiler, model, how):
+    compiled = compile_model(model, options=CompileOptions(target="cuda", arch="sm_75", **how))
+    assert cubin_archs(compiled.library("sm_75").read_bytes()) == {"sm_75"}
 
 
 @pytest.mark.slow

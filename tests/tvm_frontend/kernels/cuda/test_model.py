@@ -88,7 +88,10 @@ def test_tokens_are_chosen_on_the_device(device_session):
     lengths = np.array([17, 5])
     for _ in range(2):
         ids = np.random.default_rng().integers(0, CONFIG.vocab_size, (2, 17))
-        found = device_session.generate(ids, 4, lengths=lengths)
+        found = device_session.clone().generate(ids, 4, lengths=lengths)
+        np.testing.assert_array_equal(device_session.generate(ids, 4, lengths=lengths), found)
+        with pytest.raises(UserError, match=r"the cache holds \[20, 8\] of each sequence"):
+            device_session.decode(ids[:, :1], lengths + 4)
         logits, expected = device_session.fill(ids, lengths), []
         for i in range(4):
             expected.append(logits.argmax(-1))
@@ -112,6 +115,9 @@ def test_draws_are_of_the_likeliest_and_of_the_seed(device_session):
         ({"tokens": 143}, "tokens=143: must be 1 to 142"),
         ({"tokens": 1, "top_k": 0}, "top_k=0, .* must be 1 to 211"),
         ({"tokens": 1, "temperature": -1.0}, "temperature=-1.0"),
+        ({"tokens": 1, "temperature": float("nan")}, "temperature=nan"),
+        ({"tokens": 1.5}, "tokens=1.5"),
+        ({"tokens": 1, "top_k": 1.5}, "top_k=1.5"),
         ({"tokens": 1, "lengths": np.array([10])}, "must be 1 whole numbers from 1 to 9"),
     ],
 )
