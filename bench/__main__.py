@@ -28,6 +28,7 @@ from bench.correctness.agreement import PRECISIONS
 from bench.harness.machine import checked_threads, describe_machine
 from bench.harness.plan import ROUNDS, Plan, works_of
 from bench.harness.race import compare
+from bench.harness.work import phases_of
 from bench.models import external
 from bench.models.artifacts import Artifacts
 from bench.models.build import CannotMake, choose_artifacts, config_of, prepare, remake_stale
@@ -175,11 +176,17 @@ def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
     """Make the plan of all races, but for their precision. Raises UserError for values that make no sense."""
     phases = external.checked_phases(config.phases) if config.onnx else config.phases
     shapes, contexts = list(config.shapes), list(config.contexts)
-    if config.sweep:
-        shapes += [f"{B}x{T}" for B in SWEEP_B for T in SWEEP_T if model.block_size >= T]
-        contexts += [context for context in SWEEP_CONTEXTS if context < model.block_size]
     if config.odd:
         phases = phases or ("prefill",)
+    compared = phases or phases_of(model)
+    if config.sweep:
+        if model.block_size < SWEEP_T[0]:
+            raise UserError(f"sweep: its shapes begin at {SWEEP_T[0]} tokens, and this model takes {model.block_size}")
+        if "prefill" in compared:
+            shapes += [f"{B}x{T}" for B in SWEEP_B for T in SWEEP_T if model.block_size >= T]
+        if "decode" in compared:
+            contexts += [context for context in SWEEP_CONTEXTS if context < model.block_size]
+    if config.odd:
         shapes += [f"1x{T}" for T in cliffs.sizes(model)]
     works = works_of(model, phases, tuple(dict.fromkeys(shapes)), tuple(dict.fromkeys(contexts)))
     plan = Plan(model, works, checked_threads(config.threads), config.minutes, config.odd)

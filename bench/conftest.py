@@ -124,7 +124,7 @@ def runner(request: pytest.FixtureRequest, start: Callable[[Candidate], Runner])
 def reference(setup: Setup) -> Iterator[ReferenceModel]:
     """Start the reference model."""
     prepare(setup.artifacts, [])
-    with ReferenceModel(setup.artifacts, setup.config, setup.plan.threads) as found:
+    with ReferenceModel(setup.artifacts, setup.config, setup.plan.threads, seed=setup.plan.seed) as found:
         yield found
 
 
@@ -138,7 +138,7 @@ def race(
         for each in (*PHASES[work.phase].checked(setup.config), work):
             if each not in runner.checks and runner.may_run(each):
                 ids = each.ids(setup.config, setup.plan.seed)
-                runner.check(each, ids, reference, setup.config, timed=each == work)
+                runner.check(each, ids, reference, timed=each == work)
         benchmark.group = f"{work.phase} {work.name}, time of a {work.unit}"
         benchmark.extra_info.update(_description(runner, work, setup))
         assert not runner.failed, runner.failed

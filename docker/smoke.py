@@ -22,7 +22,8 @@ from check_archs import check_archs
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from bench.correctness.agreement import compare_logits, odd_shapes, random_ids, tolerance_of
+from bench.correctness.agreement import compare_logits, odd_shapes, random_ids
+from bench.correctness.reference import allowed_of, in_float64
 from export.onnx import export_onnx
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError, run_command
@@ -116,18 +117,18 @@ def check_gpu(exported: Path) -> str:
 
 def check_numbers(model: CompiledModel, precision: str) -> str:
     """Run a compiled model and hold its logits against eager PyTorch in float64. Raises RuntimeError."""
-    eager = seeded_checkpoint(CONFIG).build(attention="explicit").double()
-    session = open_session(model, threads=1)
-    tolerance, worst = tolerance_of(precision, CONFIG), 0.0
+    checkpoint = seeded_checkpoint(CONFIG)
+    eager, allowed = in_float64(checkpoint), allowed_of(checkpoint, precision)
+    session, share = open_session(model, threads=1), 0.0
     for B, T in odd_shapes(CONFIG):
         ids = random_ids(CONFIG, B, T, seed=0)
         with torch.inference_mode():
             reference = eager(torch.from_numpy(ids)).numpy()
-        agreement = compare_logits(reference, np.array(session.prefill(ids)), tolerance)
+        agreement = compare_logits(reference, np.array(session.prefill(ids)), allowed)
         if not agreement.agrees:
             raise RuntimeError(f"{model.path} at B={B}, T={T}: {agreement.reason}")
-        worst = max(worst, agreement.max_rel_err)
-    return f"agrees with PyTorch in float64: error {worst:.1e} of the largest logit, {tolerance:.1e} allowed"
+        share = max(share, agreement.share_of_allowed)
+    return f"agrees with PyTorch in float64: errors are up to {share:.0%} of what is allowed"
 
 
 def main() -> None:

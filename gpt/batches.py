@@ -72,7 +72,6 @@ class Batches:
                 f"micro_batch_size={self._at_once}: must divide a rank's share of a batch, which is {self._share} "
                 f"(batch_size={self.batch_size} over {self.world} ranks)"
             )
-
         size = 8 * max(self._at_once * (self.block_size + 1), self.batch_size)  # of ids, or of where sequences begin
         check_memory(size, "a batch's token ids", "lower --batch-size, or --micro-batch-size")
 

@@ -100,7 +100,7 @@ def generate_samples(
 
     cache: keep keys and values in a `KVCache` as long as the text fits in block_size; it changes the time, not the
     meaning. Beyond that each token has another position than before, so all are computed anew. Raises UserError, before
-    anything is computed, for ids or settings out of range.
+    anything is computed, for ids or settings out of range and for more samples than this machine's memory holds.
     """
     check_ids(ids, model.config)
     if tokens < 0:

@@ -30,13 +30,8 @@ from gpt.training_state import check_corpus, check_training
 from gpt.zoo import build_model
 
 LESS_MEMORY = "lower --batch-size or --micro-batch-size, or take a smaller model or --block-size"
-UNREMARKABLE = {
-    "resume",
-    "overwrite",
-    "allow_changed_corpus",
-    "device",
-    "threads",
-}  # settings that may differ when a run goes on
+# settings that may differ when a run goes on
+UNREMARKABLE = {"resume", "overwrite", "allow_changed_corpus", "device", "threads"}
 
 
 class Run:

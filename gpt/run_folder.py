@@ -95,7 +95,8 @@ class RunFolder:
             notes.append(f"{lost} steps are lost and made again")
         best_is_lost = not self.best.exists()
         try:
-            best_is_lost or load_checkpoint(self.best)
+            if not best_is_lost:
+                load_checkpoint(self.best)
         except DamagedError as error:
             notes.append(f"{_rename_damaged(self.best, error)}, and the model of step {_step_of(path)} takes its place")
             best_is_lost = True

@@ -72,7 +72,10 @@ def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
 
 def _resume(run: Run, folder: RunFolder, found: Resumption) -> list[str]:
     """Go on from a checkpoint; return in words what was damaged and what is other than it was. Raises UserError."""
-    notes = [*found.notes, *run.restore(found.path)]
+    try:
+        notes = [*found.notes, *run.restore(found.path)]
+    except UserError as error:  # what has been renamed is said in any case
+        raise UserError("; ".join([str(error), *found.notes])) from error
     if found.best_is_lost:
         run.best_val = (run.losses["val"] or [math.inf])[-1]
         if run.ranks.leads:

@@ -99,6 +99,8 @@ class TrainConfig:
             raise UserError("minutes=0: must be above 0")
         if self.resume and self.overwrite:
             raise UserError("resume=True: must not come with overwrite=True; choose one of them")
+        if self.allow_changed_corpus and not self.resume:
+            raise UserError("allow_changed_corpus=True: is of use with resume=True alone; leave it out")
         for each in fields(self):
             if (allowed := _choices(each.type)) and getattr(self, each.name) not in allowed:
                 raise UserError(

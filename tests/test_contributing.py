@@ -15,7 +15,8 @@ from tvm import relax
 from tvm.relax import op
 
 from bench.backends import engine_names, find_candidates
-from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
+from bench.correctness.agreement import compare_logits, random_ids
+from bench.correctness.reference import allowed_of
 from bench.models.artifacts import Artifacts
 from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 from gpt.config import GPTConfig
@@ -116,7 +117,7 @@ def test_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.load(Artifacts(tmp_path), CONFIG, 1, "")
     ids = random_ids(CONFIG, 2, 5, seed=0)
     reference = checkpoint.build(attention="explicit").double()(torch.from_numpy(ids))
-    agreement = compare_logits(reference.detach().numpy(), engine.prefill(ids), tolerance_of("fp32", CONFIG))
+    agreement = compare_logits(reference.detach().numpy(), engine.prefill(ids), allowed_of(checkpoint, "fp32"))
     assert agreement.agrees, agreement.reason
 
 

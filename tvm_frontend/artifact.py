@@ -18,9 +18,11 @@ from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
 from gpt.tokenizer import check_ids
 
-FORMAT = 7
+FORMAT = 8
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
 GRAPH = "graph.json"  # read by Relay's graph executor; other models have their order of calls in the library
+LIBRARY = re.compile(r"library(-sm_\d+)?\.so")  # as `library_name` names them
+SEAL = b"gpt-frontend"  # ends each library, behind 64 hexadecimal digits
 ALIGNMENT = 64  # bytes, which TVM's kernels and DLPack ask for
 RELAY = "relay"  # the frontend whose models run in an environment of their own
 REMAKE = "make it again with: python -m tvm_frontend.compile"
@@ -85,7 +87,7 @@ class CompiledModel:
         Raises UserError unless they are [B, T], in the vocabulary, fit after `filled` tokens in a cache, and have the
         fixed shape, if the model has one.
         """
-        ids = np.asarray(ids)
+        ids = as_array("ids", ids)
         room = self.config.block_size - filled
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
             after = f" after {filled} in the cache" if filled else ""
@@ -96,31 +98,48 @@ class CompiledModel:
         return ids
 
 
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Convert an argument of that name to an array. Raises UserError for lists that are none."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise UserError(f"{name}: lists of different lengths are no array; pad the shorter ones") from None
+
+
 def library_name(arch: str | None) -> str:
     """Name the library's file for a GPU's arch, or for the CPU with None."""
     return f"library-{arch}.so" if arch else "library.so"
 
 
 def save_compiled(folder: Path, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-    """Write weights and description beside the libraries in a folder; `description` holds CompiledModel's fields."""
+    """Write weights and description beside the libraries in a folder; `description` holds CompiledModel's fields.
+
+    Each library is sealed: the description's hash is put at its end, which the linker and the loader do not read. So no
+    description is believed but the one that a library was compiled with: code that is told of more tokens, positions
+    or instructions than it was made for reads and writes beyond its memory.
+    """
     table = _save_weights(folder / WEIGHTS, weights)
-    files = {file.name: _crc32(file) for file in sorted(folder.iterdir())}
-    content = {"format": FORMAT, **description, "weights": table, "files_crc32": files}
+    names = sorted(file.name for file in folder.iterdir())
+    files = {name: _crc32(folder / name) for name in names if not LIBRARY.fullmatch(name)}
+    content = {"format": FORMAT, **description, "weights": table, "files_crc32": dict.fromkeys(names, 0) | files}
+    for name in filter(LIBRARY.fullmatch, names):
+        with open(folder / name, "ab") as library:
+            library.write(_seal(content, name))
+    content["files_crc32"] = {name: _crc32(folder / name) for name in names}
     (folder / DESCRIPTION).write_text(json.dumps(content | {"sha256": _sha256(content)}, indent=1))
 
 
 def is_ours(folder: Path) -> bool:
     """Tell if a folder holds nothing but a compiled model, whole or damaged, so that a new one may replace it."""
     return folder.is_dir() and all(
-        file.name in (GRAPH, WEIGHTS, DESCRIPTION) or re.fullmatch(r"library(-sm_\d+)?\.so", file.name)
-        for file in folder.iterdir()
+        file.name in (GRAPH, WEIGHTS, DESCRIPTION) or LIBRARY.fullmatch(file.name) for file in folder.iterdir()
     )
 
 
 def load_compiled(path: Path | str) -> CompiledModel:
-    """Read a compiled model's description, after checking that its files are whole. Loads no code.
+    """Read a compiled model's description, after checking that its files are whole and of that model. Loads no code.
 
-    Raises UserError if the folder is missing, not one of ours, of another format, or damaged.
+    Raises UserError if the folder is missing, not one of ours, of another format, damaged, or made of several.
     """
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
@@ -134,13 +153,26 @@ def load_compiled(path: Path | str) -> CompiledModel:
         raise UserError(f"{path / DESCRIPTION}: damaged, or not of a compiled model; {REMAKE}") from error
     if sha256 != _sha256(content):
         raise UserError(f"{path / DESCRIPTION}: damaged or edited, it does not match its own hash; {REMAKE}")
-    if content.pop("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise UserError(f"{path}: written in another format than this code reads; {REMAKE}")
-    model = CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
-    for name, crc32 in model.files_crc32.items():
-        if not (path / name).is_file() or _crc32(path / name) != crc32:
+    files = content.get("files_crc32")
+    libraries = list(filter(LIBRARY.fullmatch, files)) if isinstance(files, dict) else []
+    if not libraries:
+        raise UserError(f"{path / DESCRIPTION}: damaged, it names no library; {REMAKE}")
+    for name, crc32 in files.items():
+        if Path(name).name != name or not (path / name).is_file() or _crc32(path / name) != crc32:
             raise UserError(f"{path / name}: missing or damaged, it does not match its checksum; {REMAKE}")
-    return model
+    for name in libraries:
+        if not (path / name).read_bytes().endswith(_seal(content, name)):
+            raise UserError(f"{path / DESCRIPTION}: edited, or of another model than {name}; {REMAKE}")
+    content.pop("format")
+    return CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
+
+
+def _seal(content: dict[str, Any], name: str) -> bytes:
+    """Make the end of a library of that name: the hash of the description without the checksums of libraries."""
+    files = {file: 0 if LIBRARY.fullmatch(file) else crc32 for file, crc32 in content["files_crc32"].items()}
+    return _sha256(content | {"files_crc32": files, "library": name}).encode() + SEAL
 
 
 def _save_weights(path: Path, weights: dict[str, np.ndarray]) -> list[dict[str, Any]]:

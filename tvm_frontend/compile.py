@@ -8,6 +8,7 @@ python -m tvm_frontend.compile --frontend relay --batch 1 --tokens 64    # by TV
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,9 +23,11 @@ from gpt.files import atomic_output, check_replaceable, find_input
 from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.check import check_only, check_or_why_not
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
 from tvm_frontend.kernels import PRECISIONS, Precision
+from tvm_frontend.kernels.cuda import FORMATS, OLDEST_ARCH
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OptLevel, compile_relay
@@ -43,17 +46,19 @@ def compile_model(
     options: CompileOptions = DEFAULT_OPTIONS,
     *,
     search: "Search | None" = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> CompiledModel:
     """Compile a file that one of the FRONTENDS or Relay reads, by default one written by `export.onnx`.
 
     One artifact serves every B, and every T up to block_size, unless a frontend needs a `fixed_shape` [B, T], and every
     arch that is named. The result is a folder, `tvm-<llvm or archs>-O<level>` (and the precision, `cache` and the
     frontend where they are not the default) beside the model unless `output` names another, and it is there whole or
-    not at all. search: schedules the kernels that have no hand schedule; `tvm_frontend.tune` passes it. Raises
-    UserError for a bad file, option or output.
+    not at all. search: schedules the kernels that have no hand schedule; `tvm_frontend.tune` passes it. say: is given
+    one line about the check, if the options ask for it. Raises UserError for a bad file, option or output, and
+    RuntimeError if the check fails.
     """
     if options.frontend == RELAY:
-        return compile_relay(model, output, options)
+        return compile_relay(model, output, options, say=say)
     compile_for, precision = _resolve(options)
     if get_cc() is None:
         raise UserError("no C++ compiler on PATH, and one must link the library: install g++ or clang++")
@@ -108,6 +113,8 @@ def compile_model(
         )
         for arch in compile_for.archs:
             verify_cuda_library(folder / library_name(arch), arch)
+        if options.check:
+            say(check_or_why_not(load_compiled(folder), source.run, source.run_dtype, model, output))
     return load_compiled(output)
 
 
@@ -125,7 +132,19 @@ def _resolve(options: CompileOptions) -> tuple[CompileTarget, str]:
     if precision not in known:
         at_level = "" if level > 0 else f" and opt level {level}"
         raise UserError(f"precision {precision!r}: must be one of {', '.join(known)} for target {kind}{at_level}")
+    if kind == "cuda" and level > 0 and precision in FORMATS:
+        _refuse_older(target.archs, precision)
     return target, precision
+
+
+def _refuse_older(archs: tuple[str, ...], precision: str) -> None:
+    """Raise UserError for an arch that lacks instructions of this project's kernels."""
+    number = {arch: int(arch.removeprefix("sm_")) for arch in (*archs, OLDEST_ARCH)}
+    if older := [arch for arch in archs if number[arch] < number[OLDEST_ARCH]]:
+        raise UserError(
+            f"arch {older[0]!r}: the kernels of {precision} need {OLDEST_ARCH} or later; for an older one say "
+            "--precision fp32, which TVM's own rules schedule"
+        )
 
 
 def _precisions(options: CompileOptions) -> tuple[str, ...]:
@@ -175,6 +194,8 @@ def compile_command(
     ] = (),
     dump_ir: FolderArgument = None,
     print_pass_times: tyro.conf.FlagCreatePairsOff[bool] = False,
+    no_check: tyro.conf.FlagCreatePairsOff[bool] = False,
+    only_check: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Compile an exported model with TVM, for this machine's CPU or for an NVIDIA GPU.
 
@@ -196,12 +217,19 @@ def compile_command(
         without: leave out a phase, to see what it adds, as fuse_attention; may be given again
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
+        no_check: do not run what was compiled; else one short batch is compared with the file by ONNX Runtime first
+        only_check: compile nothing, and check the artifact that -o names, as on another machine
     """
     if (batch is None) != (tokens is None):
         raise UserError("--batch and --tokens: give both or neither")
     if batch is not None and tokens is not None and min(batch, tokens) < 1:
         raise UserError(f"--batch {batch} --tokens {tokens}: must be at least 1 each")
     model = find_input(model or default_model(frontend))
+    if only_check:
+        if output is None:
+            raise UserError("--only-check: name the artifact to check with -o")
+        print(check_only(find_input(output), model))
+        return
     options = CompileOptions(
         target=target,
         mcpu=mcpu,
@@ -214,10 +242,11 @@ def compile_command(
         fast_math=fast_math,
         without=without,
         dump_ir=dump_ir,
+        check=not no_check,
     )
     timing = tvm.ir.instrument.PassTimingInstrument()
     with tvm.transform.PassContext(instruments=[timing] if print_pass_times else []):
-        compiled = compile_model(model, output, options)
+        compiled = compile_model(model, output, options, say=print)
         if print_pass_times:
             print(f"TVM's passes:\n{timing.render()}")
             print("phases:")

@@ -40,6 +40,7 @@ TOOLS = {  # the programs that `find_tool` finds, each with how to install it
     "nvdisasm": "pip install nvidia-cuda-nvdisasm==13.2.86",
     "compute-sanitizer": "install NVIDIA's CUDA toolkit, and set CUDA_HOME to its folder",
 }
+MOST_LINES = 10  # of a compiler's log that an error quotes
 _DEFAULT_TOOLKIT = Path("/usr/local/cuda")
 _EM_CUDA = 190  # e_machine of NVIDIA's machine code (LLVM's llvm/BinaryFormat/ELF.h)
 
@@ -292,7 +293,7 @@ def _compile_nvrtc(library_path: Path, source: str, options: list[str]) -> bytes
             _nvrtc(library, "nvrtcGetProgramLogSize", program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value)
             _nvrtc(library, "nvrtcGetProgramLog", program, log)
-            raise RuntimeError(f"NVRTC failed: {log.value.decode(errors='replace')}")
+            raise RuntimeError(f"NVRTC failed:\n{_errors_in(log.value.decode(errors='replace'))}")
         _nvrtc(library, "nvrtcGetCUBINSize", program, ctypes.byref(size))
         cubin = ctypes.create_string_buffer(size.value)
         _nvrtc(library, "nvrtcGetCUBIN", program, cubin)
@@ -327,11 +328,18 @@ def _load_module_class() -> None:
         ctypes.CDLL(str(library))
 
 
+def _errors_in(log: str) -> str:
+    """Take the first lines of a compiler's log that speak of errors, or its last ones: all of it can be 300 KB."""
+    lines = log.splitlines()
+    errors = [line for line in lines if "error" in line.lower()]
+    return "\n".join(errors[:MOST_LINES] or lines[-MOST_LINES:])
+
+
 def _run(command: list[str], folder: str | None = None) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}; install it, or put it on PATH") from error
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{_errors_in(done.stdout + done.stderr)}")
     return done.stdout

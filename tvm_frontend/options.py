@@ -15,7 +15,8 @@ class CompileOptions:
     products, None for the target's default. frontend: one of FRONTENDS, or `relay`. fixed_shape: the one [B, T] to
     compile for, where the frontend needs one; None for all. cuda_compiler: `auto`, `nvcc` or `nvrtc`. fast_math:
     whether CUDA code may use fast division, roots and functions. without: names of phases to leave out. dump_ir: the
-    folder for the IR after each phase, None to write none.
+    folder for the IR after each phase, None to write none. check: whether to run what was made, as `tvm_frontend.check`
+    does, before it gets its name; the commands do.
     """
 
     target: str = "llvm"
@@ -29,6 +30,7 @@ class CompileOptions:
     fast_math: bool = False
     without: tuple[str, ...] = ()
     dump_ir: Path | None = None
+    check: bool = False
 
 
 DEFAULT_OPTIONS = CompileOptions()

@@ -33,6 +33,7 @@ from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
+from tvm_frontend.tvm_patches import patch_attention
 
 if TYPE_CHECKING:
     from tvm_frontend.search import Search
@@ -44,6 +45,8 @@ LAYOUT_HINT = "layout_free_placeholders"
 NEEDED = ("fix_shape", "fold_weights", "legalize", "search", "pack_weights", "bundle_weights", "lower")
 
 Phase = tuple[str, Callable[[Graph], Graph]]
+
+patch_attention()  # before any operator is lowered
 
 
 @dataclass(frozen=True)

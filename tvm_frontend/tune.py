@@ -8,6 +8,7 @@ rewrites, and the hand-written kernels stay as they are. At opt level 0 there ar
 docs/hand-and-search.md compares the two. The mechanism is in `tvm_frontend.search`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,6 +34,7 @@ def tune_model(
     shape: tuple[int, int],
     trials: int,
     ops: tuple[str, ...] = (),
+    say: Callable[[str], object] = lambda line: None,
 ) -> CompiledModel:
     """Search for schedules at one [B, T] and compile with the best, as `compile_model` does.
 
@@ -43,9 +45,9 @@ def tune_model(
     if options.frontend == RELAY:
         if ops:
             raise UserError("--op: not with --frontend relay, which searches for all kernels; leave it out")
-        return compile_relay(model, output, replace(options, fixed_shape=shape), trials=trials)
+        return compile_relay(model, output, replace(options, fixed_shape=shape), trials=trials, say=say)
     options = replace(options, fixed_shape=shape if options.frontend == "relax-onnx" else None)
-    return compile_model(model, output, options, search=Search(shape, trials, ops))
+    return compile_model(model, output, options, search=Search(shape, trials, ops), say=say)
 
 
 def tune_command(
@@ -67,6 +69,7 @@ def tune_command(
     mcpu: CpuArgument = None,
     frontend: FrontendArgument = DEFAULT,
     dump_ir: FolderArgument = None,
+    no_check: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Search for the schedules of an exported model's kernels at one shape, on this machine, and compile with them.
 
@@ -81,10 +84,11 @@ def tune_command(
         mcpu: the CPU to compile for, by LLVM's name; this machine must be able to run it
         frontend: who reads the model, as in python -m tvm_frontend.compile
         dump_ir: write the IR after each phase into this folder
+        no_check: do not compare what was compiled with the file by ONNX Runtime
     """
     model = find_input(model or default_model(frontend))
-    options = CompileOptions(mcpu=mcpu, opt_level=opt_level, frontend=frontend, dump_ir=dump_ir)
-    compiled = tune_model(model, output, options, shape=(batch, tokens), trials=trials, ops=op)
+    options = CompileOptions(mcpu=mcpu, opt_level=opt_level, frontend=frontend, dump_ir=dump_ir, check=not no_check)
+    compiled = tune_model(model, output, options, shape=(batch, tokens), trials=trials, ops=op, say=print)
     search = compiled.search
     assert search is not None  # there was one
     print(f"wrote {compiled.path} ({search['trials']} trials in {search['seconds']} s, kept in {search['database']})")

@@ -18,11 +18,14 @@ from typing import Any
 
 import tvm
 import tvm_ffi
+from tvm import te, topi
+from tvm.relax.transform.legalize_ops import nn as tvms_own
 from tvm.script.parser.core.parser import Parser, ScriptMacro
 
 from gpt.cli import UserError
 
 FORCE_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"  # TVM's variable: to give CUDA source where a driver would take code too
+TVMS_ATTENTION = tvms_own._te_attention
 
 
 @wraps(ScriptMacro._find_parser_def)
@@ -99,3 +102,54 @@ def replaced_cuda_build(
             del os.environ[FORCE_SOURCE]
         else:
             os.environ[FORCE_SOURCE] = forced
+
+
+def _causal_attention(
+    q: te.Tensor,
+    k: te.Tensor,
+    v: te.Tensor,
+    bias: te.Tensor | None,
+    scale: tvm.tirx.FloatImm | None,
+    causal_mask: str | None,
+) -> te.Tensor:
+    """Compute attention as TVM's `_te_attention` does, in the same order, but for the score of a hidden key.
+
+    q [B, T, nh, hs], k and v [B, S, nh, hs], bias [B, nh, T, S] → [B, T, nh, hs].
+    """
+    if causal_mask is None:
+        return TVMS_ATTENTION(q, k, v, bias, scale, None)
+    B, T, nh, hs = q.shape
+    _, S, _, hs_v = v.shape
+    q, k, v = (topi.transpose(each, [0, 2, 1, 3]) for each in (q, k, v))
+    q, k, v = topi.reshape(q, [B * nh, T, hs]), topi.reshape(k, [B * nh, S, hs]), topi.reshape(v, [B * nh, S, hs_v])
+    scores = topi.nn.batch_matmul(q, k, oshape=[B * nh, T, S])
+    if scale is None:
+        scores = topi.divide(scores, tvm.tirx.sqrt(tvm.tirx.Cast(scores.dtype, hs)))
+    else:
+        scores = topi.multiply(scores, scale)
+    if bias is not None:
+        scores = topi.reshape(topi.add(topi.reshape(scores, [B, nh, T, S]), bias), [B * nh, T, S])
+    offset = {"TopLeft": 0, "BottomRight": tvm.tirx.abs(T - S)}[causal_mask]
+
+    def masked(data: te.Tensor, hidden: Any) -> te.Tensor:
+        return te.compute(
+            data.shape,
+            lambda b, t, s: tvm.tirx.Select(s <= t + offset, data[b, t, s], hidden),
+            name="masked",
+            tag=topi.tag.ELEMWISE,
+        )
+
+    scores = masked(scores, tvm.tirx.min_value(scores.dtype))  # TVM's own has 0 here
+    weights = masked(topi.exp(scores - topi.max(scores, axis=-1, keepdims=True)), tvm.tirx.const(0, scores.dtype))
+    weights = topi.divide(weights, topi.sum(weights, axis=-1, keepdims=True))
+    y = topi.nn.batch_matmul(weights, v, transpose_b=False, oshape=[B * nh, T, hs_v])
+    return topi.transpose(topi.reshape(y, [B, nh, T, hs_v]), [0, 2, 1, 3])
+
+
+def patch_attention() -> None:
+    """Replace what TVM lowers causal attention to, for the rest of the process and at every opt level.
+
+    TVM's own takes the largest score of a row with a 0 for each hidden key: where all the others lie below about -100,
+    every exponential is 0, and the row is 0 / 0. Test: test_causal_attention_of_scores_far_below_0_is_no_nan.
+    """
+    tvms_own._te_attention = _causal_attention

@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 
 from bench.correctness.loss import nats_of
+from bench.correctness.rounding import Rounding
 from bench.harness.worker import OURS, Interpreter
 from bench.models.artifacts import Artifacts
 from gpt.cli import UserError
@@ -29,6 +30,7 @@ class Variant:
     files: maps each phase that it supports to the file of `models.artifacts` that it needs. precision: that of the
     matrix products, a name in `bench.correctness.agreement.PRECISIONS`. requires: packages beyond the engine's. about:
     its difference from the other variants. unable: the reason why it cannot run on any machine, None if it can.
+    rounding: what it rounds; needed in int8 and int4, and None in others.
     """
 
     files: dict[str, str]
@@ -36,6 +38,7 @@ class Variant:
     requires: dict[str, str] = field(default_factory=dict)
     about: str = ""
     unable: str | None = None
+    rounding: Rounding | None = None
 
 
 class Backend(ABC, Generic[ArtifactsT]):
@@ -188,7 +191,7 @@ class Candidate:
 
     precision: that of the matrix products, a name in `bench.correctness.agreement.PRECISIONS`. files: pairs of a phase
     that it supports and the file that it needs for it. absent: the reason why it cannot run here, or None. static,
-    interpreter: as in `Backend`. package: the registry that lists it.
+    interpreter: as in `Backend`. package: the registry that lists it. rounding: as in `Variant`.
     """
 
     engine: str
@@ -200,6 +203,7 @@ class Candidate:
     static: bool = False
     interpreter: Interpreter = OURS
     package: str = __name__
+    rounding: Rounding | None = None
 
     @property
     def label(self) -> str:
@@ -266,6 +270,17 @@ def candidates_of(name: str, package: str = __name__) -> list[Candidate]:
         files = tuple(variant.files.items())
         interpreter = OURS if absent else engine.interpreter()
         found.append(
-            Candidate(name, label, variant.precision, files, summary, absent, engine.static, interpreter, package)
+            Candidate(
+                name,
+                label,
+                variant.precision,
+                files,
+                summary,
+                absent,
+                engine.static,
+                interpreter,
+                package,
+                variant.rounding,
+            )
         )
     return found

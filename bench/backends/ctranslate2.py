@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from bench.backends import Backend, Variant
+from bench.correctness.rounding import Rounding, by_row
 from bench.models.artifacts import CTRANSLATE2, Artifacts
 
 FILES = dict.fromkeys(("prefill", "generate"), CTRANSLATE2)
@@ -23,7 +24,12 @@ class Engine(Backend[Artifacts]):
     variants: ClassVar[dict[str, Variant]] = {
         "": Variant(FILES),
         "bf16": Variant(FILES, "bf16"),
-        "int8": Variant(FILES, "int8", about="weights and activations of products in 8 bits"),
+        "int8": Variant(
+            FILES,
+            "int8",
+            about="weights and activations of products in 8 bits",
+            rounding=Rounding(by_row, by_row, tables=by_row),
+        ),
     }
     compute_types: ClassVar[dict[str, str]] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bench.backends import Backend, Variant
+from bench.correctness.rounding import Rounding, by_matrix, by_tensor_with_offset
 from bench.models.artifacts import CACHED, CACHED_INT8, EXPORTED, EXPORTED_INT8, Artifacts
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Engine(Backend[Artifacts]):
             _files(EXPORTED_INT8, CACHED_INT8),
             "int8",
             about="as its own dynamic quantisation makes them: weights and activations of products in 8 bits",
+            rounding=Rounding(by_matrix, by_tensor_with_offset),
         ),
     }
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bench.backends import Backend, Variant
+from bench.correctness.rounding import Rounding, by_32, by_row, int4_by_32
 from bench.models.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ def _files(forward: str, with_cache: str) -> dict[str, str]:
     return {"prefill": forward, "decode": with_cache, "generate": with_cache}
 
 
-def _low(precision: str, about: str) -> Variant:
+def _low(precision: str, about: str, rounding: Rounding | None = None) -> Variant:
     forward, with_cache = (name.format(precision) for name in COMPILED_LOW)
-    return Variant(_files(forward, with_cache), precision, about=about)
+    return Variant(_files(forward, with_cache), precision, about=about, rounding=rounding)
 
 
 class Engine(Backend[Artifacts]):
@@ -31,8 +32,10 @@ class Engine(Backend[Artifacts]):
         "O0": Variant({"prefill": COMPILED_O0}),
         "O3": Variant(_files(COMPILED_O3, COMPILED_CACHED)),
         "O3 bf16": _low("bf16", "products of bfloat16"),
-        "O3 int8": _low("int8", "weights and activations of products in 8 bits"),
-        "O3 int4": _low("int4", "weights of products in 4 bits"),
+        "O3 int8": _low(
+            "int8", "weights and activations of products in 8 bits", Rounding(by_row, by_row, cached=by_row)
+        ),
+        "O3 int4": _low("int4", "weights of products in 4 bits", Rounding(int4_by_32, by_32, cached=by_row)),
     }
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:

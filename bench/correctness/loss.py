@@ -28,7 +28,8 @@ def find_held_out(artifacts: Artifacts, text: Path | None) -> HeldOut:
     """Read windows of block_size tokens from what training keeps back: the last tenth of a text, `val` of a corpus.
 
     text: a file or a folder of `gpt.corpus`; by default Python's own sources, if the model's tokenizer is theirs.
-    Raises UserError for a text that cannot be read, is too short, or has characters that the model does not know.
+    Raises UserError for a text that cannot be read, is too short, or has characters that the model does not know, and
+    for one that would not be read, as the model has no loss.
     """
     from gpt.checkpoint import load_checkpoint
     from gpt.corpus import VAL_SHARE, load_corpus, open_corpus
@@ -36,11 +37,11 @@ def find_held_out(artifacts: Artifacts, text: Path | None) -> HeldOut:
     from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 
     if not artifacts.checkpoint.exists():
-        return HeldOut(None, "no checkpoint, so no tokenizer: no loss")
+        return _none("no checkpoint, so no tokenizer: no loss", text)
     checkpoint = load_checkpoint(artifacts.checkpoint)
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, NoTokenizer) or not checkpoint.step:
-        return HeldOut(None, "no trained model: no loss")
+        return _none("no trained model: no loss", text)
     if text is None:
         corpus = load_corpus(None)
         if corpus.tokenizer != tokenizer:
@@ -60,6 +61,13 @@ def find_held_out(artifacts: Artifacts, text: Path | None) -> HeldOut:
         raise UserError(f"{name} has {len(tokens)} tokens, and block_size={T} and one more are needed; see --text")
     windows = windows_of(tokens, T)
     return HeldOut(windows, f"{name}, {windows[:, 1:].size:,} tokens in {len(windows)} windows of {T}")
+
+
+def _none(why: str, text: Path | None) -> HeldOut:
+    """Describe that there is no loss. Raises UserError if a text was asked for."""
+    if text is not None:
+        raise UserError(f"--text {text}: would not be read: {why}; leave it out, or compare a model that was trained")
+    return HeldOut(None, why)
 
 
 def windows_of(tokens: np.ndarray, T: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bench.correctness.agreement import Agreement, compare_steps
+from bench.correctness.agreement import Agreement, Errors, compare_steps
 from bench.harness.work import Ask, Decode, Generate, Reference, Request, Work
 from bench.report.format import shape_name
 from bench.roofline.bounds import CACHE_BYTES, Bound, Roofline, first_token_bound, weight_bytes
@@ -41,8 +41,8 @@ class FirstToken(Work):
     def call(self, ids: np.ndarray) -> Request:
         return "fill", (ids,)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        return compare_steps(reference(ids, [self.T - 1]), [ask("fill", ids)], tolerance)
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
+        return compare_steps(reference(ids, [self.T - 1]), [ask("fill", ids)], allowed)
 
     def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return first_token_bound(limits, config, self.B, self.T)

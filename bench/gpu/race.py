@@ -133,7 +133,7 @@ def run_race(
         race.note_limits(limits, plan.works)
         progress.reset(total=1 + race.steps + len(runners) * (1 + len(plan.works)))
         race.load()
-        reference = stack.enter_context(DeviceReferenceModel(artifacts, plan.config, plan.threads))
+        reference = stack.enter_context(DeviceReferenceModel(artifacts, plan.config, plan.threads, plan.seed))
         any_shape = [runner for runner in runners if takes_any_shape(runner.candidate)]
         race.check(plan.always_checked, reference, any_shape)
         race.leave_out(plan.works)  # also those that were just checked: they are not timed yet

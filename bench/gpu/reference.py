@@ -1,14 +1,22 @@
 """The reference on a device: the eager model in float64, on the same device, at some positions."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.correctness.reference import ReferenceModel
+from bench.correctness.agreement import Errors, measure_allowed
+from bench.correctness.reference import DTYPES, ReferenceModel
+from bench.correctness.rounding import Rounding
 from bench.gpu.device import DeviceArtifacts
 from bench.harness.runner import CALL_DEADLINE_S
 from bench.harness.worker import WorkerError
 from gpt.config import GPTConfig
+
+if TYPE_CHECKING:
+    from gpt.bigram import Bigram
+    from gpt.model import GPT
 
 FACTORY = f"{__name__}:Reference"
 
@@ -23,8 +31,8 @@ class Reference:
         from gpt.checkpoint import load_checkpoint
 
         torch.set_num_threads(threads)
-        self._device = artifacts.device
-        self._model = load_checkpoint(artifacts.checkpoint).build(attention="explicit").to(self._device).double()
+        self._device, self._checkpoint = artifacts.device, load_checkpoint(artifacts.checkpoint)
+        self._model = self._checkpoint.build(attention="explicit").to(self._device).double()
 
     def logits_at(self, ids: np.ndarray, at: Sequence[int]) -> np.ndarray:
         """Compute the logits, float64 [B, S, V], of ids int64 [B, T] at S positions.
@@ -37,6 +45,20 @@ class Reference:
             rows = [self._model(row[None])[0, list(at)].cpu() for row in torch.from_numpy(ids).to(self._device)]
         return torch.stack(rows).numpy()
 
+    def allowed(self, precision: str, rounding: Rounding | None, seed: int) -> Errors:
+        """Measure the errors that an engine of a precision may have; see `measure_allowed`. No rounding is known."""
+        import torch
+
+        assert rounding is None, "no engine on a device rounds to int8 or int4"
+        dtype = getattr(torch, DTYPES[precision])
+        measure = self._checkpoint.build(attention="explicit").to(self._device, dtype)
+
+        def run(model: "GPT | Bigram", ids: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return model(torch.from_numpy(ids).to(self._device)).double().cpu().numpy()
+
+        return measure_allowed(partial(run, self._model), partial(run, measure), self._checkpoint.config, seed)
+
 
 class DeviceReferenceModel(ReferenceModel):
     """The reference on a device, which sends the logits at the positions that are asked for, and no others.
@@ -44,12 +66,15 @@ class DeviceReferenceModel(ReferenceModel):
     Raises WorkerError, whose message says that it is the reference's.
     """
 
-    def __init__(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int) -> None:
-        super().__init__(artifacts, config, threads, FACTORY)
+    def __init__(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, seed: int) -> None:
+        super().__init__(artifacts, config, threads, FACTORY, seed)
         self._asked: tuple[bytes, tuple[int, ...]] | None = None
         self._known: np.ndarray | None = None
 
-    def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+    def __call__(
+        self, ids: np.ndarray, positions: Sequence[int] | None = None, rounding: Rounding | None = None
+    ) -> np.ndarray:
+        assert rounding is None, "no engine on a device rounds to int8 or int4"
         at = range(ids.shape[1]) if positions is None else positions
         asked = ids.tobytes(), tuple(at)
         if self._known is None or self._asked != asked:

@@ -73,11 +73,15 @@ def works_of(
 
     shapes: `BxT` each, of prefill. contexts: numbers of tokens, of decode. By default each phase has its own.
 
-    Raises UserError for a phase that the model has not, a shape or a context that it cannot take.
+    Raises UserError for a phase that the model has not, a shape or a context that it cannot take, or that belongs to a
+    phase that is not asked for.
     """
     has = phases_of(config)
     if unknown := [name for name in phases if name not in has]:
         raise UserError(f"phase {unknown[0]!r}: must be one of {', '.join(has)} with this model")
+    for given, phase, what in ((shapes, Prefill.phase, "shape"), (contexts, Decode.phase, "context")):
+        if given and phase not in (phases or has):
+            raise UserError(f"{what} {next(iter(given))}: is of {phase}, which is not among the phases compared")
     asked = {
         # The small shapes come first, so that a slow engine is known before the large ones.
         Prefill.phase: tuple(Prefill(*shape) for shape in sorted({parse_shape(text, config) for text in shapes})),

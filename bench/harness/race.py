@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from bench.backends import Candidate
 from bench.correctness.reference import FACTORY, ReferenceModel
+from bench.correctness.rounding import Rounding
 from bench.harness.measure import rotated
 from bench.harness.plan import ROUNDS, Plan
 from bench.harness.results import checks_of, losses_of, rows_of
 from bench.harness.runner import Runner, shares_of
-from bench.harness.work import Reference, Work
+from bench.harness.work import References, Work
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.roofline import probe as probes
@@ -89,21 +90,25 @@ class Race(Generic[RunnerT]):
         if not self.is_over:
             runner.load(self.artifacts, self.plan.config, self.plan.threads)
 
-    def check(self, works: Iterable[Work], reference: Reference, runners: Collection[Runner] | None = None) -> None:
-        """Compare the engines with the reference at each work, as long as the race is not over.
+    def check(self, works: Iterable[Work], references: References, runners: Collection[Runner] | None = None) -> None:
+        """Compare the engines with their references at each work, as long as the race is not over.
 
+        Engines that share a reference follow one another, as it holds one model and the logits of one work at a time.
         runners: those to check; by default all of the race.
         """
-        for work in works:
+        groups: dict[Rounding | None, list[Runner]] = {}
+        for runner in self.runners if runners is None else runners:
+            groups.setdefault(runner.candidate.rounding, []).append(runner)
+        for group, work in product(groups.values(), list(works)):
             ids = self.plan.ids_of(work)
-            for runner in self.runners if runners is None else runners:
+            for runner in group:
                 if not runner.can(work):
                     continue
                 self.show(f"checking {runner.candidate.label}: {work.phase} {work.name}")
                 if not self.is_over:
                     runner.left_out.pop(work, None)
                 if runner.may_run(work):
-                    runner.check(work, ids, reference, self.plan.config, timed=work in self.plan.works)
+                    runner.check(work, ids, references, timed=work in self.plan.works)
 
     def run_rounds(
         self,
@@ -174,7 +179,7 @@ def compare(
         losses = 0 if windows is None else len(runners) + 1
         progress.reset(total=race.steps + losses + ROUNDS * len(plan.works))
         race.load()
-        with ReferenceModel(artifacts, plan.config, plan.threads, reference_factory) as reference:
+        with ReferenceModel(artifacts, plan.config, plan.threads, reference_factory, plan.seed) as reference:
             race.check(plan.to_check, reference)
             reference_loss = None if windows is None else _measure_losses(race, reference, windows)
         with Worker(probes.FACTORY, plan.threads) as probe:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from bench.backends import Candidate
-from bench.correctness.agreement import PRECISIONS, tolerance_of
+from bench.correctness.agreement import PRECISIONS
 from bench.harness.measure import Measurement, median_of, speedup_of, spread_of
 from bench.harness.plan import Plan
 from bench.harness.runner import Runner
@@ -47,7 +47,7 @@ def rows_of(
             "limit_binds": bound.binds,
             "moved_bytes": work.moved_bytes(plan.config, candidate.precision),
             **_errors_of(runner, work),
-            "tolerance": agreement.tolerance if agreement else tolerance_of(candidate.precision, plan.config),
+            "tolerance": agreement.tolerance if agreement else None,
         }
 
 
@@ -124,7 +124,7 @@ def _times_of(measurement: Measurement | None, baseline: Measurement | None, bou
 
 def _errors_of(runner: Runner | None, work: Work) -> dict:
     agreement = runner.checks.get(work) if runner else None
-    names = ("max_abs_err", "max_rel_err", "top1_match", "agrees")
+    names = ("max_abs_err", "max_rel_err", "top1_match", "share_of_allowed", "agrees")
     errors = {name: getattr(agreement, name) if agreement else None for name in names}
     # An engine that is wrong at one work is not to be trusted at the others.
     return errors | ({"agrees": False} if runner and runner.disagreed else {})

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from bench.backends import Candidate
-from bench.correctness.agreement import Agreement, tolerance_of
+from bench.correctness.agreement import Agreement
 from bench.harness.measure import Measurement
-from bench.harness.work import Reference, Work
+from bench.harness.work import References, Work
 from bench.harness.worker import Worker, WorkerError
 from bench.models.artifacts import Artifacts
 from gpt.config import GPTConfig
@@ -71,8 +72,8 @@ class Runner:
         except WorkerError as error:
             self.failed = str(error)
 
-    def check(self, work: Work, ids: np.ndarray, reference: Reference, config: GPTConfig, *, timed: bool) -> None:
-        """Compare the engine with the reference at a work; a work that would take too long is left out.
+    def check(self, work: Work, ids: np.ndarray, references: References, *, timed: bool) -> None:
+        """Compare the engine with its reference at a work; a work that would take too long is left out.
 
         timed: the work is timed afterwards, so its limit is that of a call and not of a check.
         """
@@ -82,7 +83,9 @@ class Runner:
             return
         with self._noting_errors(work):
             self._begun = None
-            agreement = work.check(self._ask, reference, ids, tolerance_of(self.candidate.precision, config))
+            each = self.candidate
+            reference = partial(references, rounding=each.rounding)
+            agreement = work.check(self._ask, reference, ids, references.allowed(each.precision, each.rounding))
             self.checks[work] = agreement
             if not agreement.agrees:
                 self.disagreed = f"disagrees in {work.phase} at {work.name}: {agreement.reason}"

@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from bench.correctness.agreement import Agreement, compare_logits, compare_steps, compare_tokens, odd_shapes, random_ids
+from bench.correctness.agreement import (
+    Agreement,
+    Errors,
+    compare_logits,
+    compare_steps,
+    compare_tokens,
+    odd_shapes,
+    random_ids,
+)
+from bench.correctness.rounding import Rounding
 from bench.report.format import shape_name
 from bench.roofline.bounds import (
     Bound,
@@ -37,6 +46,18 @@ class Reference(Protocol):
 
     def __call__(self, ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
         """Return the logits [B, S, V] of ids int64 [B, T] at S positions; by default at all, [B, T, V]."""
+
+
+class References(Protocol):
+    """The model as it is and as each engine rounds its weights, in float64, and the errors that are allowed."""
+
+    def __call__(
+        self, ids: np.ndarray, positions: Sequence[int] | None = None, rounding: Rounding | None = None
+    ) -> np.ndarray:
+        """Return the logits [B, S, V] of ids int64 [B, T] at S positions, of the model with its weights rounded."""
+
+    def allowed(self, precision: str, rounding: Rounding | None = None) -> Errors:
+        """Return the errors that an engine of a precision and a rounding may have."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,11 @@ class Work(ABC):
         """Return the request that is timed, again and again."""
 
     @abstractmethod
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        """Have an engine do the work, and compare the result with the reference in float64."""
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
+        """Have an engine do the work, and compare the result with the reference in float64.
+
+        allowed: the errors that it may have, by `bench.correctness.agreement.measure_allowed`.
+        """
 
     @abstractmethod
     def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
@@ -137,8 +161,8 @@ class Prefill(Work):
     def call(self, ids: np.ndarray) -> Request:
         return "prefill", (ids,)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
-        return compare_logits(reference(ids), ask("prefill", ids), tolerance)
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
+        return compare_logits(reference(ids), ask("prefill", ids), allowed)
 
     def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return prefill_bound(limits, config, self.B, self.T)
@@ -183,12 +207,12 @@ class Decode(Work):
     def call(self, ids: np.ndarray) -> Request:
         return "decode", (ids[:, self.context : self.context + 1], self.context)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
         """Compare the prompt's last logits, those of STEPS decodes after it, and those of the first decode again."""
         at = [*range(self.context, ids.shape[1]), self.context]
         steps = [ask("fill", ids[:, : self.context])]
         steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
-        return compare_steps(reference(ids, [self.context - 1, *at]), steps, tolerance)
+        return compare_steps(reference(ids, [self.context - 1, *at]), steps, allowed)
 
     def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
@@ -222,12 +246,12 @@ class Generate(Work):
     def call(self, ids: np.ndarray) -> Request:
         return "generate", (ids[:, : self.context], self.T)
 
-    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, tolerance: float) -> Agreement:
+    def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
         """Compare each token with the reference's likeliest after the ones before it, which the engine itself chose."""
         prompt = ids[:, : self.context]
         tokens = ask("generate", prompt, self.T)  # [B, T]
         seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # the tokens before each one
-        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, tolerance)
+        return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, allowed)
 
     def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)

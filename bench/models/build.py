@@ -58,7 +58,7 @@ SEEDED = {
     "gpt2": _preset("gpt2-124m", GPTConfig().vocab_size),
     "gpt2-medium": _preset("gpt2-medium", GPTConfig().vocab_size),
     "gpt2-large": _preset("gpt2-large", GPTConfig().vocab_size),
-    "tiny": GPTConfig(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
+    "tiny": GPTConfig(block_size=70, vocab_size=31, n_layer=2, n_head=2, n_embd=32),
 }
 
 LOW_PRECISIONS = ("bf16", "int8", "int4")

@@ -2,14 +2,17 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.backends import Candidate
+from bench.correctness.agreement import Errors, measure_allowed
+from bench.correctness.rounding import Rounding
 from bench.models.artifacts import (
     COMPILED_LOW,
     COMPILED_O0,
@@ -27,6 +30,7 @@ from gpt.files import sha256_file
 if TYPE_CHECKING:
     import onnx
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
 
 EXTERNAL_PHASES = ("prefill",)  # phases of a file without a KV cache
 NEEDS = "needs the model's checkpoint, and an ONNX file is all there is"
@@ -95,19 +99,104 @@ class Reference:
         file = read_onnx(artifacts.exported)
         if weights := exported_from(file).weights:
             onnx.load_external_data_for_model(file.proto, str(weights.parent))
-        self._evaluator = evaluator_of(in_float64(file.proto))
+        self._proto, self._config = file.proto, config
+        self._wide = in_float64(self._proto)
 
-    def prefill(self, ids: np.ndarray) -> np.ndarray:
-        """Compute logits float64 [B, T, V] of ids int64 [B, T]."""
-        results = self._evaluator.run(["logits"], {"ids": ids})
-        assert isinstance(results, list)  # it is a dict only where intermediate results are asked for
-        return results[0]
+    def logits(self, ids: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
+        """Compute logits float64 [B, T, V] of ids int64 [B, T], by the graph with its weights rounded, if they are."""
+        return _run(evaluator_of(self._wide, self._products(rounding)), ids)
+
+    def allowed(self, precision: str, rounding: Rounding | None, seed: int) -> Errors:
+        """Measure the errors that an engine of a precision may have; see `measure_allowed`."""
+        judge = evaluator_of(self._wide, self._products(rounding))
+        if rounding is not None:
+            measure = evaluator_of(self._wide, self._products(rounding, while_running=True))
+        else:
+            measure = evaluator_of(self._proto, () if precision == "fp32" else _narrow_products(precision))
+        return measure_allowed(partial(_run, judge), partial(_run, measure), self._config, seed)
+
+    def _products(self, rounding: Rounding | None, *, while_running: bool = False) -> "Sequence[type[OpRun]]":
+        if rounding is None:
+            return ()
+        products = [node for node in self._proto.graph.node if node.op_type in ("MatMul", "Gemm")]
+        return _rounding_products(rounding, self._config.n_embd, products[-1].output[0], while_running)
 
 
-def evaluator_of(proto: "onnx.ModelProto") -> "ReferenceEvaluator":
+def _run(evaluator: "ReferenceEvaluator", ids: np.ndarray) -> np.ndarray:
+    results = evaluator.run(["logits"], {"ids": ids})
+    assert isinstance(results, list)  # it is a dict only where intermediate results are asked for
+    return results[0]
+
+
+def _rounding_products(rounding: Rounding, width: int, head: str, while_running: bool) -> "list[type[OpRun]]":
+    """Define products and tables that round their weights, and while_running what the weights are multiplied with.
+
+    A weight has two dimensions: the products of attention have three or four. head: the name of the last result.
+    """
+    from onnx.reference.op_run import OpRun
+
+    def product_of(x: np.ndarray, weight: np.ndarray, name: str) -> np.ndarray:
+        if weight.ndim != 2:
+            return np.matmul(x, weight)
+        by = (rounding.head if name == head else None) or rounding.weights
+        weight = by(np.ascontiguousarray(weight.T), width).T
+        return np.matmul(rounding.activations(x) if while_running else x, weight)
+
+    class Gather(OpRun):
+        def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+            if rounding.tables and data.ndim == 2 and data.dtype.kind == "f":
+                data = rounding.tables(data, width)
+            return (np.take(data, indices, axis=axis),)
+
+    return [*_products_by(product_of), Gather]
+
+
+def _narrow_products(precision: str) -> "list[type[OpRun]]":
+    """Define products and sums whose inputs and results have the bits of bfloat16 or float16, held in float32."""
+    import ml_dtypes
+    from onnx.reference.op_run import OpRun
+
+    dtype = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}[precision]
+
+    def narrow(x: np.ndarray) -> np.ndarray:
+        return x.astype(dtype).astype(x.dtype)
+
+    class Add(OpRun):
+        def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+            return (narrow(a + b) if a.dtype.kind == "f" else a + b,)
+
+    return [*_products_by(lambda x, weight, name: narrow(np.matmul(narrow(x), narrow(weight)))), Add]
+
+
+def _products_by(product_of: Callable[[np.ndarray, np.ndarray, str], np.ndarray]) -> "list[type[OpRun]]":
+    """Define MatMul and Gemm by a function of both factors and the name of the result."""
+    from onnx.reference.op_run import OpRun
+
+    class MatMul(OpRun):
+        def _run(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+            return (product_of(a, b, self.onnx_node.output[0]),)
+
+    class Gemm(OpRun):
+        def _run(
+            self,
+            a: np.ndarray,
+            b: np.ndarray,
+            c: np.ndarray | None = None,
+            alpha: float = 1.0,
+            beta: float = 1.0,
+            transA: int = 0,
+            transB: int = 0,
+        ) -> tuple[np.ndarray]:
+            product = alpha * product_of(a.T if transA else a, b.T if transB else b, self.onnx_node.output[0])
+            return (product if c is None else product + beta * c,)
+
+    return [MatMul, Gemm]
+
+
+def evaluator_of(proto: "onnx.ModelProto", ops: "Iterable[type[OpRun]]" = ()) -> "ReferenceEvaluator":
     """Build ONNX's reference evaluator with Erf and Gelu that compute in the precision of their input.
 
-    Its own Erf rounds to float32, and its Gelu is a function with float32 constants.
+    Its own Erf rounds to float32, and its Gelu is a function with float32 constants. ops: take the place of its own.
     """
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
@@ -122,7 +211,7 @@ def evaluator_of(proto: "onnx.ModelProto") -> "ReferenceEvaluator":
             share = np.tanh(inner) if approximate == "tanh" else _erf(x / math.sqrt(2))
             return ((0.5 * x * (1 + share)).astype(x.dtype),)
 
-    return ReferenceEvaluator(proto, new_ops=[Erf, Gelu])
+    return ReferenceEvaluator(proto, new_ops=[Erf, Gelu, *ops])
 
 
 def in_float64(proto: "onnx.ModelProto") -> "onnx.ModelProto":

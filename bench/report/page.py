@@ -9,7 +9,7 @@ A row of results.json has these fields:
 - samples_ms, samples_by_round (the number of samples of each round), median_ms, spread (slowest round over fastest,
   less 1), speedup (over the baseline in the same round: median, low, high)
 - limit_ms, limit_binds, percent_of_limit (the roofline bound), moved_bytes (bytes that a unit must move)
-- max_abs_err, max_rel_err, top1_match, agrees, tolerance
+- max_abs_err, max_rel_err, top1_match, share_of_allowed, agrees, tolerance: see `bench.correctness.agreement.Agreement`
 """
 
 import json

@@ -106,7 +106,7 @@ def worst_error(results: dict) -> dict | None:
     """Return the timed row closest to its tolerance; of the precision that is compared, if there is one."""
     rows = timed(results)
     rows = [row for row in rows if row["precision"] == row["group"]] or rows
-    return max(rows, key=lambda row: row["max_rel_err"] / row["tolerance"], default=None)
+    return max(rows, key=lambda row: row["share_of_allowed"], default=None)
 
 
 def statements(results: dict) -> list[str]:

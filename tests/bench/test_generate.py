@@ -64,9 +64,9 @@ def test_each_token_is_printed_as_it_comes(folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("eager", PROMPT, 15), "15 tokens after a prompt of 3: only 1 to 14 fit, as block_size=16"),
-        (("eager", PROMPT, 0), "0 tokens after a prompt of 3: only 1 to 14 fit"),
-        (("eager", "a" * 17), "after a prompt of 17: none fits, as block_size=16; shorten the prompt"),
+        (("eager", PROMPT, 69), "69 tokens after a prompt of 3: only 1 to 68 fit, as block_size=70"),
+        (("eager", PROMPT, 0), "0 tokens after a prompt of 3: only 1 to 68 fit"),
+        (("eager", "a" * 71), "after a prompt of 71: none fits, as block_size=70; shorten the prompt"),
         (("eager", "x!"), "the character '!'"),
         (("eager", ""), "no token ids"),
         (("nonesuch",), "engine 'nonesuch': not known"),

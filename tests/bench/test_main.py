@@ -27,7 +27,13 @@ def test_the_whole_comparison(python: Run, tmp_path: Path, tiny: Artifacts) -> N
     done = python("bench", "--seeded", "tiny", *engines, "--minutes", "0.02", "--shapes", "1x5", "2x16", "--seed", "4")
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "results.json").read_text())
-    works = [("prefill", "1×5"), ("prefill", "2×16"), ("decode", "context 15"), ("generate", "8 tokens after 8")]
+    works = [
+        ("prefill", "1×5"),
+        ("prefill", "2×16"),
+        ("decode", "context 32"),
+        ("decode", "context 69"),
+        ("generate", "62 tokens after 8"),
+    ]
     assert [(row["phase"], row["work"], row["engine"]) for row in results["rows"]] == [
         (*work, engine) for work in works for engine in ("eager", "onnxruntime")
     ]
@@ -51,9 +57,9 @@ def test_each_precision_is_a_race_of_its_own(python: Run, tmp_path: Path) -> Non
     assert {(row["group"], row["label"], row["work"]) for row in results["rows"]} == {
         (precision, label, work)
         for precision, label in (("fp32", "eager"), ("bf16", "eager bf16"))
-        for work in ("1×1", "1×2")
+        for work in (*(f"1×{T}" for T in (1, 2, 16, 17, 32, 48, 63, 64)), "4×64")
     }
-    assert [row["agrees"] for row in results["rows"]] == [True] * 4
+    assert [row["agrees"] for row in results["rows"]] == [True] * 18
     wide, narrow = (results["limits"][precision] for precision in ("fp32", "bf16"))
     assert narrow["working_set_bytes"] * 2 == wide["working_set_bytes"]
     assert results["text"] == "no trained model: no loss"
@@ -66,7 +72,12 @@ def test_each_precision_is_a_race_of_its_own(python: Run, tmp_path: Path) -> Non
         (["--engine", "nonesuch"], "engine 'nonesuch': not known; known are ctranslate2, eager"),
         (["--seeded", "tiny", "--engine", "eager", "--shapes", "1x99"], "shape '1x99': must be BxT"),
         (["--seeded", "tiny", "--engine", "eager", "--threads", "0"], "threads=0: must be in 1"),
-        (["--seeded", "tiny", "--engine", "eager", "--contexts", "16"], "context 16: must be in 1 … 15"),
+        (["--seeded", "tiny", "--engine", "eager", "--contexts", "70"], "context 70: must be in 1 … 69"),
+        (["--seeded", "tiny", "--engine", "eager", "--text", "x.txt"], "--text x.txt: would not be read: no trained"),
+        (
+            ["--seeded", "tiny", "--phases", "decode", "--odd"],
+            "shape 1x1: is of prefill, which is not among the phases compared",
+        ),
         (["--seeded", "tiny", "--phases", "train"], "phase 'train': must be one of prefill, decode, generate"),
         (["--engine", "eager", "--precision", "int8"], "engine 'eager' has no int8, only fp32, bf16"),
         (["--seeded", "bigram", "--phases", "decode"], "phase 'decode': must be one of prefill with this model"),
@@ -92,12 +103,12 @@ def test_pytest_checks_and_times(python: Run, tmp_path: Path) -> None:
     assert [(info["phase"], info["work"]) for info in infos] == [
         ("prefill", "2×5"),
         ("decode", "context 6"),
-        ("generate", "8 tokens after 8"),
+        ("generate", "62 tokens after 8"),
     ]
     assert all(info["agreement"]["agrees"] for info in infos)
-    assert infos[0]["checked_at"] == ["prefill 1×1", "prefill 3×16", "prefill 1×16", "prefill 2×5"]
+    assert infos[0]["checked_at"] == ["prefill 1×1", "prefill 2×3", "prefill 3×17", "prefill 1×70", "prefill 2×5"]
     assert all(each["stats"]["min"] > 0 for each in found)
-    assert found[2]["group"] == "generate 8 tokens after 8, time of a token"
+    assert found[2]["group"] == "generate 62 tokens after 8, time of a token"
 
 
 def test_pytest_refuses_an_unknown_engine(python: Run) -> None:

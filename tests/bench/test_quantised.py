@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 
 from bench.backends import Candidate, find_candidates
-from bench.correctness.agreement import PRECISIONS, tolerance_of
+from bench.correctness.agreement import PRECISIONS
 from bench.correctness.reference import ReferenceModel
 from bench.harness.runner import Runner
 from bench.harness.work import PHASES
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.models.build import BUILD_RULES, CannotMake, prepare
-from gpt.config import GPTConfig
 from gpt.files import sha256_file
 from tvm_frontend.target import resolve_target
 
@@ -38,10 +37,8 @@ def artifacts(copy_tiny: Callable[[Path], Artifacts], tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("candidate", LOW, ids=lambda candidate: candidate.label)
 def test_an_engine_agrees_in_every_phase(candidate: Candidate, artifacts: Artifacts) -> None:
-    if candidate.label == "ctranslate2 int8" and not VNNI & resolve_target().features:
-        pytest.skip(
-            "without VNNI the sums of CTranslate2's int8 products saturate at 16 bits: the bench says it disagrees"
-        )
+    if candidate.label in ("ctranslate2 int8", "onnxruntime int8") and not VNNI & resolve_target().features:
+        pytest.skip("without VNNI the sums of its int8 products saturate at 16 bits: the bench says that it disagrees")
     # tests/tvm_frontend compares the forward pass with the reference at each precision; compiling it is slow.
     phases = [phase for phase in candidate.phases if (candidate.engine, phase) != ("tvm", "prefill")]
     try:
@@ -60,18 +57,8 @@ def test_an_engine_agrees_in_every_phase(candidate: Candidate, artifacts: Artifa
         assert runner.failed is None
         for phase in phases:
             for work in PHASES[phase].timed(config):
-                runner.check(work, work.ids(config, 0), reference, config, timed=True)
+                runner.check(work, work.ids(config, 0), reference, timed=True)
                 assert runner.errors == {}
                 assert runner.checks[work].agrees, runner.checks[work]
         errors = [check.max_rel_err for check in runner.checks.values()]
         assert max(errors) > 1e-4  # the precision is really lower than float32
-        # The tolerance is not far above the error, which is least (a 42nd of it) with OpenVINO's int4 on a CPU without
-        # VNNI, where activations stay in float32.
-        assert max(errors) > tolerance_of(candidate.precision, config) / 50
-
-
-def test_fewer_bits_have_a_tolerance_of_their_own() -> None:
-    fp32, *fewer = [tolerance_of(precision, GPTConfig()) for precision in ("fp32", "bf16", "int8", "int4")]
-    assert len(set(fewer)) == 3
-    assert 1000 * fp32 < min(fewer)  # engines that round their inputs differ from those that do not
-    assert max(fewer) == fewer[-1] < 1

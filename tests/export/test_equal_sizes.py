@@ -190,7 +190,7 @@ def check(source: Path, checkpoint: Checkpoint, folder: Path, opt_levels: tuple[
     reference = Reference()
     reference.load(artifacts, config, 1, "")
     scale = np.abs(expected).max()
-    assert np.abs(reference.prefill(ids) - expected).max() < 1e-6 * scale
+    assert np.abs(reference.logits(ids) - expected).max() < 1e-6 * scale
     assert np.abs(Session(load_exported(artifacts.exported)).step(ids) - expected).max() < 1e-5 * scale
     for level in opt_levels:
         compiled = compile_model(artifacts.exported, folder / f"O{level}", CompileOptions(opt_level=level))

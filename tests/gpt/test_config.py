@@ -18,6 +18,10 @@ from gpt.config import GPTConfig
         ("dropout", 1.0),
         ("dropout", float("nan")),
         ("activation", "tanh"),
+        ("bias", 1),
+        ("tied_head", "no"),
+        ("dropout", False),
+        ("vocab_size", 2**31),
     ],
 )
 def test_a_bad_value_names_field_and_value(field, value):

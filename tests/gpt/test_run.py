@@ -172,6 +172,14 @@ def test_a_damaged_last_checkpoint_costs_its_steps_and_no_more(config, capsys, t
     assert config.output.read_bytes() == whole.output.read_bytes()
 
 
+def test_what_was_damaged_is_said_also_where_the_rest_does_not_fit(config):
+    train(replace(config, max_steps=20))
+    path = config.folder / "step-00000020.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"is of another model .*; step-00000020.pt .*renamed to .*; 10 steps are lost"):
+        train(replace(config, resume=True, n_layer=1))
+
+
 def test_without_its_best_model_a_run_goes_on_with_the_last(config, capsys):
     config = replace(config, hand_on="best", max_steps=20, order="one", batch_size=2)
     train(config)

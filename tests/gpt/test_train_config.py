@@ -63,6 +63,12 @@ def test_resume_and_overwrite_exclude_each_other():
         TrainConfig(resume=True, overwrite=True)
 
 
+def test_a_corpus_can_have_changed_only_where_a_run_goes_on():
+    with pytest.raises(UserError, match=r"allow_changed_corpus=True: is of use with resume=True alone; leave it out"):
+        TrainConfig(allow_changed_corpus=True)
+    assert TrainConfig(allow_changed_corpus=True, resume=True).allow_changed_corpus
+
+
 def test_a_bigrams_shape_is_its_own():
     config = replace(TrainConfig(), model="bigram").model_config(65)
     assert (config.model, config.n_layer, config.vocab_size, config.block_size) == ("bigram", 0, 65, 64)

@@ -1,9 +1,18 @@
 """What the tests of `tvm_frontend` share: one tiny checkpoint, its export, and what was compiled from it."""
 
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +31,46 @@ from tvm_frontend.runtime import open_session
 from tvm_frontend.runtime.session import Session
 
 Export = Callable[..., tuple[Checkpoint, ExportedModel]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def interrupt() -> Callable[..., tuple[int, bytes, bytes]]:
+    """Send Ctrl-C to `python -m` with some arguments once its progress bar shows a pattern: exit code, stdout, stderr.
+
+    check: called just before. Its stderr is a terminal, as only there the bar is drawn at once.
+    """
+
+    def run(
+        pattern: bytes, *arguments: object, folder: Path, check: Callable[[], None] = lambda: None
+    ) -> tuple[int, bytes, bytes]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it: inherited
+        terminal, end = pty.openpty()
+        termios.tcsetwinsize(end, (24, 80))
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=end,
+            stdout=subprocess.PIPE,
+        )
+        os.close(end)
+        shown = b""
+        try:
+            with suppress(OSError):  # the terminal's end
+                while not re.search(pattern, shown):
+                    shown += os.read(terminal, 1000)
+                check()
+                process.send_signal(signal.SIGINT)
+                while True:
+                    shown += os.read(terminal, 1000)
+            out, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+            os.close(terminal)
+        return process.returncode, out, shown
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -189,17 +189,78 @@ def test_weights_are_views_of_the_file_that_kernels_can_take(compiled):
     assert sum(weight.nbytes for weight in weights) <= (compiled.path / "weights.bin").stat().st_size
 
 
-def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_library_is_loaded(copy):
-    """On any machine: the artifact is edited, not the machine, and its library could not be loaded."""
-    content = json.loads((copy / "model.json").read_text())
+def rehash(path, edit):
+    """Edit the description of an artifact, and make its hash and checksums match again."""
+    content = json.loads((path / "model.json").read_text())
     del content["sha256"]
-    content["target"]["features"].append("a-feature-of-tomorrow")
-    (copy / "library.so").write_text("no library")
-    content["files_crc32"]["library.so"] = artifact_module._crc32(copy / "library.so")
-    (copy / "model.json").write_text(json.dumps(content | {"sha256": artifact_module._sha256(content)}))
+    edit(content)
+    content["files_crc32"] = {
+        name: artifact_module._crc32(path / name) if (path / name).is_file() else crc32
+        for name, crc32 in content["files_crc32"].items()
+    }
+    (path / "model.json").write_text(json.dumps(content | {"sha256": artifact_module._sha256(content)}))
+    return content
+
+
+def test_a_recorded_instruction_that_this_cpu_lacks_is_an_error_before_the_library_is_loaded(copy):
+    """On any machine: the artifact is made for another, and its library could not be loaded."""
+    content = rehash(copy, lambda content: content["target"]["features"].append("a-feature-of-tomorrow"))
+    (copy / "library.so").write_bytes(b"no library" + artifact_module._seal(content, "library.so"))
+    rehash(copy, lambda _: None)
     with pytest.raises(UserError, match="lacks a-feature-of-tomorrow: compile it here") as caught:
         open_session(load_compiled(copy))
     assert "\n" not in str(caught.value)
+
+
+EDITS = {
+    "vocab_size": lambda content: content["config"].update(vocab_size=1000),
+    "block_size": lambda content: content["config"].update(block_size=140),
+    "n_head": lambda content: content["config"].update(n_head=4),
+    "tokenizer": lambda content: content.update(tokenizer={"kind": "none"}),
+    "mcpu": lambda content: content["target"].update(mcpu="x86-64", features=[]),
+    "archs": lambda content: content["target"].update(kind="cuda", archs=["sm_86"]),
+    "precision": lambda content: content.update(precision="bf16"),
+    "form": lambda content: content.update(form="cached"),
+    "caches": lambda content: content.update(caches=[{"dtype": "float32", "shape": [2, 140, 20]}]),
+    "entry_points": lambda content: content.update(entry_points=["forward"]),
+    "fixed_shape": lambda content: content.update(fixed_shape=[1, 1000]),
+    "frontend": lambda content: content.update(frontend="relay"),
+    "opt_level": lambda content: content.update(opt_level=0),
+    "checkpoint_sha256": lambda content: content.update(checkpoint_sha256=64 * "0"),
+    "weights": lambda content: content["weights"][0].update(offset=64),
+    "shape of a weight": lambda content: content["weights"][0].update(shape=[1, 1]),
+    "a field more": lambda content: content.update(more=1),
+    "a field less": lambda content: content.pop("config"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_only_the_description_that_a_library_was_compiled_with_is_believed(copy, edit):
+    rehash(copy, EDITS[edit])
+    refused(copy, r"model\.json: edited, or of another model than library\.so")
+
+
+@pytest.mark.parametrize("files", [{}, None, [], {"weights.bin": 0}, {"library.so/../library.so": 0}])
+def test_a_description_without_its_library_is_refused(copy, files):
+    content = json.loads((copy / "model.json").read_text())
+    del content["sha256"]
+    content["files_crc32"] = files
+    (copy / "model.json").write_text(json.dumps(content | {"sha256": artifact_module._sha256(content)}))
+    refused(copy, r"model\.json: damaged, it names no library")
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "library.so"])
+def test_files_of_two_artifacts_are_no_artifact(copy, compiled, name):
+    """Weights of the same shapes, or a library of the same functions, as another checkpoint has them."""
+    content = bytearray((copy / name).read_bytes())
+    content[5000] ^= 1
+    if name == "library.so":
+        other = json.loads((copy / "model.json").read_text()) | {"checkpoint_sha256": 64 * "0"}
+        del other["sha256"]
+        content[-len(artifact_module._seal(other, name)) :] = artifact_module._seal(other, name)
+    (copy / name).write_bytes(content)
+    rehash(copy, lambda _: None)
+    refused(copy, r"model\.json: edited, or of another model than library\.so")
 
 
 @pytest.mark.slow

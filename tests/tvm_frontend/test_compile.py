@@ -2,7 +2,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from itertools import chain
@@ -99,7 +98,9 @@ def test_the_command_works_as_a_process_of_its_own(model):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("wrote out (")
+    checked, wrote = done.stdout.splitlines()
+    assert checked.startswith("checked at 2x11: differs from the file it was compiled from by at most ")
+    assert wrote.startswith("wrote out (")
     assert "arning" not in done.stderr
     assert load_compiled(model.parent / "out").opt_level == 0
 
@@ -125,6 +126,11 @@ def test_for_another_cpu_only_its_own_instructions_are_used(model, checkpoint, e
         (["--target", "cuda -arch=sm_80"], "target 'cuda -arch=sm_80': say --target cuda --arch sm_80"),
         (["--target", "gpu"], "target 'gpu': say --target cuda"),
         (["--target", "cuda", "--arch", "sm_50"], "arch 'sm_50': not known.*sm_86"),
+        (["--target", "cuda", "--arch", "sm_75"], "arch 'sm_75': the kernels of bf16 need sm_80 or later"),
+        (
+            ["--target", "cuda", "--arch", "sm_86,sm_75", "--precision", "tf32"],
+            "arch 'sm_75': the kernels of tf32 need",
+        ),
         (["--arch", "sm_86"], "say --target cuda"),
         (["--mcpu", "skylark"], "mcpu 'skylark': not known to LLVM.*near: skylake"),
         (["-o", "full"], "full: exists and is no compiled model, so it is not replaced"),
@@ -248,10 +254,16 @@ def test_what_a_rewrite_raises_reaches_the_caller_through_tvm(model, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["fuse_linear", "machine_code"])
-def test_ctrl_c_half_way_leaves_nothing(model, phase):
+def test_ctrl_c_half_way_leaves_nothing(model, phase, interrupt):
     """On a busy machine the signal may come too late, and the run is whole: then it is tried again."""
+
+    def has_begun():
+        assert len(names(model.parent)) == 2  # the half-written one is there, or the whole one already
+
     for _ in range(10):
-        code, out, err = interrupted_in(phase, model)
+        code, out, err = interrupt(
+            phase.encode(), "tvm_frontend.compile", "model.onnx", folder=model.parent, check=has_begun
+        )
         if code != 0:
             break
         shutil.rmtree(model.parent / "tvm-llvm-O3")
@@ -260,30 +272,6 @@ def test_ctrl_c_half_way_leaves_nothing(model, phase):
     assert err.splitlines()[-1].split(b"\r")[-1].strip() == b"interrupted: nothing half-written was left behind"
     assert b"Traceback" not in err
     assert names(model.parent) == ["model.onnx"]
-
-
-def interrupted_in(phase, model):
-    """Send Ctrl-C to a compilation that is in a phase: its exit code, stdout and stderr."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it: inherited
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tvm_frontend.compile", "model.onnx"],
-        cwd=model.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        seen = b""
-        while phase.encode() not in seen:  # the progress bar names the phase that has begun
-            some = os.read(process.stderr.fileno(), 1000)
-            assert some, seen
-            seen += some
-        assert len(names(model.parent)) == 2  # the half-written one is there, or the whole one already
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return process.returncode, out, err
 
 
 @pytest.mark.slow
@@ -306,6 +294,13 @@ def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, com
     compiled = load_compiled(model.parent / "tvm-sm_80-sm_86-O0-fast-math")
     assert [cubin_archs(library.read_bytes()) for library in compiled.libraries] == [{"sm_80"}, {"sm_86"}]
     assert command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"precision": "fp32"}, {"opt_level": 0}])
+def test_an_older_gpu_has_code_by_tvms_own_rules(compiler, model, how):
+    compiled = compile_model(model, options=CompileOptions(target="cuda", arch="sm_75", **how))
+    assert cubin_archs(compiled.library("sm_75").read_bytes()) == {"sm_75"}
 
 
 @pytest.mark.slow

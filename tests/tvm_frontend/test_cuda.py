@@ -213,8 +213,13 @@ def test_a_compiler_that_does_not_exist_is_refused():
 
 
 def test_broken_source_gives_the_compilers_words(compiler):
-    with pytest.raises(RuntimeError, match="undefined_thing"):
-        find_compiler(compiler).compile("__global__ void f() { undefined_thing(); }", "sm_86")
+    with pytest.raises(RuntimeError, match="undefined_thing") as caught:
+        find_compiler(compiler).compile("__global__ void f() { " + 1000 * "undefined_thing(); " + "}", "sm_86")
+    assert len(str(caught.value).splitlines()) <= 11
+
+
+def test_an_error_quotes_the_end_of_a_log_that_names_none():
+    assert cuda_toolchain._errors_in("\n".join(map(str, range(1000)))).split() == [str(n) for n in range(990, 1000)]
 
 
 def test_without_a_gpu_the_cuda_runtime_is_refused(monkeypatch):

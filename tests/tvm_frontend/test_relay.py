@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
+from tvm_frontend.check import check_only
 from tvm_frontend.compile import compile_model
 from tvm_frontend.cuda_toolchain import cubin_archs, find_compiler
 from tvm_frontend.options import CompileOptions
@@ -118,7 +120,9 @@ def test_the_command_writes_a_model_like_any_other_and_relays_text(bigram, table
     )
     assert done.returncode == 0, done.stderr
     output = bigram.parent / f"tvm-llvm-O{opt_level}-relay-2x5"
-    assert done.stdout.startswith(f"wrote {output.name} (")
+    checked, wrote = done.stdout.splitlines()
+    assert checked.startswith("checked at ")
+    assert wrote.startswith(f"wrote {output.name} (")
     assert "relay: built in " in done.stderr
     assert names(bigram.parent) == ["ir", "model.onnx", output.name]
     assert names(output) == ["graph.json", "library.so", "model.json", "weights.bin"]
@@ -146,6 +150,37 @@ def test_a_file_of_the_last_position_alone_gives_no_other(export, table):
     ids = random_ids(2, 5)
     session = open_session(compile_model(path, options=CompileOptions(frontend="relay", fixed_shape=(2, 5))), threads=1)
     np.testing.assert_array_equal(session.prefill(ids), table[ids][:, -1:])
+
+
+@pytest.mark.relay
+def test_threads_share_a_session_and_a_forked_process_is_refused(bigram, table):
+    """Each gets the answer to its own question: the process answers one at a time, in one place."""
+    options = CompileOptions(frontend="relay", fixed_shape=(2, 5), check=True)
+    said: list[str] = []
+    session = open_session(compile_model(bigram, options=options, say=said.append), threads=1)
+    assert said == [check_only(session.model.path, bigram)]
+    wrong = []
+
+    def ask(number: int) -> None:
+        ids = (random_ids(2, 5) + number) % 37
+        wrong.extend(number for _ in range(50) if not np.array_equal(session.prefill(ids), table[ids]))
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    child = os.fork()
+    if child == 0:
+        try:
+            session.prefill(random_ids(2, 5))
+        except UserError as error:
+            os._exit(42 if "forked" in str(error) else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    np.testing.assert_array_equal(session.prefill(random_ids(2, 5)), table[random_ids(2, 5)])
 
 
 @pytest.mark.relay

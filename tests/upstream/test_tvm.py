@@ -11,12 +11,13 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax.frontend.torch import from_exported_program
+from tvm.relax.transform.legalize_ops import nn as legalize_nn
 from tvm.script import tirx as T
 from tvm.script.parser.core.parser import ScriptMacro
 
 from tvm_frontend.cuda_toolchain import cubin_archs, gpu_arch
 from tvm_frontend.target import resolve_target
-from tvm_frontend.tvm_patches import stack_without_source
+from tvm_frontend.tvm_patches import TVMS_ATTENTION, stack_without_source
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,19 @@ def test_cuda_is_compiled_to_machine_code_where_no_driver_is(tmp_path):
     target = resolve_target("cuda").to_tvm()
     tvm.compile(tvm.IRModule({"kernel": kernel}), target).export_library(str(tmp_path / "kernel.so"))
     assert cubin_archs((tmp_path / "kernel.so").read_bytes()) == {"sm_86"}
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.tvm_patches lowers attention itself")
+def test_causal_attention_of_scores_far_below_0_is_no_nan(monkeypatch):
+    monkeypatch.setattr(legalize_nn, "_te_attention", TVMS_ATTENTION)
+    given = [relax.Var(name, relax.TensorType((1, 2, 1, 1), "float32")) for name in "qkv"]
+    builder = relax.BlockBuilder()
+    with builder.function("attend", given):
+        builder.emit_func_output(builder.emit(relax.op.nn.attention(*given, causal_mask="TopLeft")))
+    machine = relax.VirtualMachine(tvm.compile(builder.get(), "llvm"), tvm.cpu())
+    q, k, v = (np.full((1, 2, 1, 1), value, "float32") for value in (-15, 10, 1))
+    attended = machine["attend"](*map(tvm.runtime.tensor, (q, k, v)))
+    np.testing.assert_allclose(attended.numpy(), v)
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="tvm_frontend.pipeline.lower adds `forget` for it")

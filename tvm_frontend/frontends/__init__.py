@@ -1,10 +1,15 @@
 """The frontends: each is one file here, whose `read` gives a model's description and a function for its graph."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
 
 from export.artifact import ExportedModel
 from gpt.cli import UserError
@@ -27,7 +32,8 @@ class Source:
 
     config, tokenizer, dtype, form, checkpoint_sha256: as `export.artifact.ExportedModel` has them. sha256: the
     hash of the file that was read. fixed_shape: the one [B, T] that the graph takes, or None for all. import_graph:
-    makes the graph; it raises UserError for a node that it cannot read.
+    makes the graph; it raises UserError for a node that it cannot read. run: computes the logits of ids int64 [B, T] by
+    the file itself, without TVM, in the type run_dtype.
     """
 
     config: GPTConfig
@@ -37,13 +43,16 @@ class Source:
     sha256: str
     checkpoint_sha256: str
     import_graph: Callable[[], Graph]
+    run: Callable[[np.ndarray], np.ndarray]
+    run_dtype: str
     fixed_shape: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, exported: ExportedModel, import_graph: Callable[[], Graph], **rest: Any) -> "Source":
         """Make one of an ONNX file of ours; `rest` holds the fields that it lacks, or has with another value."""
         own = {name: getattr(exported, name) for name in _OF_EXPORTED}
-        return cls(import_graph=import_graph, **own | rest)
+        run: dict[str, Any] = {"run": partial(run_onnx, exported), "run_dtype": exported.dtype}
+        return cls(import_graph=import_graph, **own | run | rest)
 
 
 def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None = None) -> Source:
@@ -51,6 +60,34 @@ def read_source(frontend: str, model: Path, fixed_shape: tuple[int, int] | None 
     if frontend not in FRONTENDS:
         raise UserError(f"frontend {frontend!r}: must be one of {', '.join((*FRONTENDS, RELAY))}")
     return import_module(f"{__name__}.{frontend.replace('-', '_')}").read(model, fixed_shape)
+
+
+def run_onnx(exported: ExportedModel, ids: np.ndarray) -> np.ndarray:
+    """Compute logits float32 [B, T, V] (or [B, 1, V]) of ids int64 [B, T] by an ONNX file, over an empty cache."""
+    sizes: dict[Any, int] = {"B": ids.shape[0], "T": ids.shape[1]}
+    inputs = {
+        name: np.zeros([sizes.get(size, size) for size in dims], ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        for name, (dtype, dims) in exported.entry_points[exported.form]["inputs"].items()
+    }
+    inputs[next(iter(inputs))] = ids.astype(np.int64)
+    if importlib.util.find_spec("onnxruntime") is None:
+        from onnx.reference import ReferenceEvaluator
+
+        results: Any = ReferenceEvaluator(str(exported.path)).run(["logits"], inputs)
+        return np.asarray(results[0], np.float32)
+    import onnxruntime
+    from onnx import TensorProto
+
+    def ort_value(array: np.ndarray) -> Any:
+        if array.dtype == ml_dtypes.bfloat16:  # which it does not know as numpy's
+            kind = TensorProto.BFLOAT16
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), kind)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every graph with a cache that is not updated in place
+    session = onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
+    return session.run_with_ort_values(["logits"], {name: ort_value(each) for name, each in inputs.items()})[0].numpy()
 
 
 def refuse_fixed_shape(frontend: str, fixed_shape: tuple[int, int] | None) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tvm.relax.frontend.torch import from_exported_program
 
@@ -27,7 +28,15 @@ def read(model: Path, fixed_shape: tuple[int, int] | None) -> Source:
         sha256=checkpoint.sha256,
         checkpoint_sha256=checkpoint.sha256,
         import_graph=lambda: import_program(export_program(checkpoint)),
+        run=lambda ids: run_checkpoint(checkpoint, ids),
+        run_dtype="float32",
     )
+
+
+def run_checkpoint(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
+    """Compute logits float32 [B, T, V] of ids int64 [B, T] by PyTorch."""
+    with torch.inference_mode():
+        return checkpoint.build("explicit")(torch.from_numpy(ids)).numpy()
 
 
 def export_program(checkpoint: Checkpoint) -> torch.export.ExportedProgram:

@@ -4,7 +4,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +17,9 @@ from gpt.cli import UserError
 from gpt.files import atomic_output, check_output, check_replaceable
 from gpt.version import PROJECT, project_version
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.check import check_or_why_not
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
+from tvm_frontend.frontends import run_onnx
 from tvm_frontend.frontends.relax_onnx import fold_shapes, read_plain
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.relay.process import RelayProcess
@@ -32,15 +36,20 @@ SUMMARY = "search.json"
 
 
 def compile_relay(
-    model: Path, output: Path | None, options: CompileOptions, *, trials: int | None = None
+    model: Path,
+    output: Path | None,
+    options: CompileOptions,
+    *,
+    trials: int | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> CompiledModel:
     """Compile a file of `export.onnx` for one [B, T] by Relay, in a process of its environment.
 
     The result is a folder, `tvm-<llvm or arch>-O<level>-relay-<B>x<T>` beside the model unless `output` names another,
     and it is there whole or not at all. options: `fixed_shape` must be given, and `dump_ir` takes Relay's text before
     and after it is optimised. trials: schedules that MetaSchedule tries first, with those of earlier runs, which are
-    kept in `<output>-search`. Raises UserError for a bad file, option or output, without Relay's environment or, for
-    cuda, nvcc, and if Relay fails.
+    kept in `<output>-search`. say: as in `compile_model`. Raises UserError for a bad file, option or output, without
+    Relay's environment or, for cuda, nvcc, and if Relay fails, and RuntimeError if the check fails.
     """
     _refuse_others(options)
     dump_ir = options.dump_ir
@@ -117,6 +126,8 @@ def compile_relay(
         )
         if compile_for.kind == "cuda":
             verify_cuda_library(library, compile_for.gpu_arch)
+        if options.check:
+            say(check_or_why_not(load_compiled(folder), partial(run_onnx, exported), exported.dtype, model, output))
     return load_compiled(output)
 
 

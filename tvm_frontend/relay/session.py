@@ -10,17 +10,19 @@ import numpy as np
 from gpt.cli import UserError
 from tvm_frontend.artifact import GRAPH, REMAKE, WEIGHTS, CompiledModel
 from tvm_frontend.relay.process import RelayProcess
+from tvm_frontend.runtime.exclusive import Exclusive, exclusive
 
 START_DEADLINE_S, RUN_DEADLINE_S = 120.0, 600.0
 
 
-class RelaySession:
+class RelaySession(Exclusive):
     """Runs a forward pass by Relay's graph executor, for the one [B, T] that it was compiled for.
 
     arch: the arch of this machine's GPU that the model runs on, None for the CPU.
     """
 
     def __init__(self, model: CompiledModel, threads: int, arch: str | None) -> None:
+        super().__init__()
         self.model, path = model, model.path.resolve()
         if model.fixed_shape is None:
             raise UserError(f"{model.path}: compiled by Relay, and for no fixed shape; {REMAKE}")
@@ -51,12 +53,13 @@ class RelaySession:
         finally:
             os.close(file)
 
+    @exclusive
     def prefill(self, ids: Any) -> np.ndarray:
         """Compute the logits at every position: ids int64 [B, T], of the one shape → float32 [B, T, V].
 
-        They are [B, 1, V] if the model was exported for the last position alone. The result is a view of memory that
-        the next call overwrites. Raises UserError for other ids, and if the process is lost.
+        They are [B, 1, V] if the model was exported for the last position alone. Raises UserError for other ids, and if
+        the process is lost.
         """
         self._ids[...] = self.model.check_ids(ids)
         self._process.ask("run", RUN_DEADLINE_S)
-        return self._logits
+        return self._logits.copy()  # the next call, perhaps of another thread, overwrites it

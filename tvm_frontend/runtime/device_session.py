@@ -1,16 +1,15 @@
 """Runs a compiled step over a KV cache on a GPU, and keeps tokens there until all are generated."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import tvm
 
 from gpt.cli import UserError
-from tvm_frontend.artifact import CompiledModel
 from tvm_frontend.graph import CHOOSE
 from tvm_frontend.runtime.cuda_graph import Recording, Stream
-from tvm_frontend.runtime.session import CachedSession, first_of, rows_at
+from tvm_frontend.runtime.exclusive import exclusive
+from tvm_frontend.runtime.session import CachedSession, first_of, is_whole, rows_at
 
 LEAST_BUCKET = 16  # the shortest length that prompts are padded to, in tokens
 
@@ -22,24 +21,27 @@ class DeviceSession(CachedSession):
     power of two, and a step by B. `begin` makes another cache, so all is recorded anew.
     """
 
-    def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
-        super().__init__(model, threads, library)
+    def _make_own(self) -> None:
+        super()._make_own()
         self._choose = self._library.get_function(CHOOSE, query_imports=True)
         self._stream = None if self._on_cpu else Stream()
         self._begun: set[tuple[object, ...]] = set()
         self._recordings: dict[tuple[object, ...], Recording] = {}
 
+    @exclusive
     def begin(self, B: int) -> None:
         super().begin(B)
         self._begun.clear()
         self._recordings.clear()
 
+    @exclusive
     def fill_on_device(self, ids: tvm.runtime.Tensor, rows: tvm.runtime.Tensor | None = None) -> tvm.runtime.Tensor:
         """Put prompts int64 [B, T] in the cache that `begin` made and return logits float32 [B, 1, V] at rows [B].
 
         By default these are the last rows. Nothing is checked, and nothing waits.
         """
         B, T = ids.shape
+        self._filled = np.full(B, T)
         if rows is None:
             rows = self._on_device("last", T - 1, (B,))
         inputs = ids, self._on_device("none", 0, (B,)), *self._cache, self._weights
@@ -48,10 +50,12 @@ class DeviceSession(CachedSession):
         body, head = self._parts
         return head(first_of(body(*inputs)), rows, self._weights)
 
+    @exclusive
     def decode_on_device(self, ids: tvm.runtime.Tensor, pos: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
         """Compute logits float32 [B, 1, V] of one token each, ids int64 [B, 1], after pos int64 [B] others.
 
-        Nothing is checked, and nothing waits.
+        Nothing is checked, and nothing waits. The session does not know of these tokens: `step` and `decode` refuse to
+        go on behind them.
         """
         return first_of(self._forward(ids, pos, *self._cache, self._weights))
 
@@ -61,6 +65,7 @@ class DeviceSession(CachedSession):
         if self._stream is not None:
             self._stream.synchronize()
 
+    @exclusive
     def generate(
         self,
         ids: np.ndarray,
@@ -81,9 +86,10 @@ class DeviceSession(CachedSession):
         B, T = ids.shape
         rows = np.full(B, T - 1) if lengths is None else rows_at(ids, lengths)
         room, V = self.model.config.block_size - int(rows.max()), self.model.config.vocab_size
-        if not 1 <= tokens <= room:
+        if not is_whole(tokens) or not 1 <= tokens <= room:
             raise UserError(f"tokens={tokens}: must be 1 to {room} behind this prompt")
-        if not 1 <= top_k <= V or temperature < 0 or not 0 <= seed < 2**53:
+        whole = is_whole(top_k) and is_whole(seed)
+        if not whole or not 1 <= top_k <= V or not temperature >= 0 or not 0 <= seed < 2**53:  # NaN is not >= 0
             raise UserError(
                 f"top_k={top_k}, temperature={temperature}, seed={seed}: must be 1 to {V}, at least 0, and at least 0"
             )
@@ -105,6 +111,7 @@ class DeviceSession(CachedSession):
         for _ in range(tokens - 1):
             self._start(("step", B), lambda: choose(self.decode_on_device(following, positions)))
         self.synchronize()
+        self._filled = rows + tokens  # all but the last token
         chosen = text.numpy()
         return np.stack([chosen[b, row + 1 : row + 1 + tokens] for b, row in enumerate(rows)])
 

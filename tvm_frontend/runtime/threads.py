@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 from gpt.cli import UserError
+from tvm_frontend.runtime.exclusive import FORKED
 
 CPUS, CGROUPS, OWN_CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VARIABLES = ("TVM_NUM_THREADS", "OMP_NUM_THREADS")  # TVM's own, in its order
@@ -44,8 +45,11 @@ def use_threads(threads: int) -> None:
     """Run the kernels that the calling thread launches from now on on that many threads.
 
     TVM keeps a pool of threads for each thread that calls kernels, and a pool cannot grow: it is made for all CPUs,
-    and whoever needs fewer lets the others sleep. Raises UserError for more than it has.
+    and whoever needs fewer lets the others sleep. Raises UserError for more than it has, and in a process that was
+    forked from one whose pool the calling thread made: only that thread is there.
     """
+    if getattr(_of_this_thread, "process", os.getpid()) != os.getpid():
+        raise UserError(FORKED)
     if getattr(_of_this_thread, "threads", None) == threads:
         return
     import tvm  # noqa: F401  (registers the functions)
@@ -54,6 +58,7 @@ def use_threads(threads: int) -> None:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPINS)
     # Else TVM binds threads to the machine's first cores, which others bind to as well and which may not be ours.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    _of_this_thread.process = os.getpid()
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
     if not hasattr(_of_this_thread, "threads"):

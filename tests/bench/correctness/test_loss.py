@@ -19,7 +19,7 @@ from gpt.corpus import load_corpus
 from gpt.model import loss_of
 from gpt.tokenizer import CharTokenizer
 
-TEXT = "the cat sat on the mat\n" * 40
+TEXT = "the cat sat on the mat\n" * 160
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_windows_do_not_overlap_and_reach_over_the_text(count: int, expected: in
 def test_an_engines_loss_is_the_one_of_training(trained: Artifacts) -> None:
     held_out = find_held_out(trained, trained.folder / "input.txt")
     val = load_corpus(trained.folder / "input.txt").val
-    assert (held_out.windows[0] == val.read(0, 17)).all()
-    assert held_out.words.startswith(f"the last tenth of {trained.folder / 'input.txt'}, 80 tokens in 5 windows of 16")
+    assert (held_out.windows[0] == val.read(0, 71)).all()
+    assert held_out.words.startswith(f"the last tenth of {trained.folder / 'input.txt'}, 350 tokens in 5 windows of 70")
     checkpoint = load_checkpoint(trained.checkpoint)
     windows = torch.from_numpy(held_out.windows)
     with torch.inference_mode():
@@ -74,6 +74,14 @@ def test_a_random_model_has_no_loss(tiny: Artifacts) -> None:
     assert (found.windows, found.words) == (None, "no trained model: no loss")
 
 
+@pytest.mark.slow
+def test_a_text_that_would_not_be_read_is_an_error(tiny: Artifacts, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--text .*: would not be read: no trained model"):
+        find_held_out(tiny, tmp_path / "input.txt")
+    with pytest.raises(UserError, match="would not be read: no checkpoint"):
+        find_held_out(Artifacts(tmp_path), tmp_path / "input.txt")
+
+
 def test_an_unknown_corpus_is_said_to_be(trained: Artifacts) -> None:
     assert "--text gives a text" in find_held_out(trained, None).words
 
@@ -83,12 +91,12 @@ def test_the_default_corpus_is_known(tmp_path: Path) -> None:
     random = seeded_checkpoint(replace(SEEDED["tiny"], vocab_size=tokenizer.vocab_size))
     save_checkpoint(tmp_path / "ckpt.pt", replace(random, step=1, tokenizer=tokenizer.to_json()))
     found = find_held_out(Artifacts(tmp_path), None)
-    assert found.windows.shape == (TOKENS // 16, 17)
+    assert found.windows.shape == (TOKENS // 70, 71)
     assert "Python's own sources" in found.words
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("Ω" * 400, "the character 'Ω'"), ("the cat", "has 1 tokens, and block_size=16")]
+    ("text", "says"), [("Ω" * 400, "the character 'Ω'"), ("the cat", "has 1 tokens, and block_size=70")]
 )
 def test_a_text_that_does_not_fit_is_an_error(trained: Artifacts, text: str, says: str) -> None:
     (trained.folder / "other.txt").write_text(text)

@@ -28,8 +28,8 @@ def test_the_whole_command(python: Run, tmp_path: Path) -> None:
     done = python("bench.gpu", *TRY, *engines, *settings)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "tiny.json").read_text())
-    works = [("decode", "context 15"), ("generate", "8 tokens after 8")]
-    works += [("decode", "context 15, 8 sequences"), ("generate", "8 tokens after 8, 8 sequences")]
+    works = [("decode", "context 69"), ("generate", "35 tokens after 35")]
+    works += [("decode", "context 69, 8 sequences"), ("generate", "35 tokens after 35, 8 sequences")]
     labels = ["sdpa", "tvm O0", "tvm O3"]
     assert [(row["phase"], row["work"], row["label"]) for row in found["rows"]] == [
         (*work, label) for work in works for label in labels
@@ -53,15 +53,15 @@ def test_relay_is_timed_beside_the_others_and_has_prompts_alone(python: Run, tmp
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "tiny.json").read_text())
     rows = [row for row in found["rows"] if row["label"] == "relay O3"]
-    assert [(row["phase"], row["work"]) for row in rows] == [("first-token", "1×16"), ("first-token", "8×16")]
+    assert [(row["phase"], row["work"]) for row in rows] == [("first-token", "1×70"), ("first-token", "8×70")]
     for row in rows:
         assert (row["status"], row["precision"], row["agrees"]) == ("timed", "fp32", True), row
         assert 0 < row["max_rel_err"] < 1e-5
         assert min(row["samples_ms"]) > 0
     checked = {each["work"] for each in found["checks"] if each["label"] == "relay O3"}
-    assert checked == {"1×16", "8×16"}  # no module was built for others
+    assert checked == {"1×70", "8×70"}  # no module was built for others
     modules = tmp_path / "artifacts" / "seeded-tiny" / "tvm-llvm-O3-unproven-relay"
-    assert {path.name for path in modules.iterdir()} == {"1x16", "8x16"}
+    assert {path.name for path in modules.iterdir()} == {"1x70", "8x70"}
     assert "none" in found["notes"]["relay O3"]["KV cache"]
     assert found["versions"]["Relay"].startswith("TVM 0.17")
 

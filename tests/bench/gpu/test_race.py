@@ -28,7 +28,7 @@ FAKES = {
     "        return super()._next(ids, context)\n",
 }
 Run = Callable[..., list[dict[str, Any]]]  # of the seconds that are left, and the engines
-WORKS = (FirstToken(1, 16), Step(1, 1, 15))
+WORKS = (FirstToken(1, 70), Step(1, 1, 69))
 
 
 @pytest.fixture
@@ -85,19 +85,19 @@ def _check_numbers(found: dict[str, Any]) -> None:
     limits = Roofline(**found["limits"]["bf16"])
     rows = {(row["engine"], row["phase"]): row for row in found["rows"]}
     first, step = rows["eager", "first-token"], rows["eager", "decode"]
-    flops = prefill_flops(CONFIG, 1, 16) - 15 * 2 * CONFIG.n_embd * CONFIG.vocab_size
+    flops = prefill_flops(CONFIG, 1, 70) - 69 * 2 * CONFIG.n_embd * CONFIG.vocab_size
     weights = 2 * (12 * CONFIG.n_layer * CONFIG.n_embd**2 + CONFIG.n_embd * CONFIG.vocab_size)
     assert first["limit_ms"] == pytest.approx(
         1e3 * max(flops / limits.peak_flops_per_s, weights / limits.bandwidth_bytes_per_s)
     )
-    assert step["moved_bytes"] == decode_bytes(CONFIG, 1, 15, "bf16") == weights + 4 * CONFIG.n_layer * 15 * 32
+    assert step["moved_bytes"] == decode_bytes(CONFIG, 1, 69, "bf16") == weights + 4 * CONFIG.n_layer * 69 * 32
     for row in (first, step):
         assert row["percent_of_limit"] == pytest.approx(100 * row["limit_ms"] / row["median_ms"])
         assert len(row["samples_by_round"]) == ROUNDS
         assert row["agrees"]
     checked = {(each["label"], each["phase"], each["work"]) for each in found["checks"] if each["agrees"]}
-    assert {("eager", "first-token", name) for name in ("1×1", "3×1", "1×16", "3×16")} <= checked
-    assert {("eager", "decode", name) for name in ("context 1", "context 1, 3 sequences", "context 15")} <= checked
+    assert {("eager", "first-token", name) for name in ("1×1", "3×1", "1×17", "3×17", "1×70", "3×70")} <= checked
+    assert {("eager", "decode", name) for name in ("context 1", "context 1, 3 sequences", "context 69")} <= checked
 
 
 def _check_what_was_kept_on_the_way(kept: list[dict[str, Any]]) -> None:

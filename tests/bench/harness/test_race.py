@@ -143,7 +143,7 @@ def test_works_that_are_together_share_their_rounds(tmp_path: Path) -> None:
 def test_odd_sizes_are_checked_too(compared: dict) -> None:
     checks = [check for check in compared["checks"] if check["label"] == "eager_fake"]
     shapes = [(check["B"], check["T"]) for check in checks if check["phase"] == "prefill"]
-    assert shapes == [(1, 1), (3, 16), (1, 16), (1, 4)]
+    assert shapes == [(1, 1), (2, 3), (3, 17), (1, 70), (1, 4)]
     contexts = [(check["B"], check["context"]) for check in checks if check["phase"] == "decode"]
     assert contexts == [(1, 1), (3, 13), (1, 5)]
     assert all(check["agrees"] for check in compared["checks"] if check["label"] == "eager_fake")
@@ -155,9 +155,9 @@ def test_a_plan_that_makes_no_sense_is_an_error(field: dict) -> None:
         Plan(**{"config": SEEDED["tiny"], "works": (Prefill(1, 1),), "threads": 1} | field)
 
 
-@pytest.mark.parametrize("text", ["64", "0x4", "1x0", "1x17", "1x-1", "axb", "1x2x3", ""])
+@pytest.mark.parametrize("text", ["64", "0x4", "1x0", "1x71", "1x-1", "axb", "1x2x3", ""])
 def test_a_shape_that_the_model_cannot_take_is_an_error(text: str, config: GPTConfig) -> None:
-    with pytest.raises(UserError, match=r"must be BxT, .* T in 1 … 16"):
+    with pytest.raises(UserError, match=r"must be BxT, .* T in 1 … 70"):
         parse_shape(text, config)
 
 
@@ -166,16 +166,17 @@ def test_a_shape_is_two_numbers(config: GPTConfig) -> None:
 
 
 def test_what_is_asked_for_is_timed(config: GPTConfig) -> None:
-    assert works_of(config, ["decode"]) == (Decode(1, 1, 15),)
+    assert works_of(config, ["decode"]) == (Decode(1, 1, 32), Decode(1, 1, 69))
     assert works_of(config, ["decode", "prefill"], ["2x3"], [1, 7]) == (
         Prefill(2, 3),
         Decode(1, 1, 1),
         Decode(1, 1, 7),
     )
     assert works_of(config) == (
-        *(Prefill(*shape) for shape in ((1, 4), (1, 16), (8, 16))),
-        Decode(1, 1, 15),
-        Generate(1, 8, 8),
+        *(Prefill(*shape) for shape in ((1, 17), (1, 70), (8, 70))),
+        Decode(1, 1, 32),
+        Decode(1, 1, 69),
+        Generate(1, 62, 8),
     )
 
 
@@ -186,12 +187,26 @@ def test_a_bigram_has_no_cache_to_decode_with() -> None:
         works_of(bigram, ["decode"])
 
 
-@pytest.mark.parametrize("context", [0, 16, -1])
+@pytest.mark.parametrize("context", [0, 70, -1])
 def test_a_context_that_leaves_no_room_is_an_error(context: int, config: GPTConfig) -> None:
-    with pytest.raises(UserError, match=rf"context {context}: must be in 1 … 15"):
+    with pytest.raises(UserError, match=rf"context {context}: must be in 1 … 69"):
         works_of(config, ["decode"], [], [context])
 
 
 def test_an_unknown_phase_is_an_error(config: GPTConfig) -> None:
     with pytest.raises(UserError, match="phase 'train': must be one of prefill, decode, generate"):
         works_of(config, ["train"])
+
+
+@pytest.mark.parametrize(
+    ("phases", "shapes", "contexts", "says"),
+    [
+        (["decode"], ["1x4"], [], "shape 1x4: is of prefill, which is not among the phases compared"),
+        (["prefill", "generate"], [], [5], "context 5: is of decode, which is not among"),
+    ],
+)
+def test_a_size_of_a_phase_that_is_left_out_is_an_error(
+    phases: list[str], shapes: list[str], contexts: list[int], says: str, config: GPTConfig
+) -> None:
+    with pytest.raises(UserError, match=says):
+        works_of(config, phases, shapes, contexts)

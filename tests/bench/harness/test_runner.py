@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from bench.backends import Candidate
+from bench.correctness.agreement import Errors
+from bench.correctness.rounding import Rounding
 from bench.harness.runner import LONGEST_CALL_S, LONGEST_CHECK_S, Runner, shares_of
 from bench.harness.work import Decode, Generate, Prefill, Work
 from bench.harness.worker import WorkerError
@@ -41,15 +43,22 @@ class FakeWorker:
         return self.seconds
 
 
-def ones(ids: np.ndarray, positions: Sequence[int] | None = None) -> np.ndarray:
+class Ones:
     """A reference whose logits are all 1."""
-    return np.ones((len(ids), ids.shape[1] if positions is None else len(positions), CONFIG.vocab_size))
+
+    def __call__(
+        self, ids: np.ndarray, positions: Sequence[int] | None = None, rounding: Rounding | None = None
+    ) -> np.ndarray:
+        return np.ones((len(ids), ids.shape[1] if positions is None else len(positions), CONFIG.vocab_size))
+
+    def allowed(self, precision: str, rounding: Rounding | None = None) -> Errors:
+        return Errors(1e-6, 1e-6, 1e-6)
 
 
 def check(runner: Runner, work: Work, *, timed: bool) -> None:
     """As the comparison does, against logits of ones."""
     ids = work.ids(CONFIG, seed=0)
-    runner.check(work, ids, ones, CONFIG, timed=timed)
+    runner.check(work, ids, Ones(), timed=timed)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bench.backends import Candidate, find_candidates
-from bench.correctness.agreement import compare_logits, random_ids, tolerance_of
+from bench.correctness.agreement import compare_logits, random_ids
+from bench.correctness.reference import allowed_of
 from bench.harness.worker import Worker
 from bench.models.artifacts import EXPORTED, Artifacts
 from bench.models.build import BUILD_RULES, SEEDED, choose_artifacts, prepare, remake_stale
@@ -50,7 +51,9 @@ def test_a_bigram_walks_the_chain_and_is_exact(tmp_path: Path, candidates: list[
         with Worker(candidate.factory, threads=1) as worker:
             worker.call("load", artifacts, config, 1, candidate.variant)
             logits = worker.call("prefill", ids)
-        assert compare_logits(table[ids].astype("float64"), logits, tolerance_of("fp32", config)).agrees
+        assert compare_logits(
+            table[ids].astype("float64"), logits, allowed_of(load_checkpoint(artifacts.checkpoint), "fp32")
+        ).agrees
         assert np.array_equal(logits, table[ids])
 
 

@@ -1,4 +1,5 @@
 import itertools
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -174,6 +175,101 @@ def test_a_cache_comes_first(model):
         session.decode(ids_of(1, 1), -1)
     with pytest.raises(UserError, match="the cache is of B=1 sequences"):
         session.decode(ids_of(2, 1), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("filled", "context"), [(None, 1), (None, 5), (9, 10), (9, np.array([9, 10]))])
+def test_tokens_that_the_cache_does_not_hold_are_refused(cached, filled, context):
+    cached.begin(2)
+    if filled is not None:
+        cached.fill(ids_of(2, filled))
+    with pytest.raises(UserError, match=r"tokens before the new ones: the cache holds \[\d, \d\] of each sequence"):
+        cached.decode(ids_of(2, 1), context)
+
+
+def test_the_cache_holds_what_was_last_put_there(cached):
+    """Going back crops it: what lies behind is of another text. Padding is no text either."""
+    cached.fill(ids_of(2, 20))
+    cached.step(ids_of(2, 3), np.array([7, 20]))
+    cached.decode(ids_of(2, 1), np.array([10, 23]))
+    for pos, holds in (([12, 24], "[11, 24]"), ([11, 25], "[11, 24]")):
+        with pytest.raises(UserError) as caught:
+            cached.step(ids_of(2, 1), np.array(pos))
+        assert f"the cache holds {holds} of each sequence" in str(caught.value)
+    cached.fill(ids_of(2, 9), [4, 9])
+    with pytest.raises(UserError, match=r"the cache holds \[4, 9\]"):
+        cached.decode(ids_of(2, 1), 9)
+    cached.decode(ids_of(2, 1), 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda session: session.decode(ids_of(2, 3), 9), r"ids of shape \[2, 3\]: must be \[B, 1\]"),
+        (lambda session: session.decode(ids_of(3, 1), 9), "the cache is of B=2 sequences"),
+        (lambda session: session.decode(ids_of(2, 1), 2.5), "pos of shape"),
+        (lambda session: session.decode(ids_of(2, 1), True), "pos of shape"),
+        (lambda session: session.decode([[1], [1, 2]], 9), "ids: lists of different lengths are no array"),
+        (lambda session: session.step(ids_of(2, 1), [[1], [1, 2]]), "pos: lists of different lengths"),
+        (lambda session: session.fill(ids_of(2, 9), [[1], [1, 2]]), "lengths: lists of different lengths"),
+        (lambda session: session.fill(ids_of(2, 71)), r"\[2, 71\]: must be \[B, T\] with T from 1 to 70"),
+        (lambda session: session.begin(2.5), "B=2.5: must be a whole number"),
+        (lambda session: session.begin(True), "B=True: must be a whole number"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(cached, call, said):
+    cached.fill(ids_of(2, 9))
+    with pytest.raises(UserError, match=said) as caught:
+        call(cached)
+    assert "\n" not in str(caught.value)
+
+
+def side_by_side(work, times):
+    """Call work(i) so many times in each of four threads, and give all that they returned, by i."""
+    found = [[] for _ in range(4)]
+
+    def repeat(i):
+        found[i] += [work(i) for _ in range(times)]
+
+    threads = [Thread(target=repeat, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.slow
+def test_threads_may_share_a_session_or_take_a_clone_each(session):
+    """500 calls in each of four threads."""
+    prompts = [ids_of(1 + i % 3, 5 + i, session.model.config) for i in range(4)]
+    expected = [session.prefill(ids).copy() for ids in prompts]
+    clones = [session.clone() for _ in range(4)]
+    for sessions in ([session] * 4, clones):
+        found = side_by_side(lambda i, sessions=sessions: (sessions[i].prefill(prompts[i]) == expected[i]).all(), 500)
+        assert [len(each) for each in found] == [500] * 4
+        assert all(itertools.chain.from_iterable(found))
+    assert len({id(clone._weights) for clone in clones}) == 1
+
+
+@pytest.mark.slow
+def test_each_clone_has_a_cache_of_its_own(cached):
+    """The steps of one session may come from several threads; side by side, each text needs a cache."""
+    prompts = [ids_of(1 + i % 3, 5 + i) for i in range(4)]
+
+    def continued(session, ids):
+        logits = [session.fill(ids)]
+        return np.stack(logits + [session.decode(ids[:, :1], ids.shape[1] + i) for i in range(3)])
+
+    expected = [continued(cached, ids) for ids in prompts]
+    clones = [cached.clone() for _ in range(4)]
+    with pytest.raises(UserError, match="no cache yet"):
+        clones[0].decode(prompts[0][:, :1], 0)
+    found = side_by_side(lambda i: (continued(clones[i], prompts[i]) == expected[i]).all(), 125)
+    assert all(itertools.chain.from_iterable(found))
+    cached.begin(1)
+    steps = side_by_side(lambda i: cached.decode(prompts[0][:, :1], 0), 125)
+    assert len({logits.tobytes() for logits in itertools.chain.from_iterable(steps)}) == 1
 
 
 @pytest.mark.slow

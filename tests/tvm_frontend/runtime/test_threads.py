@@ -180,3 +180,62 @@ except UserError as error:
         compiled.path,
     )
     assert found == ["1", "2", "1", "2", "True", "refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_process_is_told_to_open_a_session_itself(compiled, threads):
+    """It has none of the threads: a call would wait for ever, so an alarm ends one that is not refused."""
+    found = run(
+        f"""
+import signal
+def forked(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            print(work().shape, flush=True)
+        except UserError as error:
+            print("refused" if "spawn" in str(error) else error, flush=True)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+forked(lambda: open_session(model, threads={threads}).prefill(ids))
+session = open_session(model, threads={threads})
+session.prefill(ids)
+forked(lambda: session.prefill(ids))
+forked(lambda: session.clone())
+forked(lambda: open_session(model, threads={threads}).prefill(ids))
+print(session.prefill(ids).shape[0])
+""",
+        compiled.path,
+    )
+    assert found == ["(4,", "64,", "211)", "0", "refused", "0", "refused", "0", "refused", "0", "4"]
+
+
+@pytest.mark.slow
+def test_sessions_that_are_gone_leave_no_memory_behind(compiled):
+    """In bytes that malloc has given out, which do not depend on who else runs; logits outlive their session."""
+    grown, same = run(
+        """
+import ctypes, gc
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+class Info(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in fields]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Info
+def logits_of_the_last(times):
+    for _ in range(times):
+        logits = open_session(model, threads=1).prefill(ids)
+    gc.collect()
+    return logits
+held = logits_of_the_last(1)
+expected = held.copy()
+logits_of_the_last(20)
+before = mallinfo().uordblks
+logits_of_the_last(100)
+print((mallinfo().uordblks - before) // 100, np.array_equal(held, expected))
+""",
+        compiled.path,
+    )
+    assert int(grown) < 1000
+    assert same == "True"

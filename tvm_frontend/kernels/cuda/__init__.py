@@ -18,6 +18,8 @@ from tvm_frontend.kernels.cuda.sampling import sample
 # not multiply float32, so fp32 is not here: TVM's rules schedule it.
 FORMATS = {"bf16": ("Bf16", "bfloat16"), "fp16": ("Fp16", "float16"), "tf32": ("Tf32", "float32")}
 
+OLDEST_ARCH = "sm_80"  # the first with cp.async, and with tensor cores that multiply bfloat16 and tf32
+
 
 class CudaKernels:
     """The kernels of this folder for one precision and arch; the methods are those of `kernels.Kernels`."""
