@@ -3,6 +3,11 @@
 python -m export.ctranslate2                           # artifacts/ckpt.pt to artifacts/ctranslate2
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.ctranslate2")
+
 import io
 import json
 from contextlib import redirect_stderr
@@ -14,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from export.huggingface import export_huggingface
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import atomic_output, beside, find_input, sha256_file
 
 NEEDED = ("ctranslate2", "transformers")
@@ -81,7 +86,3 @@ def ctranslate2_command(
 def main() -> None:
     """Parse the command line and convert."""
     tyro.cli(ctranslate2_command, prog="python -m export.ctranslate2")
-
-
-if __name__ == "__main__":
-    run_command(main)

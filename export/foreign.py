@@ -26,7 +26,7 @@ from export.graph import FLOATS, GraphReader, dims_of, dtype_of, opsets_of
 from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import atomic_output, sha256_file
+from gpt.files import atomic_output, hold_output, sha256_file
 from gpt.tokenizer import NoTokenizer
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"  # transformers' names
@@ -110,16 +110,17 @@ def adopt(source: Path, output: Path) -> ExportedModel:
     model = ir.from_proto(_read_whole(source))
     producer = f"{bare.producer_name or 'unknown'} {bare.producer_version}".strip()
     _bring_to_our_form(model, found.usable)
-    with atomic_output(output) as part:
-        ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
-        proto = ir.to_proto(model)
-        weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
-        metadata = _metadata(proto, found.usable.config, producer, sha256_file(source), weights)
-        onnx.helper.set_model_props(proto, metadata)
-        part.write_bytes(proto.SerializeToString())
-        _prove(source, part, found.usable)
-        storage.place_weights(weights, output)
-    storage.remove_other_weights(weights, output)
+    with hold_output(output):
+        with storage.removed_if_failed(output), atomic_output(output) as part:
+            ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
+            proto = ir.to_proto(model)
+            weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
+            metadata = _metadata(proto, found.usable.config, producer, sha256_file(source), weights)
+            onnx.helper.set_model_props(proto, metadata)
+            part.write_bytes(proto.SerializeToString())
+            _prove(source, part, found.usable)
+            storage.place_weights(weights, output)
+        storage.remove_other_weights(weights, output)
     return load_exported(output)
 
 

@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from bench.harness.turns import Build, times_of
 from bench.models.build import SEEDED
-from gpt.cli import UserError
+from gpt.cli import UserError, check_threads
 
 if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
@@ -161,6 +161,7 @@ def run_search(config: SearchConfig) -> str:
     """Run the comparison and return it as a Markdown table. Raises UserError for trials below 1."""
     if not config.trials or min(config.trials) < 1:
         raise UserError(f"trials={config.trials}: must be numbers of at least 1")
+    check_threads(config.threads)
     rows = []
     with TemporaryDirectory() as folder:
         for model in config.models:

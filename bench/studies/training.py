@@ -13,6 +13,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
+from gpt.cli import check_threads
 from gpt.corpus import load_corpus
 from gpt.distributed import Ranks
 from gpt.presets import PRESETS
@@ -68,6 +69,7 @@ def throughput(
         corpus: a text file; by default Python's standard library
         threads: CPU threads; torch's default if not given
     """
+    check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
     config = replace(PRESETS["char-cpu"][1], corpus=corpus, max_steps=10**6)
