@@ -11,6 +11,11 @@ Compare every engine on the same work: check that its numbers are right, time it
 and report.html beside the model.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.__main__")
+
 import datetime
 import shlex
 import sys
@@ -34,13 +39,13 @@ from bench.models.artifacts import Artifacts
 from bench.models.build import CannotMake, choose_artifacts, config_of, prepare, remake_stale
 from bench.report import cliffs
 from bench.report.build_stats import compiled_of
-from bench.report.page import table_text, write_report
+from bench.report.page import RESULTS, table_text, write_report
 from bench.report.summary import GROUPED, in_group, statements
 from bench.roofline.bounds import Roofline, best_of
 from gpt.arguments import parse_settings
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import sha256_file
+from gpt.files import hold_output, sha256_file
 from gpt.version import PROJECT, project_version
 
 BASELINES = {"fp32": "eager"}  # the label that speed-ups are relative to
@@ -75,8 +80,14 @@ def run_bench(config: BenchConfig) -> dict:
     """Run the comparison, write the report files and return the results. Raises UserError for a user's mistake."""
     by_precision = _races_of(config)
     artifacts, words = choose_artifacts(config.artifacts, config.seeded, config.onnx)
-    if config.remake:
-        remake_stale(artifacts)
+    with hold_output(artifacts.folder / RESULTS):
+        if config.remake:
+            remake_stale(artifacts)
+        return _run_held(config, by_precision, artifacts, words)
+
+
+def _run_held(config: BenchConfig, by_precision: dict[str, list[Candidate]], artifacts: Artifacts, words: str) -> dict:
+    """Run the comparison while no other process can write the report."""
     model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
@@ -218,7 +229,3 @@ def main() -> None:
     results = run_bench(parse_settings(BenchConfig, prog="python -m bench"))
     if any(row["agrees"] is False for row in results["rows"]):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_command(main)

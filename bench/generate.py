@@ -4,6 +4,11 @@ python -m bench.generate --engine openvino --artifacts my-model
 Continue a text greedily with any engine that has a KV cache, and print the tokens as they come.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.generate", prints=True)
+
 import codecs
 import importlib
 import sys
@@ -20,7 +25,7 @@ from bench.harness.work import Generate, phases_of
 from bench.models.artifacts import Artifacts
 from bench.models.build import choose_artifacts, config_of, prepare
 from gpt.checkpoint import load_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
 
@@ -110,7 +115,3 @@ def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens:
 def main() -> None:
     """Parse the command line and generate."""
     tyro.cli(run, prog="python -m bench.generate")
-
-
-if __name__ == "__main__":
-    run_command(main)

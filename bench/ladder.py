@@ -4,8 +4,7 @@ Ablation study of the compiler on one model: compile it with one more phase at e
 precisions, time all builds in turns, and print the table of docs/cpu-lowering.md.
 """
 
-from bench.studies.ablation import main
-from gpt.cli import run_command
+from gpt.cli import run_main
 
 if __name__ == "__main__":
-    run_command(main)
+    run_main("bench.studies.ablation", prints=True)

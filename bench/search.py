@@ -7,8 +7,14 @@ tables of docs/hand-and-search.md and docs/relay-to-relax.md. Each model is sear
 number of trials to the next.
 """
 
-from bench.studies.search import main
-from gpt.cli import run_command
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
 
-if __name__ == "__main__":
-    run_command(lambda: main(__doc__))
+    run_main("bench.search", prints=True)
+
+from bench.studies import search
+
+
+def main() -> None:
+    """Run the command line, whose help begins with this file's text."""
+    search.main(__doc__)

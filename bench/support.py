@@ -3,8 +3,7 @@
 Test which files each frontend of the compiler accepts: export, compile and run each, and compare it with float64.
 """
 
-from bench.studies.support import main
-from gpt.cli import run_command
+from gpt.cli import run_main
 
 if __name__ == "__main__":
-    run_command(main)
+    run_main("bench.studies.support")

@@ -4,8 +4,7 @@ python -m bench.training throughput
 Compare training with two references: the loss that nanoGPT publishes for its CPU recipe, and a plain loop's speed.
 """
 
-from bench.studies.training import main
-from gpt.cli import run_command
+from gpt.cli import run_main
 
 if __name__ == "__main__":
-    run_command(main)
+    run_main("bench.studies.training")

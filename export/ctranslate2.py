@@ -3,6 +3,11 @@
 python -m export.ctranslate2                           # artifacts/ckpt.pt to artifacts/ctranslate2
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.ctranslate2")
+
 import io
 from contextlib import redirect_stderr
 from importlib.util import find_spec
@@ -13,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from export.huggingface import export_huggingface
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import atomic_output, beside, check_replaceable, find_input, sha256_file
 from gpt.sealed import check_folder, read_folder, seal_folder
 
@@ -88,7 +93,3 @@ def ctranslate2_command(
 def main() -> None:
     """Parse the command line and convert."""
     tyro.cli(ctranslate2_command, prog="python -m export.ctranslate2")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -26,7 +26,7 @@ from export.graph import FLOATS, MASK, POSITIONS, GraphReader, dims_of, dtype_of
 from export.masks import say_causal
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import atomic_output, sha256_file
+from gpt.files import atomic_output, hold_output, sha256_file
 from gpt.tokenizer import NoTokenizer
 
 CACHES = ("past_key_values", "past_key", "past_value", "past", "cache")
@@ -113,16 +113,17 @@ def adopt(source: Path, output: Path) -> ExportedModel:
     producer = f"{whole.producer_name or 'unknown'} {whole.producer_version}".strip()
     model = ir.from_proto(whole)
     _bring_to_our_form(model, found.usable)
-    with atomic_output(output) as part:
-        ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
-        proto = ir.to_proto(model)
-        weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
-        metadata = _metadata(found.usable.config, producer, sha256_file(source), weights)
-        onnx.helper.set_model_props(proto, metadata)
-        write_exported(proto, part)
-        _prove(source, theirs, part, found.usable)
-        storage.place_weights(weights, output)
-    storage.remove_other_weights(weights, output)
+    with hold_output(output):
+        with storage.removed_if_failed(output), atomic_output(output) as part:
+            ir.external_data.unload_from_model(model, part.parent, WEIGHTS, size_threshold_bytes=LARGE_BYTES)
+            proto = ir.to_proto(model)
+            weights = storage.settle_weights(proto, part.with_name(WEIGHTS), part)
+            metadata = _metadata(found.usable.config, producer, sha256_file(source), weights)
+            onnx.helper.set_model_props(proto, metadata)
+            write_exported(proto, part)
+            _prove(source, theirs, part, found.usable)
+            storage.place_weights(weights, output)
+        storage.remove_other_weights(weights, output)
     return load_exported(output)
 
 

@@ -4,6 +4,11 @@ python -m export.huggingface                           # artifacts/ckpt.pt to ar
 python -m export.huggingface my.pt -o my-gpt2
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.huggingface")
+
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import atomic_output, beside, check_replaceable, find_input
 from gpt.pretrained import CONFIG, CONV1D, REQUIRED, SEAL, WEIGHTS, load_pretrained
 from gpt.sealed import seal_folder
@@ -203,7 +208,3 @@ def huggingface_command(
 def main() -> None:
     """Parse the command line and write the folder."""
     tyro.cli(huggingface_command, prog="python -m export.huggingface")
-
-
-if __name__ == "__main__":
-    run_command(main)

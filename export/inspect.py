@@ -4,6 +4,11 @@ python -m export.inspect                               # artifacts/model.onnx
 python -m export.inspect theirs.onnx
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.inspect", prints=True)
+
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +23,7 @@ from export.artifact import PREFIX, ExportedModel, exported_from, read_onnx
 from export.foreign import examine
 from export.graph import GraphReader, dims_of, dtype_of, opsets_of
 from export.storage import place_of
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.costs import prefill_flops_per_token
 from gpt.files import find_input
@@ -140,7 +145,3 @@ def inspect_command(
 def main() -> None:
     """Parse the command line and show."""
     tyro.cli(inspect_command, prog="python -m export.inspect")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -4,6 +4,11 @@ python -m export.onnx                                  # artifacts/ckpt.pt to ar
 python -m export.onnx my.pt -o my.onnx --opset 20
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.onnx")
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +25,11 @@ from export.artifact import PRECISIONS, ExportedModel, load_exported, metadata_o
 from export.forms import FORMS, entry_point_of
 from export.precision import Lacking, add_islands
 from export.proof import Proof, prove
-from export.storage import place_weights, remove_other_weights, settle_weights
+from export.storage import place_weights, remove_other_weights, removed_if_failed, settle_weights
 from export.trace import WEIGHTS, trace
 from gpt.checkpoint import Checkpoint, load_checkpoint
-from gpt.cli import UserError, run_command
-from gpt.files import atomic_output, beside, check_output, find_input
+from gpt.cli import UserError
+from gpt.files import atomic_output, beside, check_output, find_input, hold_output
 from gpt.progress import progress_bar
 
 DEFAULT_OPSET = 23  # from 23 on, Attention stays one node
@@ -114,13 +119,15 @@ def _export(
     check_output(output, checkpoint_path)
     checkpoint = load_checkpoint(checkpoint_path)
     entry_point_of(FORMS[request.form], checkpoint.config, "float32", request.last)  # refuses before the work
-    with progress_bar(total=2, desc="export", unit="step", leave=False) as bar, atomic_output(output) as part:
-        weights, lacking = _write(checkpoint, request, part, islands=proof)
-        bar.update()
-        proofs = prove(checkpoint, part) if proof else []
-        bar.update()
-        place_weights(weights, output)
-    remove_other_weights(weights, output)
+    with hold_output(output):
+        bar = progress_bar(total=2, desc="export", unit="step", leave=False)
+        with bar, removed_if_failed(output), atomic_output(output) as part:
+            weights, lacking = _write(checkpoint, request, part, islands=proof)
+            bar.update()
+            proofs = prove(checkpoint, part) if proof else []
+            bar.update()
+            place_weights(weights, output)
+        remove_other_weights(weights, output)
     return load_exported(output), lacking, proofs
 
 
@@ -218,7 +225,3 @@ def _proof_lines(proofs: list[Proof]) -> Iterator[str]:
 def main() -> None:
     """Parse the command line and export."""
     tyro.cli(export_command, prog="python -m export.onnx")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -5,6 +5,11 @@ python -m export.quantize --tool openvino --bits 4     # to the folder artifacts
 python -m export.quantize artifacts/model-cache.onnx   # a form with a cache
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("export.quantize")
+
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +28,7 @@ from onnx import numpy_helper
 from tabulate import tabulate
 
 from export.artifact import ExportedModel, exported_from, load_exported, metadata_of, read_onnx, write_exported
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import atomic_output, check_output, check_replaceable, find_input
 from gpt.sealed import check_folder, read_folder, seal_folder
 
@@ -291,7 +296,3 @@ def quantize_command(
 def main() -> None:
     """Parse the command line and quantise."""
     tyro.cli(quantize_command, prog="python -m export.quantize")
-
-
-if __name__ == "__main__":
-    run_command(main)

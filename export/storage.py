@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from gpt.cli import UserError
-from gpt.files import sha256_file
+from gpt.files import flush, sha256_file
 
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
 INLINE_BYTES = 2**31 - 2**26  # the most that goes into the graph's own file, which has some room to spare
@@ -122,12 +122,44 @@ def settle_weights(proto: onnx.ModelProto, weights: Path, output: Path) -> Path 
 def place_weights(data: Path | None, output: Path) -> None:
     """Give the second file its final place, before the graph gets its own."""
     if data is not None:
+        flush(data)
         os.replace(data, output.with_name(data.name))
 
 
+@contextmanager
+def removed_if_failed(output: Path) -> Iterator[None]:
+    """Remove after a failure in the block the second files that the graph there, the old or the new, does not name.
+
+    Of a file there that is no graph nobody knows which it needs.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except BaseException:
+        with suppress(DecodeError):
+            named = _named_in(output)
+            for file in _second_files(output):
+                if file.name not in named:
+                    file.unlink()
+        raise
+
+
 def remove_other_weights(data: Path | None, output: Path) -> None:
-    """Remove the second files of the exports that were at `output` before."""
-    ours = re.compile(re.escape(output.name) + r"\.[0-9a-f]{16}\.data")
-    for file in output.parent.iterdir():
-        if ours.fullmatch(file.name) and (data is None or file.name != data.name):
+    """Remove the second files of the exports that were at `output` before, or that a killed export left."""
+    for file in _second_files(output):
+        if data is None or file.name != data.name:
             file.unlink()
+
+
+def _second_files(output: Path) -> list[Path]:
+    ours = re.compile(re.escape(output.name) + r"\.[0-9a-f]{16}\.data")
+    return [file for file in output.parent.glob("*.data") if ours.fullmatch(file.name)]
+
+
+def _named_in(output: Path) -> set[str]:
+    """Return the names of the second files that a graph refers to, none where there is no graph."""
+    if not output.exists():
+        return set()
+    graph = onnx.load(output, load_external_data=False).graph
+    return {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}

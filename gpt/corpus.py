@@ -5,6 +5,11 @@ python -m gpt.corpus hf:fineweb-edu -o artifacts/fineweb-edu --max-tokens 1_000_
 Turn text into token files that training maps into memory. Killed half-way, the same command goes on.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("gpt.corpus")
+
 import hashlib
 import itertools
 import json
@@ -22,9 +27,9 @@ import tyro
 
 from gpt.arguments import parse_settings
 from gpt.batches import Tokens
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.documents import Document, Source, find_source, read_text, standard_library
-from gpt.files import atomic_output, sha256_file
+from gpt.files import atomic_output, hold_output, sha256_file
 from gpt.progress import progress_bar
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
 
@@ -152,8 +157,13 @@ def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
 def build_corpus(config: CorpusConfig) -> Corpus:
     """Write the folder that `config` describes, or go on with it, and open it. A complete one is verified instead.
 
-    Raises UserError for a source that cannot be read, or a folder that holds something else.
+    Raises UserError for a source that cannot be read, or a folder that holds something else or is being written.
     """
+    with hold_output(config.output):
+        return _build_held(config)
+
+
+def _build_held(config: CorpusConfig) -> Corpus:
     source = find_source(config.source, config.text_field)
     request = _request_of(config, source)
     manifest, new = _read_manifest(config.output), []
@@ -442,7 +452,3 @@ def main() -> None:
     if isinstance(corpus.tokenizer, GPT2Tokenizer):
         print(f"byte pairs: {corpus.tokenizer.table}")
     print(f"train: {len(corpus.train):,} tokens\nval: {len(corpus.val):,} tokens")
-
-
-if __name__ == "__main__":
-    run_command(main)

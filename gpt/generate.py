@@ -4,6 +4,11 @@ python -m gpt.generate artifacts/ckpt.pt --prompt-file start.txt --samples 3 --t
 Continue a text with a trained model, one token after the other as they are drawn.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("gpt.generate", prints=True)
+
 import codecs
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,7 +23,7 @@ from torch import Tensor
 from gpt.bigram import Bigram
 from gpt.cache import KVCache
 from gpt.checkpoint import load_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.device import check_memory, explain_memory, find_device
 from gpt.files import find_input
 from gpt.model import GPT
@@ -203,7 +208,3 @@ def _prompt_of(prompt: str | None, file: Path | None) -> str:
 def main() -> None:
     """Parse the command line and generate."""
     tyro.cli(run, prog="python -m gpt.generate")
-
-
-if __name__ == "__main__":
-    run_command(main)

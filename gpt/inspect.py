@@ -4,6 +4,11 @@ python -m gpt.inspect artifacts/ckpt.pt --batch-size 12
 Show what is in a checkpoint and what it costs: parameters, FLOPs per token, memory per phase. Nothing is measured.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("gpt.inspect", prints=True)
+
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +19,7 @@ import tyro
 from tabulate import tabulate
 
 from gpt.checkpoint import Checkpoint, load_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.costs import decode_flops_per_token, prefill_flops_per_token, training_flops_per_token
 from gpt.files import find_input
@@ -112,7 +117,3 @@ def run(
 def main() -> None:
     """Parse the command line and show."""
     tyro.cli(run, prog="python -m gpt.inspect")
-
-
-if __name__ == "__main__":
-    run_command(main)

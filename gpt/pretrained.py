@@ -4,6 +4,11 @@ python -m gpt.pretrained path/to/folder -o artifacts/ckpt.pt
 Make a checkpoint of GPT-2's published weights, or of a GPT-2 that Hugging Face's transformers saved in a folder.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("gpt.pretrained")
+
 import hashlib
 import http.client
 import json
@@ -21,9 +26,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt.checkpoint import Checkpoint, save_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import atomic_output, check_output
+from gpt.files import atomic_output, check_output, hold_output
 from gpt.progress import progress_bar
 from gpt.sealed import check_folder
 from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
@@ -248,8 +253,9 @@ def run(
         output: the checkpoint to write
     """
     check_output(output, *(Path(source).iterdir() if Path(source).is_dir() else ()))
-    checkpoint = load_pretrained(source)
-    save_checkpoint(output, checkpoint)
+    with hold_output(output):
+        checkpoint = load_pretrained(source)
+        save_checkpoint(output, checkpoint)
     config = checkpoint.config
     print(
         f"wrote {output}: {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, "
@@ -260,7 +266,3 @@ def run(
 def main() -> None:
     """Parse the command line and write the checkpoint."""
     tyro.cli(run, prog="python -m gpt.pretrained")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -6,10 +6,16 @@ torchrun --standalone --nproc-per-node 2 -m gpt.train gpt2-124m --corpus artifac
 Train a GPT and write a checkpoint: one process, or as many as torchrun starts.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("gpt.train")
+
 import math
 import textwrap
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt.arguments import parse_settings
 from gpt.attention import sdpa_backend
 from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError, check_threads, defer_interrupt
 from gpt.corpus import load_corpus
 from gpt.costs import training_flops_per_token
 from gpt.device import explain_memory
 from gpt.distributed import Ranks, is_first_process, join_ranks
-from gpt.files import check_output
+from gpt.files import check_output, hold_output
 from gpt.generate import generate
 from gpt.model import loss_of
 from gpt.optimizer import allow_tf32, autocast, learning_rate_at
@@ -47,8 +53,13 @@ def train(config: TrainConfig) -> Checkpoint:
     """
     if config.tensorboard:
         check_tensorboard()  # on every rank, and before an earlier run's files are removed
-    with join_ranks(config.device) as ranks, explain_memory(LESS_MEMORY):
-        return _train(config, ranks)
+    check_threads(config.threads)
+    with ExitStack() as held:
+        if is_first_process():
+            held.enter_context(hold_output(config.output))
+            held.enter_context(hold_output(config.folder))
+        with join_ranks(config.device) as ranks, explain_memory(LESS_MEMORY):
+            return _train(config, ranks)
 
 
 def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
@@ -60,8 +71,9 @@ def _train(config: TrainConfig, ranks: Ranks) -> Checkpoint:
     found = ranks.follow(folder.begin(config.resume, config.overwrite) if ranks.leads else None)
     notes = _resume(run, folder, found) if found else []
     log = _begin_log(run, folder, notes) if ranks.leads else None
-    with log or nullcontext():  # an error must find the bar ended, or it would stand behind it on the same line
-        _fit(run, folder, log)
+    # An error must find the bar ended, or it would stand behind it on the same line.
+    with log or nullcontext(), defer_interrupt() as interrupted:
+        _fit(run, folder, log, interrupted)
     if not ranks.leads:
         return run.checkpoint()
     chosen = run.checkpoint() if config.hand_on == "last" else load_checkpoint(folder.best)
@@ -83,8 +95,12 @@ def _resume(run: Run, folder: RunFolder, found: Resumption) -> list[str]:
     return notes
 
 
-def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
-    """Run the loop: update, and every so often evaluate and save."""
+def _fit(run: Run, folder: RunFolder, log: TrainingLog | None, interrupted: Callable[[], bool]) -> None:
+    """Run the loop: update, and every so often evaluate and save.
+
+    interrupted: says whether a signal asks this rank to end. All ranks then end with KeyboardInterrupt after an
+    update that is saved, so that --resume loses nothing.
+    """
     config, started_s = run.config, time.monotonic()
     if run.step == 0:
         _evaluate(run, folder, log)
@@ -92,21 +108,26 @@ def _fit(run: Run, folder: RunFolder, log: TrainingLog | None) -> None:
     while not last:
         late = config.minutes is not None and time.monotonic() - started_s > 60 * config.minutes
         begun_s = time.perf_counter()
-        loss, grad_norm, late = update(run, late)
+        loss, grad_norm, late = update(run, late or interrupted())
         dt_s = time.perf_counter() - begun_s
         # A gradient that overflowed under fp16's scale is no divergence: the scaler skips that update.
         if not (math.isfinite(loss) and (math.isfinite(grad_norm) or run.scaler.is_enabled())):
             raise UserError(_diverged(run, folder, loss if math.isfinite(grad_norm) else grad_norm))
-        last = late or run.step == config.max_steps
+        asked = late or run.ranks.world == 1  # several ranks learn of a signal to one of them by the next update
+        stopped = asked and any(run.ranks.gather(interrupted()))
+        last = (late and not stopped) or run.step == config.max_steps
         if log:
             log.step(run.step, loss, learning_rate_at(run.step - 1, config), grad_norm, dt_s)
         if last or run.step % config.eval_interval == 0:
             _evaluate(run, folder, log)
             last = last or (config.patience is not None and run.stale >= config.patience)
-        if last or (config.save_interval and run.step % config.save_interval == 0):
+        if last or stopped or (config.save_interval and run.step % config.save_interval == 0):
             training = run.training()
             if run.ranks.leads:
                 folder.save(run.checkpoint(), training)
+        if stopped and not last:
+            run.ranks.follow(None)  # waits for rank 0 to have saved, as torchrun ends all after the first that leaves
+            raise KeyboardInterrupt(f"step {run.step} is saved in {folder.path}; go on with --resume")
 
 
 def update(run: Run, late: bool = False) -> tuple[float, float, bool]:
@@ -243,12 +264,9 @@ def main() -> None:
     """Parse the command line, train, and print where the model is and what it writes."""
     config = parse()
     sources = (config.corpus, config.init_from)  # each a file, a folder, a name or None
-    check_output(config.output, *(source for source in sources if source is not None and Path(source).exists()))
+    if is_first_process():
+        check_output(config.output, *(source for source in sources if source is not None and Path(source).exists()))
     checkpoint = train(config)
     if is_first_process():
         print(f"\nsample:\n{sample(checkpoint, tokens=400, seed=config.seed)}\n")
         print(f"run: {config.folder}\ncheckpoint: {config.output}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -7,6 +7,12 @@ python -m tvm_frontend.compile --frontend torch artifacts/ckpt.pt
 python -m tvm_frontend.compile --frontend relay --batch 1 --tokens 64    # by TVM's former importer, after `make relay`
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("tvm_frontend.compile")
+
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,7 +24,7 @@ import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
-from gpt.cli import UserError, heed_interrupt, run_command
+from gpt.cli import UserError, disk_trouble
 from gpt.files import atomic_output, check_replaceable, find_input
 from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
@@ -74,13 +80,13 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     register_errors()
-    with atomic_output(output, directory=True) as folder, heed_interrupt():  # TVM's parser has a bare except
+    with atomic_output(output, directory=True) as folder:
         phases_s: Counter[str] = Counter()
         for one in compile_for.each():
             dump_ir = options.dump_ir / one.name if options.dump_ir and len(compile_for.archs) > 1 else options.dump_ir
             one_options = replace(options, precision=precision, dump_ir=dump_ir)
             compiled = compile_graph(source.import_graph, one, one_options, search)
-            compiled.executable.export_library(str(folder / library_name(one.arch)))
+            _link(compiled.executable, folder / library_name(one.arch))
             phases_s.update(compiled.phases_s)
         save_compiled(
             folder,
@@ -116,6 +122,19 @@ def compile_model(
         if options.check:
             say(check_or_why_not(load_compiled(folder), source.run, source.run_dtype, model, output))
     return load_compiled(output)
+
+
+def _link(executable: tvm.relax.VMExecutable, library: Path) -> None:
+    """Write an executable as a library. Raises UserError if the compiler that links it fails, as on a full disk."""
+    try:
+        executable.export_library(str(library))
+    except RuntimeError as error:
+        if not str(error).startswith("Compilation error:"):
+            raise
+        said = [line.strip() for line in str(error).partition("Command line:")[0].splitlines()[1:] if line.strip()]
+        what = disk_trouble(error) or next(iter(said), "it does not say why")
+        where = f"{library.parent} or {tempfile.gettempdir()}"
+        raise UserError(f"{get_cc()} cannot link the library: {what}; is the disk full, at {where}?") from error
 
 
 def _resolve(options: CompileOptions) -> tuple[CompileTarget, str]:
@@ -263,7 +282,3 @@ def compile_command(
 def main() -> None:
     """Parse the command line and compile."""
     tyro.cli(compile_command, prog="python -m tvm_frontend.compile")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -3,6 +3,11 @@
 python -m tvm_frontend.inspect artifacts/tvm-sm_86-O3       # on any machine; no GPU is needed
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("tvm_frontend.inspect", prints=True)
+
 import os
 import re
 import subprocess
@@ -15,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 from tabulate import tabulate
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import find_input
 from gpt.hardware import ARCHS, BLOCK_RESERVED_SHARED_BYTES, GPUS, REGISTERS_UNIT, WARP_LANES
 from tvm_frontend.artifact import RELAY, CompiledModel, load_compiled
@@ -201,7 +206,3 @@ def _shape(compiled: CompiledModel, batch: int, tokens: int | None, context: int
 def main() -> None:
     """Parse the command line and show the tables."""
     tyro.cli(inspect_command, prog="python -m tvm_frontend.inspect")
-
-
-if __name__ == "__main__":
-    run_command(main)

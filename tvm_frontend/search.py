@@ -6,15 +6,12 @@ processes for each batch, and each imports TVM for longer than it then takes to 
 
 import json
 import logging
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -33,8 +30,8 @@ from tvm.s_tir.meta_schedule.runner import PyRunner
 from tvm.s_tir.meta_schedule.runner.local_runner import LocalRunnerFuture
 from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
-from gpt.cli import UserError
-from gpt.files import atomic_output
+from gpt.cli import UserError, defer_interrupt
+from gpt.files import atomic_output, cut_half_line, is_leftover
 from gpt.progress import progress_bar
 from tvm_frontend.frontends import Source
 from tvm_frontend.graph import Graph
@@ -91,7 +88,8 @@ class Search:
     def keep_in(self, folder: Path) -> None:
         """Keep what is found there, beside what earlier runs found. Raises UserError if it holds something else."""
         if folder.exists() and not (
-            folder.is_dir() and {file.name for file in folder.iterdir()} <= {WORKLOADS, RECORDS, SUMMARY}
+            folder.is_dir()
+            and {file.name for file in folder.iterdir() if not is_leftover(file)} <= {WORKLOADS, RECORDS, SUMMARY}
         ):
             raise UserError(f"{folder}: exists and is of no search, so it is left alone; choose another place with -o")
         self.folder = folder
@@ -147,9 +145,9 @@ class Search:
             for number, task in enumerate(tasks)
         ]
         with progress_bar(total=self.trials, initial=self.found, desc="search", unit="trial", leave=False) as bar:
-            here = _Here(self, bar)
             workloads = [database.commit_workload(task.dispatched[0]) for task in tasks]
-            with here.stopping():
+            with defer_interrupt() as interrupted:
+                here = _Here(self, bar, interrupted)
                 meta_schedule.tune_tasks(
                     tasks=contexts,
                     task_weights=[float(task.weight) for task in tasks],
@@ -162,6 +160,8 @@ class Search:
                     cost_model=meta_schedule.cost_model.XGBModel(num_tuning_cores=self.threads),
                     measure_callbacks=[_Keep(here, database, workloads), UpdateCostModel()],
                 )
+            if interrupted():
+                raise KeyboardInterrupt
 
     def _tasks(self, graph: Graph, target: tvm.target.Target) -> list:
         """List the kernels to search for, the longest first. Raises UserError if there is none."""
@@ -183,6 +183,8 @@ class Search:
 
     def _database(self) -> JSONDatabase:
         folder = self._folder()
+        for name in (WORKLOADS, RECORDS):
+            cut_half_line(folder / name)  # a search that was killed left it, and all before it is good
         try:
             return JSONDatabase(str(folder / WORKLOADS), str(folder / RECORDS))
         except Exception as error:  # TVM raises many types
@@ -208,41 +210,24 @@ class Search:
 
 @dataclass
 class _Here:
-    """The state that builder, runner and keeper of results share. stopped: Ctrl-C came, the rest of a batch is dropped.
+    """The state that builder, runner and keeper of results share. stopped: says if Ctrl-C came, which drops a batch.
 
     Without it Ctrl-C could arrive where TVM, calling Python from C++, takes any exception for a candidate's failure.
     """
 
     search: Search
     bar: tqdm
+    stopped: Callable[[], bool]
     built: list = field(default_factory=list)
-    stopped: bool = False
 
     def attempt(self, work) -> tuple[Any, str | None]:
         """Return the result of `work()`, or its error in words; after Ctrl-C do nothing."""
-        if self.stopped:
+        if self.stopped():
             return None, "stopped"
         try:
             return work(), None
         except Exception as error:  # a candidate that cannot be built or run is just not taken
             return None, str(error)
-
-    @contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Let Ctrl-C in the block set `stopped`, for `_Keep` to end the search; a second one ends it at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopped:
-                signal.default_int_handler(number, frame)
-            self.stopped = True
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if self.stopped:
-            raise KeyboardInterrupt
 
 
 @derived_object
@@ -299,7 +284,7 @@ class _Keep(PyMeasureCallback):
                 self.here.search.found += 1
                 self.here.bar.update()
         self.here.bar.set_postfix_str(context.task_name)
-        if self.here.stopped:
+        if self.here.stopped():
             raise KeyboardInterrupt
 
 

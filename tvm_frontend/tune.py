@@ -8,6 +8,11 @@ rewrites, and the hand-written kernels stay as they are. At opt level 0 there ar
 docs/hand-and-search.md compares the two. The mechanism is in `tvm_frontend.search`.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("tvm_frontend.tune")
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +20,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import find_input
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
 from tvm_frontend.artifact import RELAY, CompiledModel
@@ -97,7 +102,3 @@ def tune_command(
 def main() -> None:
     """Parse the command line and search."""
     tyro.cli(tune_command, prog="python -m tvm_frontend.tune")
-
-
-if __name__ == "__main__":
-    run_command(main)

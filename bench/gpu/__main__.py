@@ -8,6 +8,11 @@ decode of GPT-2's sizes in bfloat16. A JSON file a model and a table of all of t
 was done is there if the run is stopped.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.gpu.__main__")
+
 import datetime
 import json
 import os
@@ -38,9 +43,9 @@ from bench.harness.worker import MOST_CHARACTERS
 from bench.models.artifacts import CHECKPOINT
 from bench.models.build import SEEDED, prepare
 from gpt.arguments import parse_settings
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.costs import matmul_parameters
-from gpt.files import atomic_output
+from gpt.files import atomic_output, hold_output
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large")
 KERNELS_SHARE = 0.3  # of all time, at most
@@ -157,9 +162,8 @@ def _keep(folder: Path, name: str, about: dict[str, Any], found: dict[str, Any])
 
 def main() -> None:
     """The command line. Exits with 1 if something disagrees with float64."""
-    if not run_gpu(parse_settings(GpuConfig, prog="python -m bench.gpu")):
+    config = parse_settings(GpuConfig, prog="python -m bench.gpu")
+    with hold_output(config.output):
+        right = run_gpu(config)
+    if not right:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -4,6 +4,11 @@ The cases of every CUDA kernel: inputs, the reference in float64, and the error 
 random numbers at each run; what a kernel forgets to write is NaN.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.gpu.cases")
+
 import importlib
 import json
 import math
@@ -25,7 +30,7 @@ import tyro
 
 from bench.gpu.emulator import EmulatedLauncher
 from bench.harness.worker import MOST_CHARACTERS
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from tvm_frontend.cuda_toolchain import cuda_machine_code, gpu_arch, load_cuda_runtime
 from tvm_frontend.kernels.cuda import CudaKernels
 from tvm_frontend.kernels.cuda.launch import Launcher, source
@@ -35,7 +40,7 @@ from tvm_frontend.target import resolve_target
 Device = Literal["cuda", "cpu"]
 PLACES = {"cuda": "on_gpu", "cpu": "emulated"}  # the word for a device in the names of cases
 ERROR = "error_of_tolerance"  # a case's largest error over what rounding explains
-MODULE = "bench.gpu.cases"  # this one, also where it is run as __main__
+MODULE = "bench.gpu.cases"
 NO_GPU = "no NVIDIA driver with a GPU on this machine"
 DTYPES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "tf32": np.float32}
 HALF = ("bf16", "fp16")
@@ -529,7 +534,3 @@ def main() -> None:
     """The command line. Exits with 1 if a case disagrees."""
     if not tyro.cli(cases_command, prog="python -m bench.gpu.cases"):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_command(main)

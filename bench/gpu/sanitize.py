@@ -6,6 +6,11 @@ Run every CUDA kernel's cases on the GPU that is here under NVIDIA's compute-san
 all threads reach (synccheck). Kernels run much slower under it.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.gpu.sanitize")
+
 import json
 import os
 import signal
@@ -22,8 +27,8 @@ from bench.gpu.cases import MODULE
 from bench.gpu.kernels import command_of
 from bench.gpu.table import SANITIZER, write_table
 from bench.harness.worker import MOST_CHARACTERS, ROOT
-from gpt.cli import UserError, run_command
-from gpt.files import atomic_output
+from gpt.cli import UserError
+from gpt.files import atomic_output, hold_output
 from tvm_frontend.cuda_toolchain import find_tool, gpu_arch
 
 Tool = Literal["memcheck", "racecheck", "initcheck", "synccheck"]
@@ -56,13 +61,15 @@ def sanitize(tool: Tool, deadline_s: float, module: str = MODULE) -> Finding:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that a timeout kills all processes of its group
+        start_new_session=True,  # so that all processes of its group can be killed
     ) as process:
         try:
             output, _ = process.communicate(timeout=deadline_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             return Finding(tool, "not run", f"not done within {deadline_s:.0f} s", deadline_s)
+        finally:
+            if process.poll() is None:  # it is late, or Ctrl-C came, which reaches this process alone
+                os.killpg(process.pid, signal.SIGKILL)
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line.removeprefix(MARK).strip() for line in lines if line.startswith(MARK)]
     statuses: dict[int, Status] = {0: "clean", FOUND: "errors"}
@@ -89,13 +96,14 @@ def sanitize_command(
         raise UserError("no NVIDIA driver with a GPU on this machine: run it where there is one")
     find_tool("compute-sanitizer")
     until, found = time.monotonic() + 60 * minutes, []
-    for each in tool or get_args(Tool):
-        print(f"the kernels under {each}", file=sys.stderr, flush=True)
-        found.append(sanitize(each, max(1.0, until - time.monotonic())))
-        with atomic_output(output / SANITIZER) as part:
-            part.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
-        print(f"{each}: {found[-1].status}: {found[-1].said}")
-    print(f"wrote {write_table(output)}")
+    with hold_output(output):
+        for each in tool or get_args(Tool):
+            print(f"the kernels under {each}", file=sys.stderr, flush=True)
+            found.append(sanitize(each, max(1.0, until - time.monotonic())))
+            with atomic_output(output / SANITIZER) as part:
+                part.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
+            print(f"{each}: {found[-1].status}: {found[-1].said}")
+        print(f"wrote {write_table(output)}")
     if any(each.status == "errors" for each in found):
         sys.exit(1)
 
@@ -103,7 +111,3 @@ def sanitize_command(
 def main() -> None:
     """The command line. Exits with 1 if a tool found something."""
     tyro.cli(sanitize_command, prog="python -m bench.gpu.sanitize")
-
-
-if __name__ == "__main__":
-    run_command(main)

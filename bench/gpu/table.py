@@ -3,6 +3,11 @@
 Write README.md from the JSON files of python -m bench.gpu that lie in a folder, whichever runs they are of.
 """
 
+if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
+    from gpt.cli import run_main
+
+    run_main("bench.gpu.table")
+
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +18,7 @@ from tabulate import tabulate
 from bench.gpu.engines import OURS
 from bench.harness.plan import ROUNDS
 from bench.report.format import milliseconds, percent, times
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.files import atomic_output
 
 TABLE, KERNELS, SANITIZER = "README.md", "kernels.json", "sanitizer.json"
@@ -158,7 +163,3 @@ def table_command(
 def main() -> None:
     """Parse the command line and write."""
     tyro.cli(table_command, prog="python -m bench.gpu.table")
-
-
-if __name__ == "__main__":
-    run_command(main)

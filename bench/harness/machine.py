@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from gpt.cli import UserError
+from gpt.cli import check_threads
 from tvm_frontend.runtime.threads import physical_cores
 
 
@@ -12,8 +12,7 @@ def checked_threads(threads: int | None) -> int:
     """Return the threads asked for, by default one per physical core. Raises UserError for more than there are CPUs."""
     if threads is None:
         return physical_cores()
-    if not 1 <= threads <= (os.cpu_count() or 1):
-        raise UserError(f"threads={threads}: must be in 1 … {os.cpu_count()}, the CPUs of this machine")
+    check_threads(threads)
     return threads
 
 

@@ -22,17 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.memory import give_memory_back
-from gpt.cli import UserError
+from gpt.cli import THREAD_VARIABLES, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Environment variables that size thread pools; most libraries read theirs once, when they are imported.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "TVM_NUM_THREADS",
-)
 FEWEST_SAMPLES = 3  # per turn
 MOST_SAMPLES = 50  # per turn; more samples of a call of microseconds add nothing
 MOST_CHARACTERS = 300  # of an engine's own message in a table

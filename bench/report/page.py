@@ -14,7 +14,6 @@ A row of results.json has these fields:
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 
@@ -41,9 +40,10 @@ from bench.report.summary import (
     works_in,
     worst_error,
 )
-from gpt.files import atomic_output
+from gpt.files import atomic_outputs
 
 TEMPLATES = Path(__file__).parent / "templates"
+RESULTS = "results.json"  # the first of the three, which stands for all when they are held
 MANY = 4  # a phase with more works than this gets an overview, and its tables and plots are folded
 
 
@@ -53,14 +53,13 @@ def write_report(results: dict, folder: Path) -> Path:
     Raises UserError if the folder cannot be written.
     """
     contents = {
-        "results.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
+        RESULTS: json.dumps(results, indent=1, allow_nan=False) + "\n",
         "report.md": _render("report.md.jinja", results),
         "report.html": _render("report.html.jinja", results),
     }
-    with ExitStack() as stack:
-        parts = {name: stack.enter_context(atomic_output(folder / name)) for name in contents}
-        for name, content in contents.items():
-            parts[name].write_text(content, encoding="utf-8")
+    with atomic_outputs([folder / name for name in contents]) as parts:
+        for part, content in zip(parts, contents.values(), strict=True):
+            part.write_text(content, encoding="utf-8")
     return folder / "report.html"
 
 

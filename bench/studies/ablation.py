@@ -13,11 +13,11 @@ import numpy as np
 import tyro
 from tabulate import tabulate
 
-from bench.harness.machine import checked_threads
 from bench.harness.plan import parse_shape
 from bench.harness.turns import Build, times_of
 from bench.models.sessions import open_as
 from export.artifact import load_exported
+from gpt.cli import check_threads
 from gpt.files import find_input
 from gpt.progress import progress_bar
 from tvm_frontend.compile import compile_model
@@ -71,8 +71,7 @@ def run_ablation(
         shape: batch size and length of the prompts
         threads: the kernels' threads; by default one per physical core
     """
-    if threads is not None:
-        checked_threads(threads)
+    check_threads(threads)
     model = find_input(model)
     config = load_exported(model).config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, parse_shape(shape, config))

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from tabulate import tabulate
 
-from bench.harness.machine import checked_threads
 from bench.harness.turns import Build, times_of
 from bench.models.build import SEEDED
 from gpt.arguments import parse_settings
-from gpt.cli import UserError
+from gpt.cli import UserError, check_threads
 
 if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
@@ -162,7 +161,7 @@ def run_search(config: SearchConfig) -> str:
     """Run the comparison and return it as a Markdown table. Raises UserError for trials below 1."""
     if not config.trials or min(config.trials) < 1:
         raise UserError(f"trials={config.trials}: must be numbers of at least 1")
-    checked_threads(config.threads)
+    check_threads(config.threads)
     rows = []
     with TemporaryDirectory() as folder:
         for model in config.models:

@@ -20,7 +20,7 @@ from export.onnx import EXPORTERS, Request, export_onnx
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig
-from gpt.files import atomic_output, check_output
+from gpt.files import atomic_output, check_output, hold_output
 from gpt.progress import progress_bar
 from tvm_frontend.compile import compile_model
 from tvm_frontend.frontends.relax_onnx import FIX
@@ -299,11 +299,12 @@ def write_support(output: Path, files: Iterable[File]) -> None:
     if find_spec("transformers") is None:
         raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[engines]"')
     check_output(output)
-    tried = [_in_a_folder(try_file, file) for file in progress_bar(list(files), desc="support", unit="file")]
-    checkpoints = {name: _in_a_folder(try_checkpoint, name) for name in MODELS}
-    page = page_of(tried, checkpoints, _in_a_folder(head_of))
-    with atomic_output(output) as part:
-        part.write_text(page, encoding="utf-8")
+    with hold_output(output):
+        tried = [_in_a_folder(try_file, file) for file in progress_bar(list(files), desc="support", unit="file")]
+        checkpoints = {name: _in_a_folder(try_checkpoint, name) for name in MODELS}
+        page = page_of(tried, checkpoints, _in_a_folder(head_of))
+        with atomic_output(output) as part:
+            part.write_text(page, encoding="utf-8")
 
 
 def try_checkpoint(name: str, folder: Path) -> Outcome:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 
-from bench.harness.machine import checked_threads
-from gpt.cli import UserError
+from gpt.cli import UserError, check_threads
 from gpt.corpus import load_corpus
 from gpt.distributed import Ranks
 from gpt.presets import PRESETS
@@ -72,8 +71,9 @@ def throughput(
     """
     if rounds < 2 or steps < 1:
         raise UserError(f"rounds={rounds}, steps={steps}: must be at least 2 and 1, as quartiles are printed")
-    if threads is not None:
-        torch.set_num_threads(checked_threads(threads))
+    check_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     config = replace(PRESETS["char-cpu"][1], corpus=corpus, max_steps=10**6)
     loaded = load_corpus(config.corpus)
     run = Run(config, loaded, Ranks(0, 1, torch.device("cpu")))

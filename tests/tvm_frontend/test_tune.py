@@ -79,12 +79,19 @@ def test_everything_is_searched_kept_and_taken_up_again(export, eager, command, 
         open_session(load_compiled(compiled.path), threads=2).prefill(ids), eager(checkpoint, ids), rtol=0, atol=2e-5
     )
 
+    (kept / "records.json").write_text(records + records[:40])  # what a search leaves that was killed
+    (kept / ".search.json.abcdefg1.part").mkdir()
+    (kept / ".search.json.lock").touch()
+    code, out, err = command(*asked, 12)
+    assert code == 0, err
+    assert (kept / "records.json").read_text() == records
+
     summary = json.loads((kept / "search.json").read_text())
     (kept / "search.json").write_text(json.dumps(summary | {"target": resolve_target(mcpu="x86-64").to_json()}))
     with pytest.raises(UserError, match="a search for the CPU x86-64, and this one is for"):
         tune_model(model, options=CompileOptions(opt_level=0), shape=(2, 5), trials=12)
     (kept / "search.json").write_text(json.dumps(summary))
-    (kept / "records.json").write_text("damaged")
+    (kept / "records.json").write_text("damaged\n")
     with pytest.raises(UserError, match="damaged, TVM cannot read it"):
         tune_model(model, options=CompileOptions(opt_level=0), shape=(2, 5), trials=12)
 

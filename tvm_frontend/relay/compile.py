@@ -14,7 +14,7 @@ import onnx
 from onnx import inliner
 
 from gpt.cli import UserError
-from gpt.files import atomic_output, check_output, check_replaceable
+from gpt.files import atomic_output, check_output, check_replaceable, cut_half_line, is_leftover
 from gpt.version import PROJECT, project_version
 from tvm_frontend.artifact import GRAPH, RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
 from tvm_frontend.check import check_or_why_not
@@ -196,9 +196,12 @@ def _tune(
         raise UserError(f"target {target.name}: a search times its candidates on this machine, and takes llvm alone")
     check_runs_here(target.to_json())
     folder = output.with_name(f"{output.name}-search")
-    if folder.exists() and not {file.name for file in folder.iterdir()} <= {*DATABASE, SUMMARY, "logs"}:
+    found = {file.name for file in folder.iterdir() if not is_leftover(file)} if folder.exists() else set()
+    if not found <= {*DATABASE, SUMMARY, "logs"}:
         raise UserError(f"{folder}: exists and is of no search of Relay's, so it is left alone; choose another with -o")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in DATABASE:
+        cut_half_line(folder / name)  # a search that was killed left it, and all before it is good
     seconds = 0.0
     if (folder / SUMMARY).exists():
         before = json.loads((folder / SUMMARY).read_text())

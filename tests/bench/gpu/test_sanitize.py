@@ -1,6 +1,8 @@
 """The kernels' cases under a program with compute-sanitizer's options and exit codes, which needs no GPU."""
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +14,14 @@ from gpt.cli import UserError
 pytestmark = pytest.mark.slow
 
 CASES = """
-import bench.gpu.cases
 from bench.gpu.cases import Case, Executor
-import __main__
+import bench.gpu.cases as cases
 
 class Bare(Executor):
     build = None
 
-__main__.gpu_arch = lambda: "sm_86"
-__main__.EXECUTORS["cuda"] = Bare
+cases.gpu_arch = lambda: "sm_86"
+cases.EXECUTORS["cuda"] = Bare
 CASES = [Case("family::product", "1", lambda executor: 0.5 if isinstance(executor, Bare) else 2.0)]
 """
 # --tool NAME --target-processes all --error-exitcode CODE COMMAND ...
@@ -104,3 +105,17 @@ def test_without_the_program_or_a_gpu_nothing_is_written(
     with pytest.raises(UserError, match="no NVIDIA driver with a GPU"):
         run("memcheck", {"memcheck": "clean"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("installed")
+def test_ctrl_c_ends_the_tool_and_what_it_runs(cases: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def interrupted(process: subprocess.Popen, timeout: float) -> None:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sanitize.sanitize("initcheck", 60, cases)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
