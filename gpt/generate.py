@@ -53,6 +53,8 @@ class Sampling:
             raise UserError(f"top_k={self.top_k}: must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: must be above 0 and at most 1")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise UserError("temperature=0: takes the likeliest, so top_k and top_p change nothing; leave them out")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed}: must be at least 0 and below 2**63")
 

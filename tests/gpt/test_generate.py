@@ -136,6 +136,8 @@ def test_leaves_the_callers_ids_alone(model):
         ([1], {"tokens": -1}, "tokens=-1"),
         ([1], {"temperature": -0.5}, "temperature=-0.5"),
         ([1], {"temperature": float("nan")}, "temperature=nan"),
+        ([1], {"temperature": 0, "top_k": 3}, "temperature=0: takes the likeliest, so top_k and top_p change nothing"),
+        ([1], {"temperature": 0, "top_p": 0.9}, "temperature=0: takes the likeliest"),
         ([1], {"top_k": 0}, "top_k=0"),
         ([1], {"top_p": 0.0}, r"top_p=0.0"),
         ([1], {"top_p": 1.5}, r"top_p=1.5"),
