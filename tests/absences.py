@@ -89,7 +89,6 @@ ABSENCES = {
         "import os; assert len(os.sched_getaffinity(0)) == 1",
         (
             "tests/tvm_frontend/runtime/test_threads.py",
-            "tests/tvm_frontend/runtime/test_session.py",
             "tests/bench/harness/test_worker.py",
         ),
         cores=1,

@@ -139,6 +139,7 @@ def test_only_a_causal_mask_does(mask: str, causal: int) -> None:
     assert len(graph[-1].inputs) == 4 - causal
 
 
+@pytest.mark.slow
 def test_a_function_of_its_own_is_spelled_out(theirs: Callable, tmp_path: Path) -> None:
     proto = onnx.load(theirs())
     node = next(node for node in proto.graph.node if node.op_type == "Add")

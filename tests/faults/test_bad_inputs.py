@@ -35,6 +35,8 @@ from gpt.tokenizer import CharTokenizer
 from tvm_frontend.compile import compile_model
 from tvm_frontend.options import CompileOptions
 
+pytestmark = pytest.mark.slow
+
 LONG = "x" * 300  # a file's name must not have more than 255 bytes
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz"
 # Commands whose module does nothing but call another's `main`.

@@ -22,6 +22,8 @@ from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.model import GPT, LayerNorm
 from gpt.train import main as train
 
+pytestmark = pytest.mark.slow
+
 Fault = Callable[[GPT], None]
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 SEEDS = 3  # draws of ids for each

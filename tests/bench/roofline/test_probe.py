@@ -109,6 +109,7 @@ def test_the_peak_is_that_of_a_vector_unit(ledger: Ledger, probe_of_ones: Make) 
     assert sum(wide) == sum(width >= 8 for width in probes.WIDTHS) * len(probes.ACCUMULATORS)
 
 
+@pytest.mark.slow
 def test_narrow_products_are_no_slower(ledger: Ledger, probe_of_ones: Make) -> None:
     """They may be done as float32, so all of its kernels are tried too; a word of four products is four times one."""
     wide = probe_of_ones().peak_flops_per_s("fp32")

@@ -10,6 +10,8 @@ from tvm_frontend.compile import compile_model
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.runtime import open_session
 
+pytestmark = pytest.mark.slow  # its fixtures compile a model three times
+
 TOLERANCE = 2e-5  # as in test_artifact
 CONFIG = GPTConfig(block_size=70, vocab_size=211, n_layer=2, n_head=2, n_embd=40)
 OTHERS = {
@@ -39,7 +41,6 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.slow
 def test_logits_that_nobody_holds_leave_their_memory_to_the_next(session):
     ids = ids_of(3, 17, session.model.config)
     assert len({session.prefill(ids).ctypes.data for _ in range(3)}) == 1
@@ -53,7 +54,6 @@ def test_logits_that_somebody_holds_stay(session):
     np.testing.assert_array_equal(held, copy)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("B", [1, 3])
 def test_chunks_give_what_the_whole_gives(cached, model, eager, B):
     ids, at = ids_of(B, 70), 0
@@ -121,7 +121,6 @@ def test_lengths_that_are_none_are_refused(cached, session, lengths):
             call(ids_of(2, 9), lengths)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(export, eager, name):
     config = OTHERS[name]
@@ -134,7 +133,6 @@ def test_other_models(export, eager, name):
         close(session.step(ids[:, at : at + 1], np.array([at, at]))[:, 0], expected[:, at])
 
 
-@pytest.mark.slow
 def test_the_artifact_says_that_it_has_a_cache(model):
     compiled = compile_model(model[1].path)
     assert compiled.form == "cached"
@@ -163,7 +161,6 @@ def test_what_does_not_fit_the_cache_is_refused_before_anything_runs(cached, ids
     np.testing.assert_array_equal(cached.decode(ids_of(2, 1), 9), before)
 
 
-@pytest.mark.slow
 def test_a_cache_comes_first(model):
     session = open_session(compile_model(model[1].path), threads=2)
     with pytest.raises(UserError, match="no cache yet"):
@@ -177,7 +174,6 @@ def test_a_cache_comes_first(model):
         session.decode(ids_of(2, 1), 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("filled", "context"), [(None, 1), (None, 5), (9, 10), (9, np.array([9, 10]))])
 def test_tokens_that_the_cache_does_not_hold_are_refused(cached, filled, context):
     cached.begin(2)
@@ -239,7 +235,6 @@ def side_by_side(work, times):
     return found
 
 
-@pytest.mark.slow
 def test_threads_may_share_a_session_or_take_a_clone_each(session):
     """500 calls in each of four threads."""
     prompts = [ids_of(1 + i % 3, 5 + i, session.model.config) for i in range(4)]
@@ -252,7 +247,6 @@ def test_threads_may_share_a_session_or_take_a_clone_each(session):
     assert len({id(clone._weights) for clone in clones}) == 1
 
 
-@pytest.mark.slow
 def test_each_clone_has_a_cache_of_its_own(cached):
     """The steps of one session may come from several threads; side by side, each text needs a cache."""
     prompts = [ids_of(1 + i % 3, 5 + i) for i in range(4)]
@@ -272,7 +266,6 @@ def test_each_clone_has_a_cache_of_its_own(cached):
     assert len({logits.tobytes() for logits in itertools.chain.from_iterable(steps)}) == 1
 
 
-@pytest.mark.slow
 def test_the_last_position_alone(export, eager):
     checkpoint, exported = export(CONFIG, "forward", last=True)
     session = open_session(compile_model(exported.path), threads=2)
@@ -283,14 +276,12 @@ def test_the_last_position_alone(export, eager):
         session.last(ids_of(1, 9), [3])
 
 
-@pytest.mark.slow
 def test_a_form_that_is_not_compiled_is_named(export):
     exported = export(CONFIG, "past")[1]
     with pytest.raises(UserError, match=r"keeps its cache as past, .*; export with --with-cache"):
         compile_model(exported.path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])
 def test_narrow_products_keep_the_likeliest_token(model, eager, precision, largest_error):
     """Rounding of 2⁻⁹ (bf16) or 1/254 of the largest of a row (int8) in each of ten products in a row, and of keys."""
