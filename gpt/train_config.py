@@ -27,7 +27,7 @@ LEAST = {
     "seed": 0,
 }
 LEAST_IF_GIVEN = {"micro_batch_size": 1, "decay_steps": 1, "patience": 1, "threads": 1, "minutes": 0}
-MOST = {"seed": 2**62 - 1, "threads": 1024}
+MOST = {"seed": 2**62 - 1}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Errors:
 # An engine may be off by this many times what eager itself is. Engines add in other orders, and now and then a position
 # is several times as sensitive as others. Faults show in one or another: a wrong mask in single positions, a wrong
 # weight in all of them.
-FACTORS = Errors(rms=3, position=5, worst=5)
+FACTORS = Errors(rms=3, position=6, worst=6)
 ENOUGH = 16  # positions for an rms over them to be held to that of many
 CALIBRATION_TOKENS = 384  # about so many show what eager's errors are
 CALIBRATION_T = 128  # the longest of its sequences

@@ -361,7 +361,7 @@ bench --artifacts . --engine eager --text latin1.txt → latin1.txt: not UTF-8 t
 bench --artifacts . --engine eager --text short.txt → the last tenth of short.txt has 1 tokens, and block_size=16 and
 bench --artifacts . --engine eager --text folder → folder: no corpus (manifest.json is absent)
 bench --artifacts . --engine eager --text corpus-json → corpus-json/manifest.json: cannot be read
-bench --artifacts cut.pt → cannot write cut.pt/seeded-demo/ckpt.pt: Not a directory
+bench --artifacts cut.pt → cannot write cut.pt/seeded-demo/results.json: Not a directory
 bench --onnx not-here.onnx → not-here.onnx: no such file
 bench --onnx empty --artifacts new → empty: holds no graph
 bench --onnx folder --artifacts new → folder: a folder

@@ -301,7 +301,7 @@ def test_compiled_training_is_the_same_within_rounding(config):
     assert plain.checkpoint().state.keys() == compiled.checkpoint().state.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_it_loses_no_step_but_the_last(text_file, tmp_path, environment):
     (tmp_path / "fox.txt").write_bytes(text_file.read_bytes())
     done = subprocess.run(

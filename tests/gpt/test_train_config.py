@@ -19,7 +19,6 @@ from gpt.train_config import TrainConfig
         ("minutes", float("inf")),
         ("minutes", float("nan")),
         ("minutes", -1.0),
-        ("threads", 100_000),
         ("seed", 2**70),
         ("seed", -1),
         ("block_size", 2**31),

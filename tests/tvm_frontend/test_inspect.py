@@ -57,8 +57,8 @@ def compiled(export, tmp_path_factory):
         ("cached", "bf16", SMALL),
         ("forward", "bf16", CHAR),
         ("cached", "bf16", CHAR),
-        ("forward", "bf16", GPT2),
-        ("cached", "bf16", GPT2),
+        pytest.param("forward", "bf16", GPT2, marks=pytest.mark.long),
+        pytest.param("cached", "bf16", GPT2, marks=pytest.mark.long),
     ],
 )
 def test_the_machine_code_for_sm_86(compiled, form, precision, config):

@@ -12,7 +12,6 @@ from bench.gpu.device import DeviceArtifacts
 from bench.gpu.engine import DeviceEngine
 from bench.gpu.engines import find_candidates, takes_any_shape
 from bench.gpu.engines.eager import Engine as Eager
-from bench.gpu.engines.inductor import ROWS
 from bench.gpu.engines.inductor import Engine as Inductor
 from bench.gpu.engines.onnxruntime import CUDA, refuse_fallback
 from bench.gpu.engines.onnxruntime import Engine as OnnxRuntime
@@ -77,7 +76,7 @@ def test_it_computes_what_the_reference_does(
 def test_the_cache_of_a_compiled_step_grows_and_keeps_what_it_holds(
     loaded: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.gpu.engines.inductor.ROWS", (4, *ROWS))
+    monkeypatch.setattr("bench.gpu.engines.inductor.ROWS", (4, 100))
     tested = loaded(Inductor)
     monkeypatch.setattr(tested, "_run", lambda compiled, *inputs: inputs[0][:, -1:].float())
     tested.fill(random_ids(CONFIG, 2, 3, seed=1))

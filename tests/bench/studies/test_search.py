@@ -31,7 +31,7 @@ def names_in(table: str) -> list[str]:
     return [row[1] for row in rows]
 
 
-@pytest.mark.parametrize("model", ["linear", "demo"])
+@pytest.mark.parametrize("model", ["linear", pytest.param("demo", marks=pytest.mark.long)])
 def test_by_hand_and_by_a_search_that_goes_on(model: str) -> None:
     config = search.SearchConfig(models=(model,), trials=(3, 2), threads=1)
     assert names_in(search.run_search(config)) == ["untuned", "by hand", "search, 2 trials", "search, 3 trials"]
