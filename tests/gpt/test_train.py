@@ -220,7 +220,7 @@ def test_overrides_without_a_preset_are_the_demos():
         (["--seed", str(2**70)], f"seed={2**70}: must be at least 0 and at most {2**62 - 1}"),
         (["--learning-rate", "nan"], "learning_rate=nan: must be at least 0"),
         (["--learning-rate", "inf"], "learning_rate=inf: must be at least 0"),
-        (["--threads", "100000"], "threads=100000: must be at least 1 and at most 1024"),
+        (["--threads", "100000"], "threads=100000: must be in 1 … "),
         (["--n-head", "3"], "n_embd=128: must be a multiple of n_head=3"),
     ],
 )

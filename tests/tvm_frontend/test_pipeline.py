@@ -72,6 +72,7 @@ def test_the_arguments_of_every_kernel_are_promised_not_to_overlap(functions):
         assert head.count("ptr ") == head.count("ptr noalias ") > 0, name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("fma" not in TARGET.features, reason="this CPU has no fused multiply-add")
 def test_the_inner_loop_of_every_linear_is_multiply_adds_on_full_vectors_without_a_store(functions):
     lanes, rows = TARGET.vector_bits // 32, 8 if TARGET.vector_bits == 512 else 6

@@ -11,6 +11,7 @@ from tvm_frontend.target import resolve_target
 SMALL = GPTConfig(block_size=9, vocab_size=37, n_layer=1, n_head=2, n_embd=16)
 
 
+@pytest.mark.slow
 def test_no_result_of_another_kernel_depends_on_a_layout_that_a_search_may_change(export):
     graph = fix_shape(read_source("onnx", export(SMALL)[1].path).import_graph(), (1, 4))
     phases = dict(graph_phases(resolve_target(), 0, search=Search((1, 4), 1)))

@@ -17,6 +17,8 @@ from bench.roofline import probe as probes
 from bench.roofline.probe import FACTORY, KEPT, Kernel, Probe
 from tvm_frontend.target import resolve_target
 
+pytestmark = pytest.mark.slow
+
 ONES = {"fp32": 0, "bf16": 0x3F803F80, "int8": 0x01010101, "int4": 0x01010101}  # packed int32 whose elements are all 1
 Make = Callable[..., Probe]  # of a precision
 
@@ -109,7 +111,6 @@ def test_the_peak_is_that_of_a_vector_unit(ledger: Ledger, probe_of_ones: Make) 
     assert sum(wide) == sum(width >= 8 for width in probes.WIDTHS) * len(probes.ACCUMULATORS)
 
 
-@pytest.mark.slow
 def test_narrow_products_are_no_slower(ledger: Ledger, probe_of_ones: Make) -> None:
     """They may be done as float32, so all of its kernels are tried too; a word of four products is four times one."""
     wide = probe_of_ones().peak_flops_per_s("fp32")

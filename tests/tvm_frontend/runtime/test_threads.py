@@ -155,6 +155,7 @@ print(os.environ["TVM_THREAD_POOL_SPIN_COUNT"])
     assert run(code, compiled.path, TVM_THREAD_POOL_SPIN_COUNT="3000000") == ["3000000"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="one CPU: the pool of a session of one thread has no second"
 )
