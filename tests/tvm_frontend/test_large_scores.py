@@ -60,7 +60,7 @@ def random_ids(B: int, T: int) -> np.ndarray:
     return np.random.default_rng([B, T]).integers(0, 37, (B, T))
 
 
-@pytest.mark.parametrize("head", HEAD_SIZES)
+@pytest.mark.parametrize("head", ["odd", pytest.param("even", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "how",
     [{"opt_level": 0}, {}, {"without": ("fuse_attention",)}, {"frontend": "torch", "opt_level": 0}],
@@ -75,7 +75,7 @@ def test_of_the_whole_sequence(make, eager, head, how):
         agree(session.prefill(ids), eager(checkpoint, ids))
 
 
-@pytest.mark.parametrize("head", HEAD_SIZES)
+@pytest.mark.parametrize("head", ["even", pytest.param("odd", marks=pytest.mark.long)])
 @pytest.mark.parametrize("opt_level", [0, 3])
 def test_over_a_cache(make, eager, head, opt_level):
     checkpoint, exported = make(HEAD_SIZES[head], "cached")
