@@ -190,8 +190,9 @@ def _agreement(results: dict) -> str:
     if worst is None:
         return ""
     count = len({row["label"] for row in timed(results)})
+    rounded = " of weights rounded as each rounds them" if results["precision"] in ("int8", "int4") else ""
     return (
-        f"{'It agrees' if count == 1 else f'All {count} agree'} with {results['truth']}: the largest error is "
+        f"{'It agrees' if count == 1 else f'All {count} agree'} with {results['truth']}{rounded}: the largest error is "
         f"{worst['max_rel_err']:.1e} of the largest logit, rounding explains {worst['tolerance']:.1e}."
     )
 

@@ -57,3 +57,8 @@ def test_nothing_timed_is_said(results: dict) -> None:
 
 def test_rounds_come_back_from_the_flat_samples() -> None:
     assert rounds_ms({"samples_ms": [1.0, 3.0, 7.0], "samples_by_round": [2, 0, 1]}) == [2.0, 7.0]
+
+
+def test_in_few_bits_it_says_what_the_engines_agree_with(results: dict) -> None:
+    text = sentence(results | {"precision": "int8"})
+    assert "All 3 agree with eager in float64 of weights rounded as each rounds them:" in text
