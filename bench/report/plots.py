@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INK = "#010203"  # placeholder, replaced by currentColor in the SVG
 FIRST, BASELINE, OTHER, LIMIT = "#2f81f7", "#d08700", "#8590a2", "#e5484d"  # legible on white and near-black
 WIDTH_IN = 5.4
+CHARACTER_IN = 0.08  # the width of one in a label, on average
 PALETTE = ("#2f81f7", "#d08700", "#3fa55b", "#a371f7", "#d2568c", "#1aa7b8", "#8590a2", "#b35900", "#6b7a2f")
 OFF_SCALE = 30  # an engine this many times slower than the fastest is drawn off the scale
 STYLE: "dict[RcKeyType, Any]" = {
@@ -74,7 +75,7 @@ def latency(rows: list[dict], baseline: str) -> str | None:
 
 
 def errors(rows: list[dict]) -> str:
-    """Plot each engine's largest error over the largest logit, beside the tolerance, on a log axis."""
+    """Plot each engine's largest error over the largest logit, beside its own tolerance, on a log axis."""
     largest: dict[str, tuple[float, float]] = {}
     for row in rows:
         error, tolerance = largest.get(row["label"], (0.0, row["tolerance"]))
@@ -86,10 +87,10 @@ def errors(rows: list[dict]) -> str:
             color = FIRST if error <= tolerance else LIMIT
             axes.plot([smallest / 3, max(error, smallest / 3)], [y, y], color=color, alpha=0.3, linewidth=5)
             axes.plot(max(error, smallest / 3), y, "o", color=color, markersize=8)
+            axes.plot([tolerance, tolerance], [y - 0.4, y + 0.4], color=LIMIT, linewidth=1.6)
             _right(axes, y, f"{error:.1e}", 1.3)
         tolerance = max(value for _, value in largest.values())
-        axes.axvline(tolerance, color=LIMIT, linewidth=1.6, linestyle=(0, (4, 2)))
-        axes.text(tolerance, -0.85, f"tolerance {tolerance:.1e} ", color=LIMIT, fontsize=9, ha="right")
+        axes.text(tolerance, -0.85, f"tolerance, up to {tolerance:.1e} ", color=LIMIT, fontsize=9, ha="right")
         axes.set_xscale("log")
         axes.set_xlim(smallest / 3, max(tolerance, max(e for e, _ in largest.values())) * 2)
         _label_rows(axes, [label for label, _ in order])
@@ -188,6 +189,10 @@ def _font(match: re.Match[str]) -> str:
 
 
 def _label_rows(axes: "Axes", labels: list[str]) -> None:
+    """Write a label beside each row; the axes begin where the longest one ends."""
+    box, left_in = axes.get_position(), CHARACTER_IN * max(map(len, labels)) + 0.15
+    left = max(box.x0, left_in / WIDTH_IN)
+    axes.set_position((left, box.y0, box.x1 - left, box.height))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.45, -0.6)
 
