@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # File names within a folder; each engine declares which of them it needs.
 CHECKPOINT = "ckpt.pt"
@@ -38,6 +39,13 @@ class Artifacts:
 
     folder: Path
     onnx: Path | None = field(default=None, kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Spell paths as text: Python 3.13 pickles them by a name that Relay's, which is older, does not have."""
+        return vars(self) | {"folder": str(self.folder), "onnx": self.onnx and str(self.onnx)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"folder": Path(state["folder"]), "onnx": state["onnx"] and Path(state["onnx"])})
 
     @property
     def checkpoint(self) -> Path:

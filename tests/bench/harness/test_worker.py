@@ -1,6 +1,7 @@
 """A worker answers, fails in words, is never waited for forever, and is stopped while nobody asks it."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.harness.worker import FEWEST_SAMPLES, MOST_SAMPLES, THREAD_VARIABLES, Worker, WorkerError, sample
+from bench.models.artifacts import Artifacts
 
 FAKES = """
 import os, signal, subprocess, sys, time
@@ -176,3 +178,11 @@ def test_samples_are_few_but_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sample(lambda: None, budget_s=100) == [1] * MOST_SAMPLES
     assert sample(lambda: None, budget_s=10) == [1] * 10
     assert sample(lambda: None, budget_s=0.001) == [1] * FEWEST_SAMPLES
+
+
+@pytest.mark.parametrize("onnx", [None, Path("theirs.onnx")])
+def test_artifacts_are_sent_without_a_name_that_only_some_pythons_have(onnx: Path | None) -> None:
+    artifacts = Artifacts(Path("some", "folder"), onnx=onnx)
+    sent = pickle.dumps(artifacts)
+    assert b"pathlib" not in sent
+    assert pickle.loads(sent) == artifacts
