@@ -85,10 +85,10 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
         content["training"] = training
     buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as a RuntimeError
     torch.save(content, buffer)
-    sealed = _sealed(buffer.getvalue())
+    _seal(buffer)
     with atomic_output(path) as part:
-        part.write_bytes(sealed)
-    return hashlib.sha256(sealed).hexdigest()
+        part.write_bytes(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -156,11 +156,17 @@ def seeded_checkpoint(config: GPTConfig, seed: int = 0) -> Checkpoint:
     return Checkpoint(config, state_of(model))
 
 
-def _sealed(archive: bytes) -> bytes:
-    """Return a zip archive whose comment holds the hash of all bytes before it; readers of archives pass over that."""
-    assert archive.endswith(NO_COMMENT)
-    head = archive.removesuffix(NO_COMMENT) + (len(SEAL) + 64).to_bytes(2, "little") + SEAL
-    return head + hashlib.sha256(head).hexdigest().encode()
+def _seal(archive: io.BytesIO) -> None:
+    """Put the hash of all bytes before it into a zip archive's comment, which readers of archives pass over.
+
+    In place, as a checkpoint with its training's state takes gigabytes.
+    """
+    archive.seek(-len(NO_COMMENT), io.SEEK_END)
+    assert archive.read() == NO_COMMENT
+    archive.seek(-len(NO_COMMENT), io.SEEK_END)
+    archive.write((len(SEAL) + 64).to_bytes(2, "little") + SEAL)
+    sha256 = hashlib.sha256(archive.getbuffer()).hexdigest()
+    archive.write(sha256.encode())
 
 
 def _read(path: Path) -> tuple[Any, str]:
@@ -204,8 +210,8 @@ def _check_whole(path: Path, content: bytes) -> None:
         reason = f"not a checkpoint but {other}" if other else "not a checkpoint"
         raise DamagedError(path, reason, advice or "make one with: python -m gpt.train")
     bare = content[-22:-18] == b"PK\5\6" and content.endswith(NO_COMMENT)
-    head, sha256 = content[:-64], content[-64:]
-    if not bare and not (head.endswith(SEAL) and hashlib.sha256(head).hexdigest().encode() == sha256):
+    sealed = content[-64 - len(SEAL) : -64] == SEAL
+    if not bare and not (sealed and hashlib.sha256(memoryview(content)[:-64]).hexdigest().encode() == content[-64:]):
         reason = "is truncated or damaged (it does not match its hash)"
         raise DamagedError(path, reason, "train again, or copy it again")
     try:
