@@ -166,10 +166,9 @@ def build_corpus(config: CorpusConfig) -> Corpus:
 def _build_held(config: CorpusConfig) -> Corpus:
     source = find_source(config.source, config.text_field)
     request = _request_of(config, source)
-    manifest, new = _read_manifest(config.output), []
+    manifest, new = _read_manifest(config.output), not config.output.exists()
     if manifest is None:
         _check_empty(config.output)
-        new = [folder for folder in (config.output, *config.output.parents) if not folder.exists()]
         coder: TextTokenizer = GPT2Tokenizer() if config.tokenizer == "gpt2" else _characters_of(source)
         coder.encode("")  # a table that is not there is found before anything is written
         manifest = _new_manifest(request, coder)
@@ -187,8 +186,8 @@ def _build_held(config: CorpusConfig) -> Corpus:
             if not any(manifest[part] for part in PARTS):  # there is nothing that a second run could go on with
                 (config.output / MANIFEST).unlink()
                 with suppress(OSError):  # another's file is in there
-                    for folder in new:
-                        folder.rmdir()
+                    if new:
+                        config.output.rmdir()
             raise
     return open_corpus(config.output)
 
