@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from bench.backends import Backend, Variant
+from bench.correctness.agreement import PRECISIONS
 from bench.models.artifacts import CHECKPOINT, Artifacts
 from gpt.cli import UserError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from gpt.model import GPT
 
 FILES = dict.fromkeys(("prefill", "decode", "generate"), CHECKPOINT)
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # torch's names
 
 
 class Engine(Backend[Artifacts]):
@@ -35,7 +35,7 @@ class Engine(Backend[Artifacts]):
     @property
     def arithmetic(self) -> str:
         """Return torch's name of the dtype of weights and activations."""
-        return DTYPES[self.variant.precision]
+        return PRECISIONS[self.variant.precision].dtype
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
         import torch

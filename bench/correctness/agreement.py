@@ -13,28 +13,25 @@ from gpt.config import GPTConfig
 class Precision:
     """The number format of an engine's products.
 
-    dtype: its name in results. unit_roundoff: half the gap between 1 and the next number. judge: what an engine is
-    compared with, and whose errors are the measure of what is allowed.
+    dtype: its name in results, which is torch's for floating point. judge: what an engine is compared with, and whose
+    errors are the measure of what is allowed.
     """
 
     dtype: str
-    unit_roundoff: float
     judge: str
 
 
 PRECISIONS = {
-    "fp32": Precision("float32", 2.0**-24, "the model in float64; the measure is eager PyTorch in float32"),
-    "bf16": Precision("bfloat16", 2.0**-8, "the model in float64; the measure is eager PyTorch, all of it in bfloat16"),
-    "fp16": Precision("float16", 2.0**-11, "the model in float64; the measure is eager PyTorch, all of it in float16"),
+    "fp32": Precision("float32", "the model in float64; the measure is eager PyTorch in float32"),
+    "bf16": Precision("bfloat16", "the model in float64; the measure is eager PyTorch, all of it in bfloat16"),
+    "fp16": Precision("float16", "the model in float64; the measure is eager PyTorch, all of it in float16"),
     "int8": Precision(
         "int8",
-        1 / 254,
         "the model in float64 with its weights rounded as the engine rounds them; the measure is the same model with "
         "activations rounded too",
     ),
     "int4": Precision(
         "int4",
-        1 / 14,
         "the model in float64 with its weights rounded as the engine rounds them; the measure is the same model with "
         "activations rounded too, which are of 8 bits",
     ),
@@ -57,6 +54,7 @@ class Errors:
 # is several times as sensitive as others. Faults show in one or another: a wrong mask in single positions, a wrong
 # weight in all of them.
 FACTORS = Errors(rms=3, position=6, worst=6)
+UNIT_ROUNDOFF = 2.0**-24  # of float32: half the gap between 1 and the next number
 ENOUGH = 16  # positions for an rms over them to be held to that of many
 CALIBRATION_TOKENS = 384  # about so many show what eager's errors are
 CALIBRATION_T = 128  # the longest of its sequences
@@ -100,7 +98,7 @@ def measure_allowed(
         largest = max(largest, float(np.abs(right).max()))
         found.append(errors_of(zip(right[0], eager(ids)[0], strict=True)))
     rms = math.sqrt(float(np.average([each.rms**2 for each in found], weights=[ids.size for ids in rows])))
-    least = PRECISIONS["fp32"].unit_roundoff * largest
+    least = UNIT_ROUNDOFF * (largest or 1.0)
     return Errors(
         FACTORS.rms * max(rms, least),
         FACTORS.position * max(least, *(each.position for each in found)),

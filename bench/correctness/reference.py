@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.backends import eager
-from bench.correctness.agreement import Errors, measure_allowed
+from bench.correctness.agreement import PRECISIONS, Errors, measure_allowed
 from bench.correctness.rounding import Array, Rounding
 from bench.harness.runner import CALL_DEADLINE_S, LOAD_DEADLINE_S
 from bench.harness.worker import Worker
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gpt.model import GPT
 
 FACTORY = f"{__name__}:Reference"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names
 
 
 class Reference(eager.Engine):
@@ -48,7 +47,8 @@ class Reference(eager.Engine):
 
     def allowed(self, precision: str, rounding: Rounding | None, seed: int) -> Errors:
         """Measure the errors that an engine of a precision may have; see `measure_allowed`."""
-        return allowed_of(self._checkpoint, precision, rounding, seed)
+        self._take(rounding)
+        return _allowed(self._model, self._checkpoint, precision, rounding, seed)
 
     def loss(self, windows: np.ndarray) -> float:
         """Compute the loss of the model as it is; see `Backend.loss`."""
@@ -91,20 +91,34 @@ def allowed_of(checkpoint: "Checkpoint", precision: str, rounding: Rounding | No
 
     rounding: of an engine in int8 or int4.
     """
-    import torch
+    return _allowed(in_float64(checkpoint, rounding), checkpoint, precision, rounding, seed)
 
-    judge = in_float64(checkpoint, rounding)
+
+def _allowed(
+    judge: "GPT | Bigram", checkpoint: "Checkpoint", precision: str, rounding: Rounding | None, seed: int
+) -> Errors:
     if rounding is None:
-        measure: GPT | Bigram = checkpoint.build(attention="explicit").to(getattr(torch, DTYPES[precision]))
+        measure = in_precision(checkpoint, precision)
     else:
         measure = in_float64(checkpoint, rounding)
         round_while_running(eager.gpt_of(measure), rounding)
+    return measure_allowed(partial(logits_of, judge), partial(logits_of, measure), checkpoint.config, seed)
 
-    def run(model: "GPT | Bigram", ids: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(ids)).double().numpy()
 
-    return measure_allowed(partial(run, judge), partial(run, measure), checkpoint.config, seed)
+def in_precision(checkpoint: "Checkpoint", precision: str) -> "GPT | Bigram":
+    """Build the model with explicit attention, all of it in fp32, bf16 or fp16."""
+    import torch
+
+    return checkpoint.build(attention="explicit").to(getattr(torch, PRECISIONS[precision].dtype))
+
+
+def logits_of(model: "GPT | Bigram", ids: np.ndarray) -> np.ndarray:
+    """Compute a model's logits, as float64 [B, T, V], of ids int64 [B, T] on the device where it is."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        return model(torch.from_numpy(ids).to(device)).double().cpu().numpy()
 
 
 def round_while_running(model: "GPT", rounding: Rounding) -> None:

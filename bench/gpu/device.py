@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bench.correctness.agreement import PRECISIONS
 from bench.gpu.clock import sample_on
 from bench.harness.machine import describe_machine
 from bench.harness.worker import Worker
@@ -16,7 +17,6 @@ COPIED_BYTES = {"cuda": 4 << 30, "cpu": 64 << 20}  # copied by the bandwidth pro
 LARGEST_SHARE = 4  # at most one part in so many of the free memory is copied
 WIDTH = {"cuda": 8192, "cpu": 512}  # of the square matrices whose product shows the peak
 PROBE_S = {"cuda": 1.0, "cpu": 0.02}  # seconds of calls per probe
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # torch's names
 FACTORY = f"{__name__}:Probe"
 
 
@@ -97,7 +97,9 @@ class Probe:
 
         torch.set_float32_matmul_precision("highest")
         n = WIDTH[self._device]
-        a, b = (torch.randn(n, n, device=self._device).to(getattr(torch, DTYPES[precision])) for _ in range(2))
+        a, b = (
+            torch.randn(n, n, device=self._device).to(getattr(torch, PRECISIONS[precision].dtype)) for _ in range(2)
+        )
         out = torch.empty_like(a)
         seconds = min(sample_on(self._device, lambda: torch.mm(a, b, out=out), PROBE_S[self._device]))
         return 2 * n**3 / seconds

@@ -2,21 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.correctness.agreement import Errors, measure_allowed
-from bench.correctness.reference import DTYPES, ReferenceModel
+from bench.correctness.reference import ReferenceModel, in_precision, logits_of
 from bench.correctness.rounding import Rounding
 from bench.gpu.device import DeviceArtifacts
 from bench.harness.runner import CALL_DEADLINE_S
 from bench.harness.worker import WorkerError
 from gpt.config import GPTConfig
-
-if TYPE_CHECKING:
-    from gpt.bigram import Bigram
-    from gpt.model import GPT
 
 FACTORY = f"{__name__}:Reference"
 
@@ -47,17 +42,9 @@ class Reference:
 
     def allowed(self, precision: str, rounding: Rounding | None, seed: int) -> Errors:
         """Measure the errors that an engine of a precision may have; see `measure_allowed`. No rounding is known."""
-        import torch
-
         assert rounding is None, "no engine on a device rounds to int8 or int4"
-        dtype = getattr(torch, DTYPES[precision])
-        measure = self._checkpoint.build(attention="explicit").to(self._device, dtype)
-
-        def run(model: "GPT | Bigram", ids: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return model(torch.from_numpy(ids).to(self._device)).double().cpu().numpy()
-
-        return measure_allowed(partial(run, self._model), partial(run, measure), self._checkpoint.config, seed)
+        judge, measure = self._model, in_precision(self._checkpoint, precision).to(self._device)
+        return measure_allowed(partial(logits_of, judge), partial(logits_of, measure), self._checkpoint.config, seed)
 
 
 class DeviceReferenceModel(ReferenceModel):

@@ -101,19 +101,25 @@ class Reference:
             onnx.load_external_data_for_model(file.proto, str(weights.parent))
         self._proto, self._config = file.proto, config
         self._wide = in_float64(self._proto)
+        self._evaluators: dict[Rounding | None, ReferenceEvaluator] = {}
 
     def logits(self, ids: np.ndarray, rounding: Rounding | None = None) -> np.ndarray:
         """Compute logits float64 [B, T, V] of ids int64 [B, T], by the graph with its weights rounded, if they are."""
-        return _run(evaluator_of(self._wide, self._products(rounding)), ids)
+        return _run(self._judge(rounding), ids)
 
     def allowed(self, precision: str, rounding: Rounding | None, seed: int) -> Errors:
         """Measure the errors that an engine of a precision may have; see `measure_allowed`."""
-        judge = evaluator_of(self._wide, self._products(rounding))
+        judge = self._judge(rounding)
         if rounding is not None:
             measure = evaluator_of(self._wide, self._products(rounding, while_running=True))
         else:
             measure = evaluator_of(self._proto, () if precision == "fp32" else _narrow_products(precision))
         return measure_allowed(partial(_run, judge), partial(_run, measure), self._config, seed)
+
+    def _judge(self, rounding: Rounding | None) -> "ReferenceEvaluator":
+        if rounding not in self._evaluators:
+            self._evaluators[rounding] = evaluator_of(self._wide, self._products(rounding))
+        return self._evaluators[rounding]
 
     def _products(self, rounding: Rounding | None, *, while_running: bool = False) -> "Sequence[type[OpRun]]":
         if rounding is None:

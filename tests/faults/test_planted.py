@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.backends.tvm import Engine as Tvm
+from bench.correctness.agreement import PRECISIONS as FORMATS
 from bench.correctness.agreement import Agreement, Errors, compare_logits, odd_shapes, random_ids
-from bench.correctness.reference import DTYPES, allowed_of, in_float64, round_weights, round_while_running
+from bench.correctness.reference import allowed_of, in_float64, round_weights, round_while_running
 from bench.correctness.rounding import Rounding
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.model import GPT, LayerNorm
@@ -162,7 +163,7 @@ def engine_of(checkpoint: Checkpoint, precision: str, plant: Fault) -> nn.Module
     with torch.no_grad():
         plant(model)
     if rounding is None:
-        return model.to(getattr(torch, DTYPES[precision]))
+        return model.to(getattr(torch, FORMATS[precision].dtype))
     model.double()
     round_weights(model, rounding)
     round_while_running(model, rounding)

@@ -162,6 +162,13 @@ def test_the_last_rounding_of_a_logit_is_always_allowed() -> None:
     assert allowed == Errors(*(factor * 5 * 2.0**-24 for factor in (FACTORS.rms, FACTORS.position, FACTORS.worst)))
 
 
+def test_a_model_whose_logits_are_all_zero_agrees_with_itself() -> None:
+    config, zeros = GPTConfig.bigram(vocab_size=3, block_size=8), np.zeros((1, 1, 3))
+    allowed = measure_allowed(lambda ids: zeros, lambda ids: zeros, config, seed=0)
+    agreement = compare_logits(zeros, zeros.astype("float32"), allowed)
+    assert (agreement.agrees, agreement.share_of_allowed) == (True, 0)
+
+
 def test_odd_shapes_suit_the_model() -> None:
     assert odd_shapes(GPTConfig(block_size=64)) == [(1, 1), (2, 3), (3, 17), (1, 64)]
     assert odd_shapes(GPTConfig(block_size=1)) == [(1, 1), (2, 1), (3, 1)]
