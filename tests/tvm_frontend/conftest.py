@@ -22,6 +22,7 @@ from tvm import relax
 from export.artifact import ExportedModel
 from export.onnx import export_onnx
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
+from gpt.cli import run_command
 from gpt.config import GPTConfig
 from gpt.tokenizer import CharTokenizer
 from tvm_frontend.artifact import CompiledModel
@@ -32,6 +33,22 @@ from tvm_frontend.runtime.session import Session
 
 Export = Callable[..., tuple[Checkpoint, ExportedModel]]
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run a command's `main` with arguments in this process: exit code, stdout, stderr."""
+
+    def run(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        code = 0
+        try:
+            run_command(main)
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

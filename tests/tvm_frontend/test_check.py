@@ -2,12 +2,13 @@ import importlib.util
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import check as check_module
 from tvm_frontend import compile as compile_module
@@ -121,20 +122,9 @@ def test_what_is_wrong_never_gets_its_name(path, monkeypatch, fault, form, preci
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout and the last line of stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tvm_frontend.compile", *map(str, arguments)])
-        try:
-            run_command(compile_module.main)
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, out, err.split("\r")[-1]
-
-    return run
+def command(in_process):
+    """Run the command line in this process: exit code, stdout, stderr."""
+    return partial(in_process, compile_module.main)
 
 
 @pytest.mark.slow

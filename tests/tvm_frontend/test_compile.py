@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,7 @@ import onnx
 import pytest
 
 from gpt.checkpoint import save_checkpoint
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from tvm_frontend import compile as compile_module
 from tvm_frontend import cuda_toolchain
 from tvm_frontend.artifact import load_compiled
@@ -33,20 +34,9 @@ def model(exported, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr without the progress bar."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tvm_frontend.compile", *map(str, arguments)])
-        try:
-            run_command(compile_module.main)
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, out, re.sub(r"\r[^\n]*\r|\r", "", err)
-
-    return run
+def command(in_process):
+    """Run the command line in this process: exit code, stdout, stderr."""
+    return partial(in_process, compile_module.main)
 
 
 @pytest.fixture

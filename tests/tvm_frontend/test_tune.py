@@ -1,13 +1,13 @@
 import json
 import re
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt.cli import UserError, run_command
+from gpt.cli import UserError
 from gpt.config import GPTConfig
 from tvm_frontend import tune
 from tvm_frontend.artifact import load_compiled
@@ -24,19 +24,9 @@ BIGRAM = GPTConfig.bigram(block_size=8, vocab_size=37)
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(in_process):
     """Run the command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tvm_frontend.tune", *map(str, arguments)])
-        try:
-            run_command(tune.main)
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(in_process, tune.main)
 
 
 def copied(exported, folder):
