@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from tvm import relax
 
 from gpt.cli import UserError
-from tvm_frontend.frontends.onnx.operators import CONVERTERS
+from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.frontends.onnx.operators.elementwise import held_as
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant
@@ -56,7 +56,7 @@ def check_operators(proto: onnx.ModelProto) -> int:
         raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with one of them")
     for node in proto.graph.node:
         domain = node.domain or "ai.onnx"
-        if domain != "ai.onnx" or node.op_type not in CONVERTERS:
+        if converter_key(node) not in CONVERTERS:
             raise UserError(
                 f"node {node.name!r}: operator {node.op_type} of domain {domain} (opset {opsets.get(domain, '?')}) is "
                 f"not supported, only {', '.join(CONVERTERS)} are; python -m export.onnx writes no others"
@@ -91,7 +91,7 @@ def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
 def _convert(reading: Reading, node: onnx.NodeProto, opset: int) -> None:
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     try:
-        results = CONVERTERS[node.op_type](reading, node, attributes)
+        results = CONVERTERS[converter_key(node)](reading, node, attributes)
     except UserError as error:
         raise UserError(f"node {node.name!r} ({node.op_type}, ai.onnx opset {opset}): {error}") from error
     results = results if isinstance(results, tuple) else (results,)
