@@ -23,7 +23,7 @@ from tvm import relax
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Learnt, Reading, Unequal, held_as
-from tvm_frontend.frontends.onnx.operators.symbolic import simplified
+from tvm_frontend.frontends.onnx.operators.symbolic import MOST, simplified
 from tvm_frontend.graph import ENTRY, Graph
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 25
@@ -41,7 +41,9 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
 
     Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
     the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
-    the graph needs two of them to be equal, or one to be the sum of others, it becomes that. keep_types: inputs and
+    the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's attribute
+    `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads behind a table's end
+    and has no result. keep_types: inputs and
     outputs have the file's own types, those of 16 bits too, and are cast on the way in and out; else floats of 16 bits
     are float32 there as well. Raises UserError for a file that cannot be read, naming the node with its operator,
     domain and opset.
@@ -58,14 +60,21 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
 
 
 def _read(proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, *, shared: bool) -> Graph:
-    """Read a file, again for each size of an input that turns out to follow from others."""
+    """Read a file, again for each size of an input that turns out to follow from others or to have a limit."""
     symbols: dict[str, tvm.tirx.Var] = {}
     known: list[tuple[tvm.tirx.Var, Any]] = []
-    while True:
-        try:
-            return _read_with(proto, nodes, opset, keep_types, Sizes(symbols, known, shared))
-        except Learnt as learnt:
-            known.append((learnt.symbol, learnt.value))
+    before = MOST.set(())
+    try:
+        while True:
+            try:
+                return _read_with(proto, nodes, opset, keep_types, Sizes(symbols, known, shared))
+            except Learnt as learnt:
+                if learnt.most:
+                    MOST.set((*MOST.get(), (learnt.symbol, learnt.most)))
+                else:
+                    known.append((learnt.symbol, learnt.value))
+    finally:
+        MOST.reset(before)
 
 
 class Sizes:
@@ -104,6 +113,8 @@ def _read_with(
     proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, sizes: Sizes
 ) -> Graph:
     reading = Reading(opset)
+    for symbol, most in MOST.get():
+        reading.limit(symbol, most)
     declared = graph_inputs(proto)
     inputs = [_input(value, sizes, keep_types) for value in declared]
     reading.sizes = list(sizes.symbols.values())
@@ -120,7 +131,10 @@ def _read_with(
             outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
             [*inputs, *(reading.values[name] for name in reading.weights)],
         )
-    return Graph(reading.builder.finalize(), reading.weights)
+    module = reading.builder.finalize()
+    if reading.limits:
+        module.update_func(module.get_global_var(ENTRY), module[ENTRY].with_attr("limits", reading.limits))
+    return Graph(module, reading.weights)
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
