@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from export.signature import Signature, dtype_named
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
 from gpt.tokenizer import check_ids
 
-FORMAT = 8
+FORMAT = 9
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
 GRAPH = "graph.json"  # read by Relay's graph executor; other models have their order of calls in the library
-LIBRARY = re.compile(r"library(-sm_\d+)?\.so")  # as `library_name` names them
+LIBRARY = re.compile(r"library(-plain)?(-sm_\d+)?\.so")  # as `library_name` names them
 SEAL = b"gpt-frontend"  # ends each library, behind 64 hexadecimal digits
 ALIGNMENT = 64  # bytes, which TVM's kernels and DLPack ask for
 RELAY = "relay"  # the frontend whose models run in an environment of their own
@@ -32,8 +33,9 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """Describes a compiled model on disk; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: the
-    importer that read the file. fixed_shape: the one [B, T] that it takes, None for all. precision: the precision of
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`; a file that was
+    compiled as it is, with its own inputs and outputs, is of the form `graph`, and its config is None unless it is a
+    GPT-2. frontend: the importer that read the file. fixed_shape: the one [B, T] that it takes, None for all. precision: the precision of
     the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with Relay 0 to 3. pipeline: the phases that made
     it, in order. phases_s: the seconds each phase took, for all archs together. kernels: the number of calls of each
     kernel in a forward pass. launches: for each kernel on a GPU the `function` that it calls, None if TVM wrote it, and
@@ -41,11 +43,13 @@ class CompiledModel:
     compiled and of the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and
     the shape after B of each KV cache. weights: the name, dtype, shape and byte offset in the file of each weight.
     files_crc32: the checksums of the other files. versions: this project's, with its commit, and the compiler's.
-    search: the trials, seconds and folder of the search that found its schedules, None if there was none.
+    search: the trials, seconds and folder of the search that found its schedules, None if there was none. signature: how
+    a model of the form `graph` is called. plain_weights: the names, in order, of the weights of its second library, for
+    masks of ones and positions that count on, and own_weights those of the first; None if there is one library alone.
     """
 
     path: Path
-    config: GPTConfig
+    config: GPTConfig | None
     tokenizer: dict[str, Any]
     dtype: str
     form: str
@@ -66,20 +70,35 @@ class CompiledModel:
     files_crc32: dict[str, int]
     versions: dict[str, str]
     search: dict[str, Any] | None = None
+    signature: Signature | None = None
+    own_weights: list[str] | None = None
+    plain_weights: list[str] | None = None
 
     @property
     def libraries(self) -> list[Path]:
         """List the library for each arch of the target, in its order."""
         return [self.library(arch) for arch in self.target["archs"] or [None]]
 
-    def library(self, arch: str | None) -> Path:
-        """Name the library for a GPU's arch, or for the CPU with None."""
-        return self.path / library_name(arch)
+    @property
+    def gpt(self) -> GPTConfig:
+        """The config of a model that is a GPT-2. Raises UserError for another."""
+        if self.config is None:
+            raise UserError(f"{self.path}: not a GPT-2 that could be recognised in the file that it was compiled from")
+        return self.config
 
-    def map_weights(self) -> list[np.ndarray]:
-        """Map the weights, in the order of the arguments, as views of the file: only what is read takes memory."""
+    def library(self, arch: str | None, *, plain: bool = False) -> Path:
+        """Name the library for a GPU's arch, or for the CPU with None."""
+        return self.path / library_name(arch, plain=plain)
+
+    def map_weights(self, *, plain: bool = False) -> list[np.ndarray]:
+        """Map a library's weights, in the order of the arguments, as views: only what is read takes memory."""
         file = np.memmap(self.path / WEIGHTS, np.uint8, "c")  # copy-on-write, as DLPack takes writable memory only
-        return [np.ndarray(each["shape"], each["dtype"], file, each["offset"]) for each in self.weights]
+        views = {
+            each["name"]: np.ndarray(each["shape"], dtype_named(each["dtype"]), file, each["offset"])
+            for each in self.weights
+        }
+        names = self.plain_weights if plain else self.own_weights
+        return [views[name] for name in (views if names is None else names)]
 
     def check_ids(self, ids: Any, filled: int = 0) -> np.ndarray:
         """Convert token ids to an array and check them.
@@ -88,13 +107,14 @@ class CompiledModel:
         fixed shape, if the model has one.
         """
         ids = as_array("ids", ids)
-        room = self.config.block_size - filled
+        config = self.gpt
+        room = config.block_size - filled
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
             after = f" after {filled} in the cache" if filled else ""
             raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 to {room}")
         if self.fixed_shape and list(ids.shape) != self.fixed_shape:
             raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {self.fixed_shape} alone")
-        check_ids(ids, self.config)
+        check_ids(ids, config)
         return ids
 
 
@@ -106,9 +126,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise UserError(f"{name}: lists of different lengths are no array; pad the shorter ones") from None
 
 
-def library_name(arch: str | None) -> str:
-    """Name the library's file for a GPU's arch, or for the CPU with None."""
-    return f"library-{arch}.so" if arch else "library.so"
+def library_name(arch: str | None, *, plain: bool = False) -> str:
+    """Name the library's file for a GPU's arch, or for the CPU with None; plain: of the second one."""
+    return "-".join(filter(None, ["library", "plain" if plain else None, arch])) + ".so"
 
 
 def save_compiled(folder: Path, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
@@ -166,7 +186,9 @@ def load_compiled(path: Path | str) -> CompiledModel:
         if not (path / name).read_bytes().endswith(_seal(content, name)):
             raise UserError(f"{path / DESCRIPTION}: edited, or of another model than {name}; {REMAKE}")
     content.pop("format")
-    return CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
+    read: dict[str, Any] = {"config": content["config"] and config_from_json(content["config"])}
+    read["signature"] = content.get("signature") and Signature.from_json(content["signature"])
+    return CompiledModel(path=path, **content | read)
 
 
 def _seal(content: dict[str, Any], name: str) -> bytes:

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 
     run_main("tvm_frontend.compile")
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import tvm
 import tvm_ffi
 import tyro
@@ -43,7 +45,7 @@ from tvm_frontend.tvm_patches import register_errors
 if TYPE_CHECKING:
     from tvm_frontend.search import Search
 
-FORMS = {"forward": "", "cached": "cache"}  # each form of an export with its word in the folder's name
+FORMS = {"forward": "", "cached": "cache", "graph": ""}  # each form of an export with its word in the folder's name
 
 
 def compile_model(
@@ -72,7 +74,7 @@ def compile_model(
         find_compiler(options.cuda_compiler)  # a missing compiler is an error before the import, not after it
     elif options.fast_math:
         raise UserError("--fast-math is for --target cuda: leave it out")
-    source = read_source(options.frontend, model, options.fixed_shape)
+    source = read_source(options.frontend, model, options.fixed_shape, options.shapes)
     if search is not None:
         search.check(source, compile_for)
     output = output or model.with_name(_folder_name(replace(options, precision=precision), compile_for, source, search))
@@ -80,19 +82,25 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     register_errors()
+    graphs = {plain: make for plain, make in ((False, source.import_graph), (True, source.import_plain)) if make}
     with atomic_output(output, directory=True) as folder:
         phases_s: Counter[str] = Counter()
         for one in compile_for.each():
             dump_ir = options.dump_ir / one.name if options.dump_ir and len(compile_for.archs) > 1 else options.dump_ir
-            one_options = replace(options, precision=precision, dump_ir=dump_ir)
-            compiled = compile_graph(source.import_graph, one, one_options, search)
-            _link(compiled.executable, folder / library_name(one.arch))
-            phases_s.update(compiled.phases_s)
+            made = {}
+            for plain, import_graph in graphs.items():
+                dump_plain = dump_ir / "plain" if dump_ir and plain else dump_ir
+                one_options = replace(options, precision=precision, dump_ir=dump_plain)
+                made[plain] = compile_graph(import_graph, one, one_options, search)
+                _link(made[plain].executable, folder / library_name(one.arch, plain=plain))
+                phases_s.update(made[plain].phases_s)
+        compiled = made[max(made)]
+        weights, names = _shared(*(each.graph.weights for each in made.values()))
         save_compiled(
             folder,
-            compiled.graph.weights,
+            weights,
             {
-                "config": asdict(source.config),
+                "config": source.config and asdict(source.config),
                 "tokenizer": source.tokenizer,
                 "dtype": source.dtype,
                 "form": source.form,
@@ -102,7 +110,7 @@ def compile_model(
                 "target": compile_for.to_json(),
                 "opt_level": options.opt_level,
                 "entry_points": compiled.graph.entry_points,
-                "caches": compiled.graph.caches,
+                "caches": compiled.graph.caches if source.form == "cached" else [],
                 "pipeline": list(phases_s),
                 "phases_s": dict(phases_s),
                 "kernels": compiled.graph.kernels,
@@ -110,6 +118,9 @@ def compile_model(
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
+                "signature": source.signature and source.signature.to_json(),
+                "own_weights": names[0] if len(names) > 1 else None,
+                "plain_weights": names[1] if len(names) > 1 else None,
                 "versions": {
                     PROJECT: project_version(),
                     "apache-tvm": tvm.__version__,
@@ -118,10 +129,31 @@ def compile_model(
             },
         )
         for arch in compile_for.archs:
-            verify_cuda_library(folder / library_name(arch), arch)
+            for plain in graphs:
+                verify_cuda_library(folder / library_name(arch, plain=plain), arch)
         if options.check:
             say(check_or_why_not(load_compiled(folder), source.run, source.run_dtype, model, output))
     return load_compiled(output)
+
+
+def _shared(*libraries: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[str]]]:
+    """Put the weights of several libraries together, equal ones once; give the names of each library's, in order."""
+    together: dict[str, np.ndarray] = {}
+    names: list[list[str]] = []
+    for weights in libraries:
+        names.append([])
+        for name, array in weights.items():
+            while name in together and not _same(together[name], array):
+                name += "'"
+            together[name] = array
+            names[-1].append(name)
+    return together, names
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return left is right or left.tobytes() == right.tobytes()
 
 
 def _link(executable: tvm.relax.VMExecutable, library: Path) -> None:
@@ -185,6 +217,17 @@ def _folder_name(options: CompileOptions, target: CompileTarget, source: Source,
     return "-".join(filter(None, words))
 
 
+def _parsed_shapes(words: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Parse `input_ids=1x128`. Raises UserError for another form."""
+    shapes = {}
+    for word in words:
+        name, _, sizes = word.rpartition("=")
+        if not name or not re.fullmatch(r"\d+(x\d+)*", sizes):
+            raise UserError(f"--shapes {word}: must be the name of an input and its sizes, as input_ids=1x128")
+        shapes[name] = tuple(map(int, sizes.split("x")))
+    return shapes
+
+
 def compile_command(
     model: ModelArgument = None,
     output: Annotated[
@@ -208,6 +251,7 @@ def compile_command(
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
     fast_math: tyro.conf.FlagCreatePairsOff[bool] = False,
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=AxB", help_behavior_hint="(default: any)")] = (),
     without: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PHASE", help_behavior_hint="(default: none)")
     ] = (),
@@ -219,7 +263,7 @@ def compile_command(
     """Compile an exported model with TVM, for this machine's CPU or for an NVIDIA GPU.
 
     Args:
-        model: a file written by python -m export.onnx; for torch a checkpoint
+        model: a file written by python -m export.onnx, or any ONNX file of a decoder; for torch a checkpoint
         output: the folder to write
         target: llvm (the CPU) or cuda
         mcpu: the CPU to compile for, by LLVM's name
@@ -233,6 +277,7 @@ def compile_command(
         tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
         fast_math: let it use fast division, roots and functions, and drop numbers below float32's normal ones
+        shapes: fix inputs of somebody else's file, as input_ids=1x128 attention_mask=1x128
         without: leave out a phase, to see what it adds, as fuse_attention; may be given again
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
@@ -260,6 +305,7 @@ def compile_command(
         cuda_compiler=compiler,
         fast_math=fast_math,
         without=without,
+        shapes=_parsed_shapes(shapes),
         dump_ir=dump_ir,
         check=not no_check,
     )
