@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from tvm import relax
 
 from gpt.cli import UserError
-from tvm_frontend.frontends.onnx.operators import CONVERTERS
+from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.frontends.onnx.operators.elementwise import held_as
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant
@@ -25,22 +25,26 @@ from tvm_frontend.graph import ENTRY, Graph
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 
-def import_onnx(proto: onnx.ModelProto) -> Graph:
+def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
     """Read a GPT of ONNX into a Relax function `forward(*inputs, *weights)`.
 
     Its result is the file's one output, or a tuple of all. Dimensions named in the file (B, T) become symbolic
-    integers. Raises UserError naming the first node that is not supported, with its operator, domain and opset.
+    integers. keep_types: inputs and outputs have the file's own types, those of 16 bits too, and are cast on the way in
+    and out; else floats of 16 bits are float32 there as well. Raises UserError naming the first node that is not
+    supported, with its operator, domain and opset.
     """
     opset = check_operators(proto)
     reading = Reading()
     symbols: dict[str, tvm.tirx.Var] = {}
-    inputs = [_declare_input(reading, value, symbols) for value in proto.graph.input]
+    inputs = [_input(value, symbols, keep_types) for value in proto.graph.input]
     _declare_initializers(reading, proto.graph)
     with reading.builder.function(ENTRY, attrs={"num_input": len(inputs)}):
         with reading.builder.dataflow():
+            for value, var in zip(proto.graph.input, inputs, strict=True):
+                reading.values[value.name] = reading.emit(_cast(var, held_as(var.ty.dtype)))
             for node in proto.graph.node:
                 _convert(reading, node, opset)
-            outputs = [reading.builder.emit_output(reading.tensor(value.name)) for value in proto.graph.output]
+            outputs = [reading.builder.emit_output(_output(reading, value, keep_types)) for value in proto.graph.output]
         reading.builder.emit_func_output(
             outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
             [*inputs, *(reading.values[name] for name in reading.weights)],
@@ -56,7 +60,7 @@ def check_operators(proto: onnx.ModelProto) -> int:
         raise UserError(f"opset {opset}: supported are {OLDEST_OPSET} to {NEWEST_OPSET}; export with one of them")
     for node in proto.graph.node:
         domain = node.domain or "ai.onnx"
-        if domain != "ai.onnx" or node.op_type not in CONVERTERS:
+        if converter_key(node) not in CONVERTERS:
             raise UserError(
                 f"node {node.name!r}: operator {node.op_type} of domain {domain} (opset {opsets.get(domain, '?')}) is "
                 f"not supported, only {', '.join(CONVERTERS)} are; python -m export.onnx writes no others"
@@ -64,17 +68,28 @@ def check_operators(proto: onnx.ModelProto) -> int:
     return opset
 
 
-def _declare_input(reading: Reading, value: onnx.ValueInfoProto, symbols: dict[str, tvm.tirx.Var]) -> relax.Var:
+def _input(value: onnx.ValueInfoProto, symbols: dict[str, tvm.tirx.Var], keep_type: bool) -> relax.Var:
     shape = []
     for dim in value.type.tensor_type.shape.dim:
         if dim.dim_param:
             shape.append(symbols.setdefault(dim.dim_param, tvm.tirx.Var(dim.dim_param, "int64")))
         else:
             shape.append(dim.dim_value)
-    dtype = held_as(str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)))
-    var = relax.Var(value.name, relax.TensorType(shape, dtype))
-    reading.values[value.name] = var
-    return var
+    dtype = _dtype(value)
+    return relax.Var(value.name, relax.TensorType(shape, dtype if keep_type else held_as(dtype)))
+
+
+def _output(reading: Reading, value: onnx.ValueInfoProto, keep_type: bool) -> relax.Expr:
+    tensor = reading.tensor(value.name)
+    return _cast(tensor, _dtype(value)) if keep_type else tensor
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def _cast(tensor: relax.Expr, dtype: str) -> relax.Expr:
+    return tensor if tensor.ty.dtype == dtype else relax.op.astype(tensor, dtype)
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
@@ -91,7 +106,7 @@ def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
 def _convert(reading: Reading, node: onnx.NodeProto, opset: int) -> None:
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     try:
-        results = CONVERTERS[node.op_type](reading, node, attributes)
+        results = CONVERTERS[converter_key(node)](reading, node, attributes)
     except UserError as error:
         raise UserError(f"node {node.name!r} ({node.op_type}, ai.onnx opset {opset}): {error}") from error
     results = results if isinstance(results, tuple) else (results,)
