@@ -187,7 +187,7 @@ def sha256_onnx(file: OnnxFile) -> str:
         try:
             found.update(sha256_file(file.path.parent / name).encode())
         except OSError as error:
-            raise UserError(f"{file.path}: {name}, which holds its weights, cannot be read: {error.strerror}") from error
+            raise UserError(f"{file.path}: its weights in {name} cannot be read: {error.strerror}") from error
     return found.hexdigest()
 
 

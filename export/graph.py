@@ -182,7 +182,7 @@ class GraphReader:
     @cached_property
     def _embedded(self) -> tuple[dict[str, tuple[int, ...]], set[str]]:
         """The shapes of the tables of which rows are looked up, by name, and the values that are rows of tokens."""
-        looked_up = {}
+        looked_up: dict[str, tuple[int, ...]] = {}
         embedded: set[str] = set()
         for node in self._nodes:
             if node.op_type in LOOKUPS and (table := self._weight(node.input[0])) and len(table[1]) == 2:

@@ -33,19 +33,20 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """Describes a compiled model on disk; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`; a file that was
-    compiled as it is, with its own inputs and outputs, is of the form `graph`, and its config is None unless it is a
-    GPT-2. frontend: the importer that read the file. fixed_shape: the one [B, T] that it takes, None for all. precision: the precision of
-    the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with Relay 0 to 3. pipeline: the phases that made
-    it, in order. phases_s: the seconds each phase took, for all archs together. kernels: the number of calls of each
-    kernel in a forward pass. launches: for each kernel on a GPU the `function` that it calls, None if TVM wrote it, and
-    the `threads` and `shared_bytes` of a block. exported_sha256, checkpoint_sha256: the hashes of the file that was
-    compiled and of the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and
-    the shape after B of each KV cache. weights: the name, dtype, shape and byte offset in the file of each weight.
-    files_crc32: the checksums of the other files. versions: this project's, with its commit, and the compiler's.
-    search: the trials, seconds and folder of the search that found its schedules, None if there was none. signature: how
-    a model of the form `graph` is called. plain_weights: the names, in order, of the weights of its second library, for
-    masks of ones and positions that count on, and own_weights those of the first; None if there is one library alone.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`; a file
+    that was compiled as it is, with its own inputs and outputs, is of the form `graph`, and its config is None
+    unless it is a GPT-2. frontend: the importer that read the file. fixed_shape: the one [B, T] that it takes, None
+    for all. precision: the precision of the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with
+    Relay 0 to 3. pipeline: the phases that made it, in order. phases_s: the seconds each phase took, for all archs
+    together. kernels: the number of calls of each kernel in a forward pass. launches: for each kernel on a GPU the
+    `function` that it calls, None if TVM wrote it, and the `threads` and `shared_bytes` of a block.
+    exported_sha256, checkpoint_sha256: the hashes of the file that was compiled and of the checkpoint that it came
+    from. entry_points: the functions of a library. caches: the dtype and the shape after B of each KV cache.
+    weights: the name, dtype, shape and byte offset in the file of each weight. files_crc32: the checksums of the
+    other files. versions: this project's, with its commit, and the compiler's. search: the trials, seconds and
+    folder of the search that found its schedules, None if there was none. signature: how a model of the form
+    `graph` is called. plain_weights: the names, in order, of the weights of its second library, for masks of ones
+    and positions that count on, and own_weights those of the first; None if there is one library alone.
     """
 
     path: Path

@@ -60,10 +60,11 @@ class Check:
 def check_compiled(model: CompiledModel, reference: Reference, dtype: str) -> Check:
     """Run a model on random ids [2, 11], or fewer if it takes fewer, and compare it with a reference.
 
-    A model with a cache runs them as a prompt in two chunks and then token by token. A file that was compiled as it is
-    runs them with a mask of ones, with one that hides a token, and after a past, where it takes these. reference: gives
-    the logits float32 [B, T, V], or [B, 1, V] of the last position alone, of ids int64 [B, T]; for such a file all
-    outputs of all inputs, by name. dtype: the type that it computes in. Raises RuntimeError if they differ by more than the tolerance, and UserError if this machine cannot run it.
+    A model with a cache runs them as a prompt in two chunks and then token by token. A file that was compiled as it
+    is runs them with a mask of ones, with one that hides a token, and after a past, where it takes these.
+    reference: gives the logits float32 [B, T, V], or [B, 1, V] of the last position alone, of ids int64 [B, T]; for
+    such a file all outputs of all inputs, by name. dtype: the type that it computes in. Raises RuntimeError if they
+    differ by more than the tolerance, and UserError if this machine cannot run it.
     """
     if model.form == "graph":
         return _check_graph(model, reference, dtype)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from tvm_frontend.runtime.session import CachedSession, Session
 
 
-def open_session(model: CompiledModel, threads: int | None = None) -> "Session | CachedSession | GraphSession | RelaySession":
+def open_session(
+    model: CompiledModel, threads: int | None = None
+) -> "Session | CachedSession | GraphSession | RelaySession":
     """Load a model's library and map its weights, ready to run on `threads` CPU threads.
 
     By default the number is TVM_NUM_THREADS, or else OMP_NUM_THREADS, or else one thread for each physical core that

@@ -5,7 +5,7 @@ artifact has a second library, compiled with that known: there a mask may be the
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -17,15 +17,15 @@ from tvm_frontend.runtime.exclusive import exclusive
 from tvm_frontend.runtime.session import Loaded
 from tvm_frontend.runtime.threads import use_threads
 
-Array = np.ndarray | tvm.runtime.Tensor
+Array: TypeAlias = np.ndarray | tvm.runtime.Tensor
 
 
 class GraphSession(Loaded):
     """Runs a compiled file.
 
-    `run` takes what the file takes and gives what it gives. `prefill`, `fill` and `decode` take token ids, and are for
-    files whose inputs and logits are known, as `export.signature.Signature` says. Keys and values of earlier tokens stay
-    on the device between steps.
+    `run` takes what the file takes and gives what it gives. `prefill`, `fill` and `decode` take token ids, and are
+    for files whose inputs and logits are known, as `export.signature.Signature` says. Keys and values of earlier
+    tokens stay on the device between steps.
     """
 
     def __init__(self, model: CompiledModel, threads: int, arch: str | None) -> None:
@@ -66,7 +66,7 @@ class GraphSession(Loaded):
 
     @exclusive
     def fill(self, ids: np.ndarray) -> np.ndarray:
-        """Begin anew with a prompt, ids int64 [B, T], and return logits [B, V] of its last position. Raises UserError."""
+        """Begin anew with a prompt, ids int64 [B, T]; return logits [B, V] of its last position. Raises UserError."""
         self._keep(results := self._step(ids, None), ids, 0)
         return self._logits(results).numpy()[:, -1]
 
@@ -78,7 +78,9 @@ class GraphSession(Loaded):
         """
         B, filled = self._filled
         if not self._past or not 1 <= context <= filled or len(ids) != B:
-            raise UserError(f"context={context}: the past holds {filled} tokens of {B} sequences, and `fill` puts them there")
+            raise UserError(
+                f"context={context}: the past holds {filled} tokens of {B} sequences, and `fill` puts them there"
+            )
         past = {name: self._first(name, tensor, context) for name, tensor in self._past.items()}
         self._keep(results := self._step(ids, past), ids, context)
         return self._logits(results).numpy()[:, -1]
@@ -103,8 +105,8 @@ class GraphSession(Loaded):
             raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T], with at least one token")
         self._check_ids(ids)
         given = self.signature.feed(ids, past)
-        length = ids.shape[1] + next((past[name].shape[self.signature.length_axis(name)] for name in past or ()), 0)
-        self._check_length(length)
+        P, T = self._tokens(given)
+        self._check_length(P + T)
         return self._results(given, plain=self._plain is not None)
 
     def _logits(self, results: Mapping[str, tvm.runtime.Tensor]) -> tvm.runtime.Tensor:
@@ -164,12 +166,12 @@ class GraphSession(Loaded):
         V = self.signature.vocab_size
         if ids.dtype.kind not in "iu":
             raise UserError(f"ids of dtype {ids.dtype}: must be whole numbers")
-        if ids.size and V is not None and not (0 <= int(ids.min()) and int(ids.max()) < V):
+        if ids.size and V is not None and (int(ids.min()) < 0 or int(ids.max()) >= V):
             bad = ids[(ids < 0) | (ids >= V)][0]
             raise UserError(f"token id {bad}: must be in 0 … {V - 1} (vocab_size={V})")
 
     def _check_lengths(self, given: Mapping[str, np.ndarray]) -> None:
-        """Raise UserError for more tokens than the file has positions for, and for masks and positions of other ones."""
+        """Raise UserError for more tokens than the file has positions for, and for masks and positions of others."""
         signature = self.signature
         if signature.ids is None or given[signature.ids].ndim != 2:
             return
@@ -203,4 +205,3 @@ class GraphSession(Loaded):
             if not (value == expected).all():
                 return False
         return True
-

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import inliner
 
@@ -22,9 +21,7 @@ from tvm_frontend.frontends.onnx.importer import check_operators, import_onnx
 FORMS = ("forward", "cached")  # of exports of this project, which a session of their own kind runs
 
 
-def read(
-    model: Path, fixed_shape: tuple[int, int] | None, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Source:
+def read(model: Path, fixed_shape: tuple[int, int] | None, shapes: Mapping[str, Sequence[int]] | None = None) -> Source:
     """Read an ONNX file, every node of which the importer knows. Raises UserError for another.
 
     shapes: the shapes of some inputs of a file that others wrote, for which alone it is compiled.
