@@ -36,10 +36,10 @@ def is_causal(mask: Indexed, shape: list[Any]) -> bool:
     Scores are [.., T, T], and the proof holds for every T.
     """
     rank = len(mask.shape)
-    if not 2 <= rank <= len(shape) or not _equal([*mask.shape[-2:], *shape[-2:]]):
+    if not 2 <= rank <= len(shape) or not same_sizes([*mask.shape[-2:], *shape[-2:]]):
         return False
     outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
-    if not all(is_one(dims[0]) or _equal(dims) for dims in outer):
+    if not all(is_one(dims[0]) or same_sizes(dims) for dims in outer):
         return False
     *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
     distance = tvm.tirx.Var("distance", "int64")
@@ -69,6 +69,7 @@ def as_added(mask: Indexed) -> Indexed:
     return Indexed(mask.shape, "float32", at)
 
 
-def _equal(sizes: Sequence[Any]) -> bool:
+def same_sizes(sizes: Sequence[Any]) -> bool:
+    """Tell if sizes, numbers or symbols, are provably equal."""
     analyzer = tvm.sym.Analyzer()
     return all(analyzer.can_prove_equal(sizes[0], size) for size in sizes)
