@@ -236,7 +236,7 @@ class _Preallocating:
 def _substituted(value: relax.Expr, new: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
     """Give a value with its variables replaced."""
     if isinstance(value, relax.Var):
-        return new[value]
+        return new.get(value, value) if isinstance(value.ty, tvm.ir.PrimType) else new[value]  # sizes stay
     if isinstance(value, relax.Tuple):
         return relax.Tuple([_substituted(field, new) for field in value.fields])
     if isinstance(value, relax.TupleGetItem):
