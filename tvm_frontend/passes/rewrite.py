@@ -1,6 +1,6 @@
 """Matches a pattern in the graph and replaces it by a kernel, for every rewrite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tvm
@@ -17,7 +17,7 @@ class Rewriting:
     """Holds a graph while it is being rewritten: its weights may be read and new weights and kernels added."""
 
     def __init__(self, graph: Graph) -> None:
-        self.builder = relax.BlockBuilder(graph.module)
+        self.builder = relax.BlockBuilder(graph.module.clone())  # which it would change
         self.function = graph.module[ENTRY]
         self.inputs = list(self.function.params[: int(self.function.attrs["num_input"])])
         self.weights = dict(graph.weights)
@@ -134,6 +134,14 @@ def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
 def calls(value: relax.Expr, name: str) -> bool:
     """Tell if a value is a call of that operator of Relax."""
     return isinstance(value, relax.Call) and getattr(value.op, "name", "") == f"relax.{name}"
+
+
+def both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
+    """Give the two operands of an addition or a product, in either order."""
+    if isinstance(value, relax.Call) and len(value.args) == 2:
+        first, second = value.args
+        yield first, second
+        yield second, first
 
 
 def number_of(value: relax.Expr) -> float | None:
