@@ -1,6 +1,8 @@
 """Matches a pattern in the graph and replaces it by a kernel, for every rewrite."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tvm
@@ -11,6 +13,18 @@ from tvm_frontend.graph import ENTRY, Graph
 
 Matched = dict[DFPattern, relax.Expr]
 OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: TVM does not fuse it with others
+
+# Operators that `Rewriting.number` computes of numbers.
+FOLDED: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "astype": np.float64,
+    "divide": np.divide,
+    "multiply": np.multiply,
+    "negative": np.negative,
+    "reshape": np.float64,
+    "sqrt": np.sqrt,
+    "subtract": np.subtract,
+}
 
 
 class Rewriting:
@@ -50,6 +64,21 @@ class Rewriting:
         """Give the value that a variable is bound to; a parameter, or another expression, as it is."""
         return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
+    def number(self, expr: relax.Expr) -> float | None:
+        """Give the number that a constant of one element is, or that is computed from such; None for other values.
+
+        TorchScript computes the scale of attention so, from the shape of the keys.
+        """
+        value = self.value(expr)
+        if not isinstance(value, relax.Call):
+            return number_of(value)
+        compute = next((function for name, function in FOLDED.items() if calls(value, name)), None)
+        numbers = [self.number(each) for each in value.args if isinstance(each.ty, relax.TensorType)]
+        if compute is None or None in numbers or not str(value.ty.dtype).startswith("float"):
+            return None
+        with np.errstate(all="ignore"):
+            return float(compute(*numbers))
+
     def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
         """Give the parameter of that name; make it from `value()` if it is not there yet."""
         if name not in self.weights:
@@ -65,14 +94,23 @@ class Rewriting:
         return bool(readers) and all(calls(reader, "astype") for reader in readers)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
-        """Call `kernel` in the place of `like`; equal kernels are kept once.
+        """Call `kernel`, which gives [B, T, C], in the place of `like` [.., C]; equal kernels are kept once.
 
-        Arguments and results of another type than the kernel's are cast.
+        Arguments and results of another type than the kernel's are cast, and those [.., C] that it takes as [B, T, C]
+        are reshaped.
         """
         *taken, given = _dtypes(kernel)
         function = self.builder.add_func(with_root(kernel), name)
-        type_ = relax.TensorType(like.ty.shape, given)
-        return _cast(relax.call_tir(function, _cast_all(arguments, taken), out_ty=type_), given, str(like.ty.dtype))
+        shape = list(like.ty.shape.values)
+        type_ = relax.TensorType(_rows(shape), given)
+        ranks = [len(param.ty.shape) for param in kernel.params]
+        arguments = [
+            each if len(argument.ty.shape.values) == rank else relax.op.reshape(each, _rows(argument.ty.shape.values))
+            for argument, each, rank in zip(arguments, _cast_all(arguments, taken), ranks, strict=False)
+        ]
+        result = relax.call_tir(function, arguments, out_ty=type_)
+        result = result if len(shape) == 3 else relax.op.reshape(result, shape)
+        return _cast(result, given, str(like.ty.dtype))
 
     def call_in_place(
         self,
@@ -123,6 +161,12 @@ class Rewriting:
         module = self.builder.get()
         module.update_func(module.get_global_var(ENTRY), function)
         return Graph(module, {name: self.weights[name] for name in kept})
+
+
+def _rows(shape: Sequence) -> list:
+    """Give [B, T, C] for a shape [.., C]."""
+    *outer, C = shape
+    return [1, *outer, C] if len(outer) == 1 else [outer[0], math.prod(outer[1:]), C]
 
 
 def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
