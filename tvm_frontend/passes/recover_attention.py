@@ -73,7 +73,7 @@ def _without_scale(rewriting: Rewriting, *factors: relax.Expr) -> tuple[list[rel
     for factor in factors:
         value = rewriting.value(factor)
         while calls(value, "multiply") or calls(value, "divide"):
-            number = number_of(rewriting.value(value.args[1]))
+            number = rewriting.number(value.args[1])
             if number is None:
                 break
             scale = scale * number if calls(value, "multiply") else scale / number

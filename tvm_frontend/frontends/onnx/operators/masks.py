@@ -95,24 +95,32 @@ def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
     return hidden if seen == 0 and hidden is not None and hidden <= HIDDEN else None
 
 
-def triangle(array: np.ndarray) -> Indexed | None:
-    """Give the formula of an array [.., N, N] of one number up to the diagonal and another behind it, else None.
+def band(array: np.ndarray) -> Indexed | None:
+    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
 
-    GPTs keep their causal mask so, for the longest sequence, and slice it; as a formula it can be proven to be causal.
+    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
+    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
     """
     rows = array.shape[-1] if array.ndim > 1 else 1
     if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
         return None
     square = array.reshape(rows, rows)
-    below, above = square[-1, 0], square[0, -1]
-    corners = square[0, 0] == below == square[-1, -1] and below != above  # of weights, nearly none goes on from here
-    if not corners or not np.array_equal(square, np.where(np.tri(rows, dtype=bool), below, above)):
+    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
+        return None
+    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
+    inside = np.flatnonzero(by_distance == square[0, 0])
+    outside = np.unique(by_distance[by_distance != square[0, 0]])
+    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
+    if len(outside) != 1 or last - first + 1 != len(inside):
         return None
     dtype = str(array.dtype)
 
     def at(*index: Any) -> Any:
         query, key = (expression(position, "int64") for position in index[-2:])
-        return tvm.tirx.Select(key <= query, *(tvm.tirx.const(each.item(), dtype) for each in (below, above)))
+        bounds = [key <= query - int(first)] if first > 1 - rows else []
+        bounds += [query - int(last) <= key] if last < rows - 1 else []
+        chosen = (tvm.tirx.const(each.item(), dtype) for each in (square[0, 0], outside[0]))
+        return tvm.tirx.Select(te.all(*bounds), *chosen)
 
     return Indexed(list(array.shape), dtype, at)
 
