@@ -9,6 +9,7 @@ ONNX's operators, so the integers go through the float32 product: sums of intege
 as long as no partial sum exceeds 2²⁴, and a weight with larger sums is divided along k until that holds.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tvm import relax, te
 from tvm.relax import op
 
 from gpt.cli import UserError
+from tvm_frontend.frontends.onnx.operators import shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
 from tvm_frontend.frontends.onnx.operators.contrib import attention_of_projection, inputs_of, outputs_of, transposed
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant, elements, is_number, is_one
@@ -412,28 +414,27 @@ def _constant_of(reading: Reading, name: str) -> np.ndarray:
 
 
 def block_weight(
-    reading: Reading, packed: str, scales: str, zeros: str, bits: int, block: int, shape: tuple[int, int]
+    reading: Reading, packed: str, scales: str, zeros: str, bits: int, shape: tuple[int, ...], axis: int, block: int
 ) -> relax.Expr:
-    """Give the float32 weight [N, K] of integers of few bits, with a scale for each `block` of the last axis.
+    """Give the float32 weight of integers of few bits, with a scale for each block of an axis.
 
-    Without zero points it is the middle of the range: 8 for 4 bits.
+    Bytes hold several of the last axis, of the weight's integers and of the zero points'. Without zero points it is the
+    middle of the range if the integers are packed in bytes, 8 for 4 bits, and 0 for ONNX's own 4-bit types.
     """
-    N, K = shape
-    blocks = -(-K // block)
-    whole = unpacked(_constant_of(reading, packed).reshape(N, -1), bits)[:, : blocks * block]
-    if not zeros:
-        zero: np.ndarray = np.full((N, blocks), 2 ** (bits - 1), np.int32)
-    elif dtype_of(reading, zeros) == "uint8":
-        zero = unpacked(_constant_of(reading, zeros).reshape(N, -1), bits)[:, :blocks]
+    array, scale = _constant_of(reading, packed), _constant_of(reading, scales)
+    in_bytes = dtype_of(reading, packed) == "uint8"
+    parameters = [-(-size // block) if each == axis else size for each, size in enumerate(shape)]
+    if zeros and dtype_of(reading, zeros) == "uint8":
+        packed_zeros = _constant_of(reading, zeros).reshape(*parameters[:-1], -1)
+        zero = unpacked(packed_zeros, bits)[..., : parameters[-1]]
+    elif zeros:
+        zero = _constant_of(reading, zeros).reshape(parameters)
     else:
-        zero = _constant_of(reading, zeros).reshape(N, blocks)
-    scale = _constant_of(reading, scales).reshape(N, blocks).astype(np.float32)
-
-    def weight() -> np.ndarray:
-        grouped = whole.reshape(N, blocks, block).astype(np.float32) - zero.astype(np.float32)[..., None]
-        return np.ascontiguousarray((grouped * scale[..., None]).reshape(N, -1)[:, :K])
-
-    return reading.add_weight(f"{packed}.{scales}.dequantized", weight())
+        zero = np.array(2 ** (bits - 1) if in_bytes else 0)
+    whole = unpacked(array.reshape(*shape[:-1], -1), bits)[..., : shape[-1]] if in_bytes else array
+    zero = spread(zero.astype(np.float32), shape, axis, block)
+    factor = spread(scale.reshape(parameters).astype(np.float32), shape, axis, block)
+    return reading.add_weight(f"{packed}.{scales}.dequantized", (whole.astype(np.float32) - zero) * factor)
 
 
 def _matmul_n_bits(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -444,14 +445,62 @@ def _matmul_n_bits(reading: Reading, node: onnx.NodeProto, attributes: dict[str,
     given = inputs_of(node, "A", "B", "scales", "zero_points", "g_idx", "bias")
     if "g_idx" in given:
         raise UserError(f"input g_idx ({given['g_idx']!r}) is not supported")
-    bits, block = attributes.get("bits", 4), attributes["block_size"]
-    if bits not in (2, 4, 8):
-        raise UserError(f"attribute bits={bits} is not supported, only 2, 4 and 8")
+    bits, shape = _bits_of(attributes), (attributes["N"], attributes["K"])
     zeros = given.get("zero_points", "")
-    shape = (attributes["N"], attributes["K"])
-    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, block, shape)
+    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, shape, 1, attributes["block_size"])
     y = op.matmul(reading.tensor(given["A"]), reading.emit(op.permute_dims(weight)))
     return op.add(reading.emit(y), reading.tensor(given["bias"])) if "bias" in given else y
+
+
+def _bits_of(attributes: dict[str, Any]) -> int:
+    if (bits := attributes.get("bits", 4)) not in (2, 4, 8):
+        raise UserError(f"attribute bits={bits} is not supported, only 2, 4 and 8")
+    return bits
+
+
+def _gather_block_quantized(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """Convert GatherBlockQuantized to a Gather of the float32 weight that its table stands for."""
+    given = inputs_of(node, "data", "indices", "scales", "zero_points")
+    bits, block = _bits_of(attributes), attributes.get("block_size", 128)
+    shape = [int(size) for size in reading.shape(given["data"])]
+    if dtype_of(reading, given["data"]) == "uint8":
+        shape[-1] *= 8 // bits
+    axis = attributes.get("quantize_axis", 1) % len(shape)
+    zeros = given.get("zero_points", "")
+    table = block_weight(reading, given["data"], given["scales"], zeros, bits, tuple(shape), axis, block)
+    gather = onnx.helper.make_node("Gather", [table.name, given["indices"]], list(node.output))
+    return shapes.CONVERTERS["Gather"](reading, gather, {"axis": attributes.get("gather_axis", 0)})
+
+
+def _q_linear_of(function: Callable[[relax.Expr, relax.Expr], relax.Expr]) -> Converter:
+    """Convert an operator on two factors of integers, each with a scale and a zero point, to rounded integers."""
+
+    def convert(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+        a, b, (scale, zero) = node.input[:3], node.input[3:6], [*node.input[6:], ""][:2]
+        y = reading.emit(function(*(_as_floats(reading, *names) for names in (a, b))))
+        return _rounded(reading, y, scale, zero, dtype_of(reading, a[0]))
+
+    return convert
+
+
+def _q_linear_softmax(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
+    """Convert QLinearSoftmax. ONNX Runtime computes it by a table of integers, and may be one unit off."""
+    x, (scale, zero) = node.input[:3], [*node.input[3:], ""][:2]
+    if attributes["opset"] < 13 and attributes.get("axis", -1) not in (-1, len(reading.shape(x[0])) - 1):
+        raise UserError(f"axis={attributes['axis']} of opset {attributes['opset']} is not supported, only the last one")
+    y = reading.emit(op.nn.softmax(_as_floats(reading, *x), axis=attributes.get("axis", -1)))
+    return _rounded(reading, y, scale, zero, dtype_of(reading, x[0]))
+
+
+def _as_floats(reading: Reading, x: str, scale: str, zero: str) -> relax.Expr:
+    """Give what integers with one scale and one zero point, or none, stand for."""
+    factor, offset = operand(reading, scale), operand(reading, zero) if zero else None
+    _refuse_many(factor, *([offset] if offset is not None else []))
+    return dequantized(reading, operand(reading, x), factor, offset)
+
+
+def _rounded(reading: Reading, y: relax.Expr, scale: str, zero: str, dtype: str) -> relax.Expr:
+    return quantized(reading, y, operand(reading, scale), operand(reading, zero) if zero else None, dtype)
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -462,9 +511,13 @@ CONVERTERS: dict[str, Converter] = {
     "QuantizeLinear": _quantize_linear,
     "com.microsoft.DequantizeLinear": _dequantize_linear,
     "com.microsoft.DynamicQuantizeMatMul": _dynamic_quantize_matmul,
+    "com.microsoft.GatherBlockQuantized": _gather_block_quantized,
     "com.microsoft.MatMulIntegerToFloat": _matmul_integer_to_float,
     "com.microsoft.MatMulNBits": _matmul_n_bits,
     "com.microsoft.QAttention": _q_attention,
     "com.microsoft.QGemm": _q_gemm,
+    "com.microsoft.QLinearAdd": _q_linear_of(op.add),
+    "com.microsoft.QLinearMul": _q_linear_of(op.multiply),
+    "com.microsoft.QLinearSoftmax": _q_linear_softmax,
     "com.microsoft.QuantizeLinear": _quantize_linear,
 }
