@@ -22,6 +22,7 @@ from tvm_frontend.frontends.onnx.operators.elementwise import held_as
 from tvm_frontend.frontends.onnx.operators.masks import band
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.passes.rewrite import Rewriting
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
@@ -50,7 +51,8 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
             outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
             [*inputs, *(reading.values[name] for name in reading.weights)],
         )
-    return Graph(reading.builder.finalize(), reading.weights)
+    graph = Graph(reading.builder.finalize(), reading.weights)
+    return Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
 
 
 def check_operators(proto: onnx.ModelProto) -> int:
