@@ -1,5 +1,6 @@
 """Find out whether ONNX files that others wrote can be used by the project, and if so, bring them to our form."""
 
+import hashlib
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from export import storage
-from export.artifact import ExportedModel, load_exported, metadata_of, read_proto, write_exported
+from export.artifact import ExportedModel, OnnxFile, load_exported, metadata_of, read_proto, write_exported
 from export.graph import FLOATS, MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of, without_weights
 from export.masks import say_causal
 from gpt.cli import UserError
@@ -106,8 +107,8 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         more = f" (and {len(found.missing) - 1} more: python -m export.inspect {source})" if found.missing[1:] else ""
         raise UserError(f"{source}: {found.missing[0]}{more}")
     storage.read_weights(whole, source)
-    _check(whole, source)
-    _check_numbers(whole, source)
+    check_readable(whole, source)
+    check_numbers(whole, source)
     fits = GraphReader(whole).parameter_bytes <= storage.INLINE_BYTES
     theirs = whole.SerializeToString() if fits else str(source)  # before its parts get other names
     producer = f"{whole.producer_name or 'unknown'} {whole.producer_version}".strip()
@@ -160,16 +161,39 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
     return [f"output {logits.name}: its shape {dims} must be [B, T, V]"] if dims and len(dims) != 3 else []
 
 
-def _check(proto: onnx.ModelProto, source: Path) -> None:
-    """Raise UserError for a model that ONNX's checker refuses."""
+def check_readable(proto: onnx.ModelProto, source: Path) -> None:
+    """Raise UserError for a model that is no valid ONNX, or that has control flow.
+
+    Operators of domains other than ONNX's own are for its reader to know, and so are those that ONNX Runtime writes in
+    ONNX's domain although ONNX has none of that name.
+    """
+    if "ai.onnx" not in opsets_of(proto):
+        raise UserError(f"{source}: names no opset of ONNX itself; export it again")
+    if not proto.graph.output:
+        raise UserError(f"{source}: gives no output; export it again")
     try:
         onnx.checker.check_model(without_weights(proto))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: ONNX's checker refuses it ({line}); export it again") from error
+        if "No Op registered for" not in line:
+            raise UserError(f"{source}: ONNX's checker refuses it ({line}); export it again") from error
 
 
-def _check_numbers(proto: onnx.ModelProto, source: Path) -> None:
+def sha256_onnx(file: OnnxFile) -> str:
+    """Return the SHA-256 of an ONNX file, and of the files beside it that hold its weights, if there are any."""
+    others = {storage.place_of(tensor, file.path)[0] for tensor in storage.external_tensors(file.proto)}
+    found = hashlib.sha256(file.content)
+    if not others:
+        return found.hexdigest()
+    for name in sorted(others):
+        try:
+            found.update(sha256_file(file.path.parent / name).encode())
+        except OSError as error:
+            raise UserError(f"{file.path}: its weights in {name} cannot be read: {error.strerror}") from error
+    return found.hexdigest()
+
+
+def check_numbers(proto: onnx.ModelProto, source: Path) -> None:
     """Raise UserError for a weight of another size than its shape, one that holds NaN, and for an infinite matrix.
 
     A mask that is added to scores may hold infinities.

@@ -25,6 +25,7 @@ from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Learnt, Reading, Unequal, held_as
 from tvm_frontend.frontends.onnx.operators.symbolic import MOST, simplified
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.passes.rewrite import Rewriting
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 25
 
@@ -42,11 +43,10 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
     Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
     the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
     the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's attribute
-    `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads behind a table's end
-    and has no result. keep_types: inputs and
-    outputs have the file's own types, those of 16 bits too, and are cast on the way in and out; else floats of 16 bits
-    are float32 there as well. Raises UserError for a file that cannot be read, naming the node with its operator,
-    domain and opset.
+    `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads behind the end of a
+    table, and has no result. keep_types: inputs and outputs have the file's own types, those of 16 bits too, and are
+    cast on the way in and out; else floats of 16 bits are float32 there as well. Raises UserError for a file that
+    cannot be read, naming the node with its operator, domain and opset.
     """
     opset = check_operators(proto)
     nodes = _in_order(proto.graph, list(_inlined(proto)))
@@ -134,7 +134,8 @@ def _read_with(
     module = reading.builder.finalize()
     if reading.limits:
         module.update_func(module.get_global_var(ENTRY), module[ENTRY].with_attr("limits", reading.limits))
-    return Graph(module, reading.weights)
+    graph = Graph(module, reading.weights)
+    return Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -250,7 +251,7 @@ def _cast(tensor: relax.Expr, dtype: str) -> relax.Expr:
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
-    """Make weights parameters; lists of integers (shapes, axes) and single numbers become parts of formulas."""
+    """Make weights parameters; lists of integers (shapes, axes), single numbers and masks become formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         reading.add_constant(initializer.name, array.astype(held_as(str(array.dtype)), copy=False))
@@ -318,8 +319,8 @@ def _check_schema(node: onnx.NodeProto, attributes: Attributes, opset: int) -> N
             raise UserError(f"input {position} is left out")
     for attribute in node.attribute:
         wanted = schema.attributes.get(attribute.name)
-        if wanted is not None and int(wanted.type.value) != attribute.type:
-            raise UserError(f"attribute {attribute.name} is of another type than {wanted.type.name}")
+        if wanted is not None and int(wanted.type.value) != attribute.type:  # type: ignore[attr-defined]
+            raise UserError(f"attribute {attribute.name} is of another type than {wanted.type.name}")  # type: ignore[attr-defined]
     for name, wanted in schema.attributes.items():
         if wanted.required and name not in attributes:
             raise UserError(f"attribute {name} is missing")

@@ -14,6 +14,7 @@ from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     FEW,
     Indexed,
+    band,
     constant,
     depends_on,
     elements,
@@ -22,10 +23,12 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_number,
     is_one,
     position_symbols,
+    said,
     settled,
     simplified,
     sizes_in,
     smallest_of,
+    written,
 )
 
 Value: TypeAlias = relax.Expr | Indexed
@@ -66,10 +69,15 @@ class Reading:
     _computed: dict[str, relax.Expr] = field(default_factory=dict)
 
     def add_constant(self, name: str, array: np.ndarray) -> None:
-        """Give a name the value of an array in the file: a formula of few integers or of one number, else a weight."""
+        """Give a name the value of an array in the file: a formula of few integers, of one number, or of a mask.
+
+        Others are weights.
+        """
         few = array.size <= FEW and (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_)
         if array.size == 1 or (few and array.size):
             self.values[name] = constant(array)
+        elif (formula := band(array)) is not None:
+            self.values[name] = formula
         elif array.size:
             self.add_weight(name, array)
         else:
@@ -130,7 +138,7 @@ class Reading:
             return left if is_number(left) or not is_number(right) else right
         difference = simplified(left - right)
         if is_number(difference):
-            raise Unequal(f"sizes {left} and {right} differ")
+            raise Unequal(f"sizes {said(left)} and {said(right)} differ")
         bare = [each for each in (left, right) if isinstance(each, tvm.tirx.Var)]
         own = [symbol for symbol in reversed(self.sizes) if any(symbol.same_as(each) for each in sizes_in(difference))]
         own.sort(key=lambda symbol: not any(symbol.same_as(each) for each in bare))
@@ -140,17 +148,18 @@ class Reading:
             if factor and (is_number(linear[1]) or abs(factor) == 1):
                 solved = simplified(-linear[1] // factor if abs(factor) != 1 else -linear[1] * factor)
                 if is_number(solved) and (solved < 1 or solved * factor != -linear[1]):
-                    raise Unequal(f"sizes {left} and {right} would be equal for {symbol} = {solved} only")
+                    raise Unequal(
+                        f"sizes {said(left)} and {said(right)} would be equal for {said(symbol)} = {solved} only"
+                    )
                 raise Learnt(symbol, solved)
         for symbol, most in (*smallest_of(left), *smallest_of(right)):
             self.limit(symbol, most)
             raise Learnt(symbol, most=most)
-        raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
+        raise UserError(f"sizes {said(left)} and {said(right)}: whether they are equal is only known when it runs")
 
     def limit(self, size: Any, most: Any) -> None:
-        """Note that a size of the inputs, a symbol or a sum of them, is at most a number in whatever the file is for."""
-        if not is_number(size) and is_number(most):
-            key = str(size)
+        """Note the most that a size of the inputs, a symbol or a sum of them, may be."""
+        if not is_number(size) and is_number(most) and (key := written(size)):
             self.limits[key] = min(int(most), self.limits.get(key, int(most)))
 
     def broadcast(self, *shapes: list[Any]) -> list[Any]:

@@ -38,6 +38,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_zero,
     listed,
     position_symbols,
+    said,
     simplified,
     unflat,
 )
@@ -78,8 +79,8 @@ def _whole(number: Any) -> Any:
     if isinstance(number, tvm.tirx.Cast) and str(number.value.ty.dtype) == "int64":
         return number.value
     if isinstance(number, tvm.tirx.FloatImm):
-        return int(number.value) if float(number.value).is_integer() else float(number.value)
-    return number
+        number = float(number.value)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _constant_of_shape(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -371,7 +372,7 @@ def pieces_of(reading: Reading, name: str, axis: int, sizes: list[Any]) -> tuple
     if len(sizes) == 1:
         return (reading.values[name],)
     ends = [simplified(end) for end in accumulate(sizes)]
-    if reading.indexed(name) or not all(map(is_number, ends)):
+    if reading.indexed(name) or not all(map(is_number, ends)) or any(map(is_zero, sizes)):
         starts = [0, *ends[:-1]]
         return tuple(
             sliced(reading, name, [axis], [first], [end], [1]) for first, end in zip(starts, ends, strict=True)
@@ -683,8 +684,11 @@ def resolved(reading: Reading, before: list[Any], wanted: list[Any], allow_zero:
         size = simplified(many // few)
         if not equal(size * few, many):
             for left, right in zip(*_beside(before, shape, rest[0]), strict=False):
-                reading.same_size(left, right)
-            raise UserError(f"{many} elements in rows of {few}: whether they are whole is only known when it runs")
+                if not (is_number(left) or is_number(right)):
+                    reading.same_size(left, right)
+            raise UserError(
+                f"{said(many)} elements in rows of {said(few)}: whether they are whole is only known when it runs"
+            )
         shape[rest[0]] = size
     elif not (is_zero(simplified(prod(before))) and is_zero(simplified(prod(shape)))):
         reading.same_size(simplified(prod(old)), simplified(prod(new)))

@@ -1,5 +1,6 @@
 """Values that follow from shapes alone: formulas over sizes and positions, computed only where a tensor is needed."""
 
+import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -98,6 +99,36 @@ def settled(value: Indexed) -> Indexed:
     return Indexed([simplified(dim) for dim in value.shape], value.dtype, at)
 
 
+def band(array: np.ndarray) -> Indexed | None:
+    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
+
+    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
+    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
+    """
+    rows = array.shape[-1] if array.ndim > 1 else 1
+    if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
+        return None
+    square = array.reshape(rows, rows)
+    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
+        return None
+    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
+    inside = np.flatnonzero(by_distance == square[0, 0])
+    outside = np.unique(by_distance[by_distance != square[0, 0]])
+    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
+    if len(outside) != 1 or last - first + 1 != len(inside):
+        return None
+    dtype = str(array.dtype)
+
+    def at(*index: Any) -> Any:
+        query, key = (expression(position, "int64") for position in index[-2:])
+        bounds = [key <= query - int(first)] if first > 1 - rows else []
+        bounds += [query - int(last) <= key] if last < rows - 1 else []
+        chosen = (tvm.tirx.const(each.item(), dtype) for each in (square[0, 0], outside[0]))
+        return tvm.tirx.Select(tvm.te.all(*bounds), *chosen)
+
+    return Indexed(list(array.shape), dtype, at)
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | tvm.tirx.IntImm)
 
@@ -135,6 +166,24 @@ def simplified(value: Any) -> Any:
     """Simplify a size or an element, to a Python number if it is an integer."""
     value = analyzer_of(value).simplify(value) if isinstance(value, tvm.ir.Expr) else value
     return int(value) if is_number(value) and not isinstance(value, bool) else value
+
+
+def written(size: Any) -> str:
+    """Write a size that is a symbol, or sums and products of them, as Python would; "" if it is another formula."""
+    if is_number(size):
+        return str(int(size))
+    if isinstance(size, tvm.tirx.Var):
+        return str(size.name)
+    signs = {tvm.tirx.Add: "+", tvm.tirx.Sub: "-", tvm.tirx.Mul: "*"}
+    sign = next((sign for kind, sign in signs.items() if isinstance(size, kind)), "")
+    sides = [written(size.a), written(size.b)] if sign else [""]
+    sides = [f"({side})" if sign == "*" and " " in side else side for side in sides]
+    return f" {sign} ".join(sides) if all(sides) else ""
+
+
+def said(size: Any) -> str:
+    """Write any size for a person to read."""
+    return written(size) or re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
 def smallest_of(value: Any) -> list[tuple[tvm.tirx.Var, int]]:
