@@ -220,6 +220,13 @@ def held_as(dtype: str) -> str:
     return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
+def known(size: Any, what: str) -> int:
+    """Give a size that must be a number. Raises UserError for a symbol."""
+    if not is_number(size):
+        raise UserError(f"{what}, {said(size)}, is not supported, only a number")
+    return int(size)
+
+
 def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
     """Raise UserError if an attribute is present with a value other than the one that is supported."""
     for name, value in expected.items():

@@ -22,6 +22,7 @@ from tvm_frontend.frontends.onnx.operators.context import (
     computed,
     given,
     held_as,
+    known,
     refuse_unless,
 )
 from tvm_frontend.frontends.onnx.operators.symbolic import (
@@ -455,9 +456,9 @@ def _gather_nd(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
     batch = attributes.get("batch_dims", 0)
     shape, places = reading.shape(node.input[0]), reading.shape(node.input[1])
     depth, count = places[-1], len(places) - 1
-    if not is_number(depth) or not 1 <= int(depth) <= len(shape) - batch or batch > count:
-        raise UserError(f"places of shape {places} in {len(shape)} dimensions")
-    depth = int(depth)
+    depth = known(depth, "the length of a place")
+    if not 1 <= depth <= len(shape) - batch or batch > count:
+        raise UserError(f"places of {depth} numbers in {len(shape)} dimensions")
     for left, right in zip(shape[:batch], places[:batch], strict=True):
         reading.same_size(left, right)
     after = [*places[:-1], *shape[batch + depth :]]
@@ -522,7 +523,7 @@ def _scatter(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any])
         raise UserError(f"reduction {attributes['reduction']} is not supported")
     data, rows, updates = map(reading.tensor, node.input)
     if node.op_type == "ScatterND":
-        sizes = shape[: int(reading.shape(node.input[1])[-1])]
+        sizes = shape[: known(reading.shape(node.input[1])[-1], "the length of a place")]
         rows = reading.emit(_all_from_the_front(reading, rows, sizes))
         return op.scatter_nd(data, rows, updates, reduction=reduction)
     axis = axis_in(attributes.get("axis", 0), len(shape))
