@@ -1,8 +1,20 @@
 """Converts each operator of ONNX to Relax: one kind of operator a file."""
 
-from tvm_frontend.frontends.onnx.operators import attention, elementwise, layers, shapes
+import onnx
+
+from tvm_frontend.frontends.onnx.operators import attention, control, elementwise, layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter
 
+# By the operator's name, with its domain before it where that is not ONNX's own: Gelu, com.microsoft.FastGelu.
 CONVERTERS: dict[str, Converter] = dict(
-    sorted((attention.CONVERTERS | elementwise.CONVERTERS | layers.CONVERTERS | shapes.CONVERTERS).items())
+    sorted(
+        (
+            attention.CONVERTERS | control.CONVERTERS | elementwise.CONVERTERS | layers.CONVERTERS | shapes.CONVERTERS
+        ).items()
+    )
 )
+
+
+def converter_key(node: onnx.NodeProto) -> str:
+    """Give the key of CONVERTERS for a node: `Operator`, or `domain.Operator` outside of ONNX's own domain."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
