@@ -235,7 +235,7 @@ class _Reader:
                 return "attention with a mask that is not the causal one alone"
             return "a product of two values that are computed"
         if calls(value, "take"):
-            return "rows of a table by something else than ids and positions"
+            return "a table that is looked up on its own"
         return "no kernel for it"
 
     def _leads_to_softmax(self, var: relax.Var) -> bool:
