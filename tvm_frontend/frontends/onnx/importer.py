@@ -24,6 +24,7 @@ from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Learnt, Reading, Unequal, held_as
 from tvm_frontend.frontends.onnx.operators.symbolic import simplified
+from tvm_frontend.frontends.onnx.unpadded import unpadded
 from tvm_frontend.graph import ENTRY, Graph
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 25
@@ -36,34 +37,43 @@ class Attributes(dict[str, Any]):
         raise UserError(f"attribute {name} is missing")
 
 
-def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
+def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False, is_unpadded: bool = False) -> Graph:
     """Read a decoder of ONNX into a Relax function `forward(*inputs, *weights)`.
 
     Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
     the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
     the graph needs two of them to be equal, or one to be the sum of others, it becomes that. keep_types: inputs and
     outputs have the file's own types, those of 16 bits too, and are cast on the way in and out; else floats of 16 bits
-    are float32 there as well. Raises UserError for a file that cannot be read, naming the node with its operator,
-    domain and opset.
+    are float32 there as well. is_unpadded: the graph is for batches without padding alone, and does not read their mask
+    and positions; see `tvm_frontend.frontends.onnx.unpadded`. Raises UserError for a file that cannot be read, naming
+    the node with its operator, domain and opset.
     """
     opset = check_operators(proto)
     nodes = _in_order(proto.graph, list(_inlined(proto)))
     try:
-        return _read(proto, nodes, opset, keep_types, shared=True)
+        return _read(proto, nodes, opset, keep_types, is_unpadded, shared=True)
     except Unequal as error:
         try:  # names of dimensions are no promise: a file may give two that differ the same one
-            return _read(proto, nodes, opset, keep_types, shared=False)
+            return _read(proto, nodes, opset, keep_types, is_unpadded, shared=False)
         except UserError:
             raise error from None
 
 
-def _read(proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, *, shared: bool) -> Graph:
+def _read(
+    proto: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    opset: int,
+    keep_types: bool,
+    is_unpadded: bool,
+    *,
+    shared: bool,
+) -> Graph:
     """Read a file, again for each size of an input that turns out to follow from others."""
     symbols: dict[str, tvm.tirx.Var] = {}
     known: list[tuple[tvm.tirx.Var, Any]] = []
     while True:
         try:
-            return _read_with(proto, nodes, opset, keep_types, Sizes(symbols, known, shared))
+            return _read_with(proto, nodes, opset, keep_types, is_unpadded, Sizes(symbols, known, shared))
         except Learnt as learnt:
             known.append((learnt.symbol, learnt.value))
 
@@ -101,7 +111,12 @@ def _linear(size: Any, symbol: tvm.tirx.Var) -> tuple[Any, Any]:
 
 
 def _read_with(
-    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, sizes: Sizes
+    proto: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    opset: int,
+    keep_types: bool,
+    is_unpadded: bool,
+    sizes: Sizes,
 ) -> Graph:
     reading = Reading(opset)
     declared = graph_inputs(proto)
@@ -113,6 +128,7 @@ def _read_with(
         with reading.builder.dataflow():
             for value, var in zip(declared, inputs, strict=True):
                 reading.values[value.name] = reading.emit(_cast(var, held_as(var.ty.dtype)))
+            reading.values.update(unpadded(inputs) if is_unpadded else {})
             for node in nodes:
                 _convert(reading, node)
             outputs = [reading.builder.emit_output(_output(reading, value, keep_types)) for value in proto.graph.output]
