@@ -64,6 +64,10 @@ class Rewriting:
         """Give the value that a variable is bound to; a parameter, or another expression, as it is."""
         return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
+    def value_read_once(self, expr: relax.Expr) -> relax.Expr | None:
+        """Give the value that a variable is bound to if one operation alone reads it, else None."""
+        return self.value(expr) if isinstance(expr, relax.Var) and len(self._readers(expr)) == 1 else None
+
     def number(self, expr: relax.Expr) -> float | None:
         """Give the number that a constant of one element is, or that is computed from such; None for other values.
 
@@ -186,6 +190,13 @@ def both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
         first, second = value.args
         yield first, second
         yield second, first
+
+
+def is_transpose(value: relax.Expr) -> bool:
+    """Tell if a value is a matrix whose rows and columns are exchanged."""
+    if not calls(value, "permute_dims") or len(value.args[0].ty.shape.values) != 2:
+        return False
+    return value.attrs.axes is None or [int(axis) % 2 for axis in value.attrs.axes] == [1, 0]
 
 
 def number_of(value: relax.Expr) -> float | None:

@@ -1,4 +1,4 @@
-"""Converts operators that are a layer: products, LayerNorm, GELU, softmax."""
+"""Converts operators that are a layer: products, LayerNorm, GELU, softmax, attention, the rows of a cache."""
 
 from functools import reduce
 from math import prod
