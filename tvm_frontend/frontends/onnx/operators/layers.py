@@ -22,14 +22,14 @@ def _gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     """Convert a·b + c, a linear layer on [B·T, C], to the one on [B, T, C] that the passes know."""
     refuse_unless(attributes, alpha=1.0, beta=1.0, transA=0)
     a, b = reading.tensor(node.input[0]), reading.tensor(node.input[1])
-    x = _unmerged(reading, a)
+    x = unmerged(reading, a)
     y = reading.emit(op.matmul(x, reading.emit(op.permute_dims(b)) if attributes.get("transB") else b))
     if len(node.input) > 2:
         y = reading.emit(op.add(y, reading.tensor(node.input[2])))
     return y if x is a else op.reshape(y, [a.ty.shape.values[0], y.ty.shape.values[-1]])
 
 
-def _unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
+def unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
     """Undo the merging of B and T, and of heads, that made a [B·T, C]; give `a` itself if there was none."""
     C = a.ty.shape.values[-1]
     x = before_reshape(reading, a)

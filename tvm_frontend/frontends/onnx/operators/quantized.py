@@ -20,7 +20,7 @@ from tvm import relax, te
 from tvm.relax import op
 
 from gpt.cli import UserError
-from tvm_frontend.frontends.onnx.operators import shapes
+from tvm_frontend.frontends.onnx.operators import layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
 from tvm_frontend.frontends.onnx.operators.contrib import attention_of_projection, inputs_of, outputs_of, transposed
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant, elements, is_number, is_one
@@ -137,15 +137,22 @@ def _quantize_linear(reading: Reading, node: onnx.NodeProto, attributes: dict[st
         y = np.rint(x.astype(np.float32) / spread(scale, x.shape, axis, block))
         y = y if offset is None else y + spread(offset.astype(np.float32), x.shape, axis, block)
         return folded(reading, node, np.clip(y, lowest, highest).astype(HELD_AS.get(dtype, dtype)))
-    return quantized(
-        reading,
-        reading.tensor(given["x"]),
-        operand(reading, given["y_scale"]),
-        operand(reading, zero) if zero else None,
-        dtype,
-        axis,
-        block,
-    )
+    x = reading.tensor(given["x"])
+    scale = operand(reading, given["y_scale"])
+    whole = unmerged(reading, x) if not scale.ty.shape.values else x
+    y = quantized(reading, whole, scale, operand(reading, zero) if zero else None, dtype, axis, block)
+    return shaped_like(reading, y, x)
+
+
+def unmerged(reading: Reading, x: relax.Expr) -> relax.Expr:
+    """Give the [B, T, C] of which x [B·T, C] was made, as fused attention and linear layers take no other; else x."""
+    return layers.unmerged(reading, x) if len(x.ty.shape.values) == 2 else x
+
+
+def shaped_like(reading: Reading, y: relax.Expr, x: relax.Expr) -> relax.Expr:
+    """Merge the dimensions of y [B, T, ...] again, if x is [B·T, ...]."""
+    shape = [*x.ty.shape.values[:-1], y.ty.shape.values[-1]] if x.ty.shape.values else []
+    return y if len(shape) == len(y.ty.shape.values) else reading.emit(op.reshape(y, shape))
 
 
 def quantized(
@@ -190,14 +197,11 @@ def _dequantize_linear(reading: Reading, node: onnx.NodeProto, attributes: dict[
     x, scale, offset = (array_of(reading, name) if name else None for name in (given["x"], given["x_scale"], zero))
     if x is not None and scale is not None and (offset is not None or not zero):
         return folded(reading, node, dequantized_array(x, scale, offset, axis, block))
-    return dequantized(
-        reading,
-        operand(reading, given["x"]),
-        operand(reading, given["x_scale"]),
-        operand(reading, zero) if zero else None,
-        axis,
-        block,
-    )
+    x = operand(reading, given["x"])
+    scale = operand(reading, given["x_scale"])
+    whole = unmerged(reading, x) if not scale.ty.shape.values else x
+    y = dequantized(reading, whole, scale, operand(reading, zero) if zero else None, axis, block)
+    return shaped_like(reading, y, x)
 
 
 def refuse_other_types(reading: Reading, name: str, *more: str) -> None:
@@ -253,10 +257,11 @@ def dynamically_quantized(reading: Reading, x: relax.Expr) -> list[relax.Expr]:
         kept = tvm.tirx.nearbyint(te.min(te.max(place, nothing), steps))
         return te.compute((), lambda: tvm.tirx.Cast("uint8", kept), name="zero_point")
 
-    low, high = reading.emit(op.min(x)), reading.emit(op.max(x))
+    whole = unmerged(reading, x)
+    low, high = reading.emit(op.min(whole)), reading.emit(op.max(whole))
     scale = reading.builder.emit_te(scale_of, low, high, primfunc_name_hint="scale")
     zero = reading.builder.emit_te(zero_of, low, scale, primfunc_name_hint="zero_point")
-    return [quantized(reading, x, scale, zero, "uint8"), scale, zero]
+    return [shaped_like(reading, quantized(reading, whole, scale, zero, "uint8"), x), scale, zero]
 
 
 def product(
@@ -279,23 +284,18 @@ def product(
         return reading.emit(op.matmul(left, transposed(reading, right) if turned else right, out_dtype="int32"))
     weight = weight.T if turned else weight
     whole = weight.astype(np.int32) - spread(zeros.astype(np.int32).ravel(), weight.shape, 1, 0)
-    x = reading.emit(op.astype(centred(reading, a, a_zero), "float32"))
-    if rank == 2:  # the kernels of linear layers take three dimensions
+    x = reading.emit(op.astype(centred(reading, unmerged(reading, a), a_zero), "float32"))
+    if len(x.ty.shape.values) == 2:  # the kernels of linear layers take three dimensions
         x = reading.emit(op.expand_dims(x, [0]))
-    sums = []
+    y = None
     for start, stop in exact_parts(whole):
-        part = (
-            x
-            if stop - start == len(whole)
-            else reading.emit(op.strided_slice(x, [rank - 1 + (rank == 2)], [start], [stop]))
-        )
+        is_all = stop - start == len(whole)
+        part = x if is_all else reading.emit(op.strided_slice(x, [len(x.ty.shape.values) - 1], [start], [stop]))
         name = f"{b}.less_{b_zero}_{start}_{stop}" + (".turned" if turned else "")
         factor = reading.add_weight(name, np.ascontiguousarray(whole[start:stop], np.float32))
-        sums.append(reading.emit(op.astype(reading.emit(op.matmul(part, factor)), "int32")))
-    y = sums[0]
-    for more in sums[1:]:
-        y = reading.emit(op.add(y, more))
-    return reading.emit(op.squeeze(y, [0])) if rank == 2 else y
+        sums = reading.emit(op.astype(reading.emit(op.matmul(part, factor)), "int32"))
+        y = sums if y is None else reading.emit(op.add(y, sums))
+    return shaped_like(reading, y, a)
 
 
 def exact_parts(whole: np.ndarray) -> list[tuple[int, int]]:
