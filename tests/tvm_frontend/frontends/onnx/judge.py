@@ -85,9 +85,11 @@ def by_onnxruntime(proto: onnx.ModelProto | str, feeds: Feeds, *, optimized: boo
     return session.run(None, feeds)
 
 
-def compiled(proto: onnx.ModelProto, opt_level: int = 0) -> Callable[[Feeds], list[np.ndarray]]:
+def compiled(
+    proto: onnx.ModelProto, opt_level: int = 0, precision: str = "fp32"
+) -> Callable[[Feeds], list[np.ndarray]]:
     """The file compiled at an opt level: from what it is fed to its outputs."""
-    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=opt_level))
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=opt_level, precision=precision))
     machine = relax.VirtualMachine(made.executable, tvm.cpu())
     weights = [tvm.runtime.tensor(array) for array in made.graph.weights.values()]
 
