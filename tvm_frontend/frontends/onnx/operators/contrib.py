@@ -78,7 +78,9 @@ def heads_of(reading: Reading, x: relax.Expr, heads: int, what: str) -> relax.Ex
     """Divide x [B, T, heads · hs] in heads: [B, T, heads, hs]."""
     B, T, C = x.ty.shape.values
     if not is_number(C) or int(C) % heads:
-        raise UserError(f"{what} of shape {[B, T, C]} is not supported, only [B, T, C] whose C is divisible by {heads}")
+        raise UserError(
+            f"{what} of shape {sizes_of([B, T, C])} is not supported, only [B, T, C] whose C is divisible by {heads}"
+        )
     return reading.emit(op.reshape(x, [B, T, heads, int(C) // heads]))
 
 
@@ -108,14 +110,23 @@ class Scores:
     of_hidden: list[relax.Expr] = field(default_factory=list)
     sizes: list[Any] = field(default_factory=list)
 
-    def add_bias(self, bias: relax.Expr) -> None:
-        """Add a tensor that broadcasts to [B, nh, T, S]."""
-        shape = list(bias.ty.shape.values)
-        if len(shape) != 4:
-            raise UserError(f"an attention bias of shape {shape} is not supported, only [B, nh, T, S]")
-        self.added.append(
-            (bias, lambda x: lambda *index: x(*(0 if is_one(d) else i for d, i in zip(x.shape, index, strict=True))))
-        )
+    def add_bias(self, reading: Reading, name: str, sizes: list[Any]) -> None:
+        """Add a value that broadcasts to sizes [B, nh, T, S]."""
+        bias = with_shape(reading, reading.tensor(name), sizes)
+        if bias is None:
+            found, wanted = sizes_of(reading.shape(name)), sizes_of(sizes)
+            raise UserError(f"attention_bias {name!r} of shape {found} is not supported, only {wanted}")
+
+        def element(x: te.Tensor) -> Element:
+            def at(*index: Any) -> tvm.ir.Expr:
+                value = x(*(0 if is_one(size) else i for size, i in zip(x.shape, index, strict=True)))
+                # A cache may be longer than what is in it, and the bias.
+                is_there = expression(index[3], "int64") < expression(x.shape[3], "int64")
+                return value if is_one(x.shape[3]) else te.if_then_else(is_there, value, tvm.tirx.const(0.0, "float32"))
+
+            return at
+
+        self.added.append((bias, element))
 
     @property
     def are_plain(self) -> bool:
@@ -203,18 +214,40 @@ def add_mask(reading: Reading, how: Scores, name: str, sizes: tuple[Any, Any, An
 
         return at
 
-    if len(shape) == 2 and equal(shape[1], S):
-        how.added.append((mask, by_key))
-    elif len(shape) == 3 and equal(shape[1], T) and equal(shape[2], S):
-        how.added.append((mask, by_query))
-    elif len(shape) == 1 and equal(shape[0], B):
-        how.added.append((mask, by_length))
-    elif len(shape) == 1 and equal(shape[0], 2 * B):
-        how.added.append((mask, by_ends))
-    else:
-        raise UserError(
-            f"mask {name!r} of shape {shape} is not supported, only [{B}, {S}], [{B}, {T}, {S}], [{B}] or [2 {B}]"
-        )
+    forms: list[tuple[list[Any], Callable[[te.Tensor], Element]]] = [([B, S], by_key), ([B, T, S], by_query)]
+    forms += [([size], form) for size, form in ((B, by_length), (2 * B, by_ends)) if equal(shape[0], size)]
+    for wanted, form in forms:
+        if (checked := with_shape(reading, mask, wanted)) is not None:
+            how.added.append((checked, form))
+            return
+    allowed = ", ".join(map(str, map(sizes_of, ([B, S], [B, T, S], [B], [2 * B]))))
+    raise UserError(f"mask {name!r} of shape {sizes_of(shape)} is not supported, only {allowed}")
+
+
+def with_shape(reading: Reading, x: relax.Expr, wanted: list[Any]) -> relax.Expr | None:
+    """Give x with a check, when it runs, that its sizes are the wanted ones or 1; None if they are known not to be."""
+    shape = list(x.ty.shape.values)
+    if len(shape) != len(wanted):
+        return None
+    wanted = [1 if is_one(size) else other for size, other in zip(shape, wanted, strict=True)]
+    if equal_all(shape, wanted):
+        return x
+    if any(
+        is_number(size) and is_number(other) and int(size) != int(other)
+        for size, other in zip(shape, wanted, strict=True)
+    ):
+        return None
+    return reading.builder.match_cast(x, relax.TensorType(wanted, str(x.ty.dtype)))
+
+
+def equal_all(left: list[Any], right: list[Any]) -> bool:
+    """Tell if two shapes are provably equal."""
+    return all(equal(*sizes) for sizes in zip(left, right, strict=True))
+
+
+def sizes_of(shape: list[Any]) -> list[Any]:
+    """Give the sizes of a shape as messages show them."""
+    return [simplified(size) for size in shape]
 
 
 def _shows_all(reading: Reading, name: str, rank: int) -> bool:
@@ -260,7 +293,7 @@ def attention_of_projection(
     if "mask_index" in given:
         add_mask(reading, how, given["mask_index"], (B, T, S), attributes)
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, S])
     causal = attributes.get("unidirectional", 0) == 1
     wants_present = len(node.output) > 1 and bool(node.output[1])
     if causal and past is None and how.are_plain and Cv == C:
@@ -303,7 +336,7 @@ def _multi_head_attention(
     if "key_padding_mask" in given:
         add_mask(reading, how, given["key_padding_mask"], (B, T, S), attributes)
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, S])
     if attributes.get("unidirectional", 0) == 1:
         if "past_key" in given and not equal(L, T):
             raise UserError(f"unidirectional with a past, {T} queries and {L} keys is not supported, only as many")
@@ -338,9 +371,10 @@ def _queries_keys_values(reading: Reading, given: dict[str, str], nh: int) -> li
         else:
             parts += [heads_of(reading, reading.tensor(given[name]), nh, name) for name in ("key", "value")]
     else:
+        shape, which = sizes_of(query.ty.shape.values), "with" if "key" in given else "without"
         raise UserError(
-            f"a query of shape {list(query.ty.shape.values)} {'with' if 'key' in given else 'without'} a key is not "
-            "supported, only [B, T, C] with one, or [B, T, nh, 3, hs] without"
+            f"a query of shape {shape} {which} a key is not supported, only [B, T, C] with one, or [B, T, nh, 3, hs] "
+            "without"
         )
     if "bias" in given:
         sizes = [int(part.ty.shape.values[2]) * int(part.ty.shape.values[3]) for part in parts]
@@ -397,6 +431,8 @@ def _group_query_attention(
 
     sizes = [] if is_number(total) else [total]
     if attributes.get("do_rotary", 0) == 1:
+        if "cos_cache" not in given or "sin_cache" not in given:
+            raise UserError("do_rotary=1 without cos_cache and sin_cache is not supported")
         cos, sin = (reading.tensor(given[name]) for name in ("cos_cache", "sin_cache"))
         if "position_ids" in given:
             positions = reading.tensor(given["position_ids"])
@@ -416,7 +452,7 @@ def _group_query_attention(
         q, k = (rotated(reading, x, positions, cos, sin, 2 * int(cos.ty.shape.values[1]), interleaved) for x in (q, k))
     how = Scores(scale_of(attributes, int(hs)), float(attributes.get("softcap", 0.0)))
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [q.ty.shape.values[0], nh, T, total])
     window = int(attributes.get("local_window_size", -1))
     rows = [reading.emit(op.permute_dims(x, SWAP)) for x in (k, v)]
 
@@ -613,7 +649,7 @@ def _embed_layer_norm(reading: Reading, node: onnx.NodeProto, attributes: dict[s
     else:
         positions = reading.emit(op.arange(*map(relax.prim_value, (0, T, 1)), dtype="int64"))
     x = reading.emit(op.add(rows("word_embedding", ids), rows("position_embedding", positions)))
-    if "segment_embedding" in given:
+    if "segment_embedding" in given and "segment_ids" in given:
         x = reading.emit(op.add(x, rows("segment_embedding", reading.tensor(given["segment_ids"]))))
     gain, bias = (reading.tensor(given[name]) for name in ("gamma", "beta"))
     y = reading.emit(op.nn.layer_norm(x, gain, bias, axes=[-1], epsilon=attributes.get("epsilon", 1e-12)))

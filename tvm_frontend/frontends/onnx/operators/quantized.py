@@ -22,7 +22,13 @@ from tvm.relax import op
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
-from tvm_frontend.frontends.onnx.operators.contrib import attention_of_projection, inputs_of, outputs_of, transposed
+from tvm_frontend.frontends.onnx.operators.contrib import (
+    attention_of_projection,
+    inputs_of,
+    number,
+    outputs_of,
+    transposed,
+)
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant, elements, is_number, is_one
 
 EXACT = 2**24  # float32 holds every integer up to this
@@ -445,9 +451,9 @@ def _matmul_n_bits(reading: Reading, node: onnx.NodeProto, attributes: dict[str,
     given = inputs_of(node, "A", "B", "scales", "zero_points", "g_idx", "bias")
     if "g_idx" in given:
         raise UserError(f"input g_idx ({given['g_idx']!r}) is not supported")
-    bits, shape = _bits_of(attributes), (attributes["N"], attributes["K"])
+    bits, shape = _bits_of(attributes), (number(attributes, "N"), number(attributes, "K"))
     zeros = given.get("zero_points", "")
-    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, shape, 1, attributes["block_size"])
+    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, shape, 1, number(attributes, "block_size"))
     y = op.matmul(reading.tensor(given["A"]), reading.emit(op.permute_dims(weight)))
     return op.add(reading.emit(y), reading.tensor(given["bias"])) if "bias" in given else y
 
