@@ -317,3 +317,21 @@ def test_each_operator_gives_onnxruntimes_numbers(case):
         del proto.graph.input[1]  # the mask that this graph does not use
     x = np.random.default_rng(0).normal(size=(3, 2, 5, 8)).astype("float32")
     np.testing.assert_allclose(compiled(proto)(x), in_onnxruntime(proto, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float", "double"])
+def test_types_of_inputs_and_outputs_are_kept_where_asked(dtype):
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 23]>
+        f ({dtype}[B,T] x, bool[B,T] seen, int32[B,T] i) => ({dtype}[B,T] y, int32[B,T] j, bool[B,T] seen)
+        {{ y = Add (x, x)  j = Add (i, i) }}
+    """)
+    made = compile_graph(lambda: import_onnx(proto, keep_types=True), TARGET, CompileOptions(opt_level=0))
+    forward = relax.VirtualMachine(made.executable, tvm.cpu())["forward"]
+    numbers = np.arange(6).reshape(2, 3)
+    kind = onnx.helper.tensor_dtype_to_np_dtype(proto.graph.input[0].type.tensor_type.elem_type)
+    given = [numbers.astype(kind), numbers > 2, numbers.astype("int32")]
+    y, j, seen = (each.numpy() for each in forward(*map(tvm.runtime.tensor, given), []))
+    assert (y.dtype, j.dtype, seen.dtype) == (kind, np.int32, np.bool_)
+    for found, wanted in ((y, 2 * numbers), (j, 2 * numbers), (seen, numbers > 2)):
+        np.testing.assert_array_equal(found.astype("float64"), wanted)

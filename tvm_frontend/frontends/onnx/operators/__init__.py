@@ -2,14 +2,19 @@
 
 import onnx
 
-from tvm_frontend.frontends.onnx.operators import contrib, elementwise, layers, quantized, shapes
+from tvm_frontend.frontends.onnx.operators import contrib, control, elementwise, layers, quantized, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter
 
 # By the operator's name, with its domain before it where that is not ONNX's own: Gelu, com.microsoft.FastGelu.
 CONVERTERS: dict[str, Converter] = dict(
     sorted(
         (
-            contrib.CONVERTERS | elementwise.CONVERTERS | layers.CONVERTERS | quantized.CONVERTERS | shapes.CONVERTERS
+            contrib.CONVERTERS
+            | control.CONVERTERS
+            | elementwise.CONVERTERS
+            | layers.CONVERTERS
+            | quantized.CONVERTERS
+            | shapes.CONVERTERS
         ).items()
     )
 )

@@ -19,6 +19,7 @@ from tvm_frontend.frontends.onnx.operators import layers
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     Indexed,
+    equal,
     expression,
     is_number,
     is_one,
@@ -52,12 +53,6 @@ def refuse_inputs(given: dict[str, str], *names: str) -> None:
     for name in names:
         if name in given:
             raise UserError(f"input {name} ({given[name]!r}) is not supported")
-
-
-def equal(*sizes: Any) -> bool:
-    """Tell if sizes, numbers or expressions, are provably equal."""
-    analyzer = tvm.sym.Analyzer()
-    return all(analyzer.can_prove_equal(sizes[0], size) for size in sizes[1:])
 
 
 def number(attributes: dict[str, Any], name: str) -> int:
@@ -225,24 +220,16 @@ def add_mask(reading: Reading, how: Scores, name: str, sizes: tuple[Any, Any, An
 
 
 def with_shape(reading: Reading, x: relax.Expr, wanted: list[Any]) -> relax.Expr | None:
-    """Give x with a check, when it runs, that its sizes are the wanted ones or 1; None if they are known not to be."""
+    """Give x if its sizes must be the wanted ones or 1; None if they are known not to be."""
     shape = list(x.ty.shape.values)
     if len(shape) != len(wanted):
         return None
-    wanted = [1 if is_one(size) else other for size, other in zip(shape, wanted, strict=True)]
-    if equal_all(shape, wanted):
-        return x
-    if any(
-        is_number(size) and is_number(other) and int(size) != int(other)
-        for size, other in zip(shape, wanted, strict=True)
-    ):
+    pairs = [(size, other) for size, other in zip(shape, wanted, strict=True) if not is_one(size)]
+    if any(is_number(size) and is_number(other) and int(size) != int(other) for size, other in pairs):
         return None
-    return reading.builder.match_cast(x, relax.TensorType(wanted, str(x.ty.dtype)))
-
-
-def equal_all(left: list[Any], right: list[Any]) -> bool:
-    """Tell if two shapes are provably equal."""
-    return all(equal(*sizes) for sizes in zip(left, right, strict=True))
+    for size, other in pairs:
+        reading.same_size(size, other)
+    return x
 
 
 def sizes_of(shape: list[Any]) -> list[Any]:
@@ -256,11 +243,13 @@ def _shows_all(reading: Reading, name: str, rank: int) -> bool:
     if not found or rank < 2:
         return False
     positions, analyzer = position_symbols(found[0].shape)
-    return bool(analyzer.can_prove(expression(found[0].at(*positions), "int64") > 0))
+    return bool(analyzer.can_prove(found[0].element(*positions) > 0))
 
 
 def joined(reading: Reading, past: relax.Expr, new: relax.Expr) -> relax.Expr:
     """Put new rows [B, nh, T, hs] behind those of a past [B, nh, P, hs]."""
+    for axis in (0, 1, 3):
+        reading.same_size(past.ty.shape.values[axis], new.ty.shape.values[axis])
     if equal(past.ty.shape.values[2], 0):
         return new
     return reading.emit(op.concat([past, new], axis=2))
@@ -327,7 +316,9 @@ def _multi_head_attention(
     nh = number(attributes, "num_heads")
     q, k, v = _queries_keys_values(reading, given, nh)
     B, T, _, hs = q.ty.shape.values
-    L = k.ty.shape.values[2]
+    L = reading.same_size(k.ty.shape.values[2], v.ty.shape.values[2])
+    for x in (k, v):
+        reading.same_size(x.ty.shape.values[0], B)
     if "past_key" in given:
         k = joined(reading, reading.tensor(given["past_key"]), k)
         v = joined(reading, reading.tensor(given["past_value"]), v)
@@ -341,7 +332,7 @@ def _multi_head_attention(
         if "past_key" in given and not equal(L, T):
             raise UserError(f"unidirectional with a past, {T} queries and {L} keys is not supported, only as many")
         how.hidden = later_keys(aligned_right="past_key" in given)
-    same = equal(S, T) and equal(*(x.ty.shape.values[3] for x in (q, k, v)))
+    same = equal(S, T) and equal(hs, v.ty.shape.values[3])
     if how.hidden is not None and how.are_plain and "past_key" not in given and same:
         rows = [reading.emit(op.permute_dims(x, SWAP)) for x in (k, v)]
         y = attend_causally(reading, q, rows[0], rows[1], how.scale)
@@ -417,8 +408,14 @@ def _group_query_attention(
     seqlens = reading.tensor(given["seqlens_k"])
     q, k, v = _grouped(reading, given, nh, nkv)
     _, T, _, hs = q.ty.shape.values
-    if len(seqlens.ty.shape.values) != 1:
-        seqlens = reading.emit(op.reshape(seqlens, [q.ty.shape.values[0]]))
+    B = q.ty.shape.values[0]
+    for x in (k, v):
+        reading.same_size(x.ty.shape.values[0], B)
+        reading.same_size(x.ty.shape.values[1], T)
+    if len(seqlens.ty.shape.values) == 1:
+        reading.same_size(seqlens.ty.shape.values[0], B)
+    else:  # it may be [B, 1] as well
+        seqlens = reading.emit(op.reshape(seqlens, [B]))
     first = equal(total, T)
 
     def before(b: Any, seqlens: te.Tensor, T: Any, total: Any) -> tvm.ir.Expr:
@@ -452,7 +449,7 @@ def _group_query_attention(
         q, k = (rotated(reading, x, positions, cos, sin, 2 * int(cos.ty.shape.values[1]), interleaved) for x in (q, k))
     how = Scores(scale_of(attributes, int(hs)), float(attributes.get("softcap", 0.0)))
     if "attention_bias" in given:
-        how.add_bias(reading, given["attention_bias"], [q.ty.shape.values[0], nh, T, total])
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, total])
     window = int(attributes.get("local_window_size", -1))
     rows = [reading.emit(op.permute_dims(x, SWAP)) for x in (k, v)]
 
