@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 
+import ml_dtypes
+import numpy as np
 from tvm import relax
 from tvm.relax import op
 from tvm.relax.dpl import is_op, wildcard
@@ -10,7 +12,7 @@ from tvm.relax.dpl import is_op, wildcard
 from tvm_frontend.graph import Graph
 from tvm_frontend.passes.rewrite import Matched, Rewriting, calls, number_of
 
-ROUNDING = 2**-8  # relative; rounding constants to bfloat16 makes an error of half of this at most
+FLOAT32 = 1e-6  # relative: some roundings of float32, of 6e-8 each, where a constant is a product of others
 
 
 def recover_gelu(graph: Graph) -> Graph:
@@ -103,4 +105,8 @@ def _both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
 
 
 def _close(number: float | None, expected: float) -> bool:
-    return number is not None and math.isclose(number, expected, rel_tol=ROUNDING)
+    """Tell if a number is the expected one as float32, bfloat16 or float16 hold it; the importer widens the latter."""
+    if number is None:
+        return False
+    rounded = (float(np.array(expected).astype(dtype)) for dtype in (ml_dtypes.bfloat16, np.float16))
+    return math.isclose(number, expected, rel_tol=FLOAT32) or any(number == each for each in rounded)

@@ -19,6 +19,7 @@ from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.frontends.onnx.operators.elementwise import held_as
+from tvm_frontend.frontends.onnx.operators.masks import triangle
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant
 from tvm_frontend.graph import ENTRY, Graph
 
@@ -99,6 +100,8 @@ def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
         array = array.astype(held_as(str(array.dtype)), copy=False)
         if array.ndim <= 1 and (array.size == 1 or np.issubdtype(array.dtype, np.integer)):
             reading.values[initializer.name] = constant(array)
+        elif (formula := triangle(array)) is not None:
+            reading.values[initializer.name] = formula
         else:
             reading.add_weight(initializer.name, array)
 

@@ -2,12 +2,12 @@
 
 import onnx
 
-from tvm_frontend.frontends.onnx.operators import elementwise, layers, shapes
+from tvm_frontend.frontends.onnx.operators import attention, elementwise, layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter
 
 # By the operator's name, with its domain before it where that is not ONNX's own: Gelu, com.microsoft.FastGelu.
 CONVERTERS: dict[str, Converter] = dict(
-    sorted((elementwise.CONVERTERS | layers.CONVERTERS | shapes.CONVERTERS).items())
+    sorted((attention.CONVERTERS | elementwise.CONVERTERS | layers.CONVERTERS | shapes.CONVERTERS).items())
 )
 
 
