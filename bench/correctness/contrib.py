@@ -373,13 +373,13 @@ class GroupQueryAttention(MicrosoftOp):
                 if past is not None:
                     kept[b, :, :start] = past[b, :, :start]
                 kept[b, :, start:end] = new[b]
-            mine = [
+            my_keys, my_values = (
                 np.repeat(kept[b : b + 1, :, :end], num_heads // kv_num_heads, axis=1) for kept in (keys, values)
-            ]
-            added = _causal(q[b : b + 1], mine[0], local_window_size)
+            )
+            added = _causal(q[b : b + 1], my_keys, local_window_size)
             if attention_bias is not None:
                 added = added + attention_bias[b if len(attention_bias) > 1 else 0][None, :, :, :end]
-            out[b] = _attend(q[b : b + 1], *mine, added, scale, softcap)[0]
+            out[b] = _attend(q[b : b + 1], my_keys, my_values, added, scale, softcap)[0]
         return self.results(_joined(out), keys, values)
 
 

@@ -1,18 +1,19 @@
 """Runs an ONNX file in float64 by ONNX's reference evaluator, whoever wrote it: what its engines are compared with."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, inliner
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bench.correctness.contrib import CONTRIB, Op, Product, dynamically_quantized, erf, gelu
 from gpt.cli import UserError
 
-FLOATS = {
+FLOATS: dict[int, Any] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
     TensorProto.BFLOAT16: ml_dtypes.bfloat16,
@@ -115,7 +116,16 @@ class Gemm(Op):
         return (product if c is None else product + np.asarray(beta, a.dtype) * c,)
 
 
-OWN = (Erf, Gelu, LayerNormalization, DequantizeLinear, DynamicQuantizeLinear, MatMul, Gemm, *CONTRIB)
+OWN: tuple[type[OpRun], ...] = (
+    Erf,
+    Gelu,
+    LayerNormalization,
+    DequantizeLinear,
+    DynamicQuantizeLinear,
+    MatMul,
+    Gemm,
+    *CONTRIB,
+)
 
 
 def evaluator_of(
@@ -129,9 +139,8 @@ def evaluator_of(
     check_known(proto)
     own = list(OWN)
     if product is not None:
-        own = [
-            type(op.__name__, (op,), {"product": staticmethod(product)}) if issubclass(op, Op) else op for op in own
-        ]
+        by_product = {"product": staticmethod(product)}
+        own = [type(op.__name__, (op,), by_product) if issubclass(op, Op) else op for op in own]
     return ReferenceEvaluator(proto, new_ops=[*own, *ops])
 
 
@@ -147,6 +156,11 @@ def check_known(proto: onnx.ModelProto) -> None:
         raise UserError(f"no float64 reference: operator {name} is not defined in ONNX, nor known here")
 
 
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Write out the functions of a file where they are called."""
+    return inliner.inline_local_functions(proto) if proto.functions else proto
+
+
 def widened(proto: onnx.ModelProto, to: int = TensorProto.DOUBLE) -> onnx.ModelProto:
     """Copy a model with every floating tensor, attribute, cast, input and output of another type, by default float64.
 
@@ -154,7 +168,7 @@ def widened(proto: onnx.ModelProto, to: int = TensorProto.DOUBLE) -> onnx.ModelP
     onnx.TensorProto.
     """
     wide = onnx.ModelProto()
-    wide.CopyFrom(onnx.inliner.inline_local_functions(proto) if proto.functions else proto)
+    wide.CopyFrom(inlined(proto))
     for node in _nodes(wide.graph):
         node.domain = "" if node.domain in OF_ONNX else node.domain
     named = {entry.domain for entry in wide.opset_import}
@@ -199,4 +213,3 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 yield from _nodes(attribute.g)
-
