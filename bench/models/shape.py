@@ -48,7 +48,7 @@ def shape_of(model: Model) -> Shape:
         vocab_size=V,
         width=C,
         weights=matmul_parameters(model),
-        columns=0 if is_bigram else 9 * C * L + V,  # 3C, C, 4C and C columns in a layer, and those of the head
+        columns=0 if is_bigram else (5 * C + model.mlp_width) * L + V,  # 3C, C, n_inner and C in a layer; the head's
         kept=L * C,
         heads=L * model.n_head,
         has_cache=not is_bigram,

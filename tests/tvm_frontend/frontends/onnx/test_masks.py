@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from tvm_frontend.frontends.onnx.importer import import_onnx
-from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_A_LITTLE, triangle
+from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_A_LITTLE, band
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
 from tvm_frontend.target import resolve_target
@@ -190,14 +190,25 @@ def test_a_buffer_is_compared_in_all_its_places():
     causal = np.tri(40, dtype=bool)
     for case in range(20):
         random = np.random.default_rng(case)
-        row, column = random.integers(0, 40, 2)
         broken = causal.copy()
-        broken[row, column] ^= True
-        assert triangle(broken[None, None]) is None
+        broken[tuple(random.integers(0, 40, 2))] ^= True
+        assert found(with_buffer(broken[None, None])) is None
     assert found(with_buffer((causal ^ np.tri(40, k=-30, dtype=bool))[None, None])) is None  # a window of 30
     assert found(with_buffer(np.broadcast_to(causal, (1, 2, 40, 40)).copy())) is None  # one a head
 
 
-def test_arrays_of_other_shapes_are_no_masks():
-    for array in (np.ones((4, 4)), np.tri(3, 4), np.ones((1, 1)), np.zeros(4), np.random.default_rng(0).random((5, 5))):
-        assert triangle(array) is None
+def test_a_band_is_as_it_was():
+    distance = np.arange(9)[:, None] - np.arange(9)
+    for first, last in [(0, 8), (-8, 0), (0, 3), (-2, 3), (-1, 8), (0, 0), (-8, 7)]:
+        for array in ((first <= distance) & (distance <= last), ~((first <= distance) & (distance <= last))):
+            formula = band(array[None])
+            values = [[tvm.sym.Analyzer().simplify(formula.at(0, i, j)) for j in range(9)] for i in range(9)]
+            np.testing.assert_array_equal(np.array(values, dtype=object).astype(int).astype(bool), array)
+
+
+def test_arrays_of_other_kinds_are_no_bands():
+    random = np.random.default_rng(0)
+    two_bands = np.eye(9) + np.eye(9, k=3)
+    three = np.tri(9) + np.tri(9, k=-4)
+    for array in (np.ones((4, 4)), np.tri(3, 4), np.ones((1, 1)), np.zeros(4), random.random((5, 5)), two_bands, three):
+        assert band(array) is None

@@ -111,6 +111,7 @@ CONVERTERS: dict[str, Converter] = {
     "Or": Elementwise(op.logical_or, tirx.Or),
     "Pow": Elementwise(_power),
     "Relu": Elementwise(op.nn.relu),
+    "Sigmoid": Elementwise(op.sigmoid),
     "Sub": Elementwise(op.subtract, lambda x, y: x - y),
     "Tanh": Elementwise(op.tanh),
     "Where": _where,
