@@ -29,10 +29,10 @@ from bench.models.build import choose_artifacts, config_of, prepare
 from bench.models.shape import Model
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError
-from gpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
+from gpt.foreign.huggingface import TOKENIZER, read_json
+from gpt.tokenizer import HuggingFaceTokenizer, NoTokenizer, Tokenizer, gpt2_or_none, tokenizer_from_json
 
 MOST_TOKENS = 200  # default upper limit of the tokens to generate
-GPT2_SIZES = range(50257, 50305)  # vocabularies of GPT-2's tokens, with rows of no token up to a multiple of 64
 
 
 def run(
@@ -83,18 +83,25 @@ def run(
 
 
 def _tokenizer_of(artifacts: Artifacts, config: Model) -> Tokenizer:
-    """Return the model's tokenizer: its own, or GPT-2's of an ONNX file with as many. Raises UserError for another."""
+    """Return the model's tokenizer; of an ONNX file the one beside it, or GPT-2's where it has as many tokens.
+
+    Raises UserError where none is known.
+    """
     if artifacts.onnx is None:
         return tokenizer_from_json(load_checkpoint(artifacts.checkpoint).tokenizer)
-    own = external.read_external(artifacts.onnx).tokenizer
+    beside, own = artifacts.onnx.with_name(TOKENIZER), external.read_external(artifacts.onnx).tokenizer
     if own is not None:
-        return tokenizer_from_json(own)
-    if config.vocab_size in GPT2_SIZES:
-        return GPT2Tokenizer()
-    raise UserError(
-        f"{artifacts.onnx}: does not say what its {config.vocab_size:,} tokens are, and they are not GPT-2's; give the "
-        "prompt as their numbers, by --prompt-ids"
-    )
+        tokenizer = tokenizer_from_json(own)
+    elif beside.is_file():
+        tokenizer = HuggingFaceTokenizer.of(read_json(beside), str(beside))
+    else:
+        tokenizer = gpt2_or_none(config.vocab_size)
+    if isinstance(tokenizer, NoTokenizer):
+        raise UserError(
+            f"{artifacts.onnx}: nothing says what its {config.vocab_size:,} tokens are, as a {TOKENIZER} beside it "
+            "would; put it there, or give the prompt in numbers, by --prompt-ids"
+        )
+    return tokenizer
 
 
 def _candidate_of(engine: str, precision: str) -> Candidate:
