@@ -3,7 +3,7 @@
 Nothing is rewritten: each engine reads the file itself, by its own names, and the reference is the file in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -132,7 +132,6 @@ def read_external(source: Path) -> External:
     signature = signature_of(proto)
     try:
         shape = _shape_of(proto, signature, exported)
-        signature.feed(np.zeros([size or 1 for size in shape.fixed], np.int64))
     except UserError as error:
         raise UserError(f"{source}: {error}; python -m export.inspect {source} shows how it is called") from error
     finally:
@@ -143,22 +142,15 @@ def read_external(source: Path) -> External:
 
 def _shape_of(proto: "onnx.ModelProto", signature: Signature, exported: "ExportedModel | None") -> Shape:
     """Return the sizes of a file. Raises UserError where they cannot be told."""
+    from export.foreign import check_callable, goes_on, tokens_of
     from export.graph import GraphReader
 
-    if signature.ids is None:
-        raise UserError("no input of token ids could be told among its inputs")
-    if signature.logits is None:
-        raise UserError("no output of logits could be told among its outputs")
-    ids = signature.input(signature.ids).dims
-    logits = next(port.dims for port in signature.outputs if port.name == signature.logits)
-    if len(ids) != 2 or len(logits) not in (0, 3):
-        raise UserError(f"its ids are {_dims(ids)} and its logits {_dims(logits)}: must be [B, T] and [B, T, V]")
-    vocab_size = signature.vocab_size or (logits[-1] if logits and isinstance(logits[-1], int) else None)
-    if vocab_size is None:
-        raise UserError("nothing says how many token ids it knows")
+    check_callable(signature)
+    vocab_size = tokens_of(signature)
+    assert signature.ids is not None  # `check_callable` has seen to both
+    assert vocab_size is not None
     reader = GraphReader(proto)
-    B, T = (size if isinstance(size, int) else None for size in ids)
-    last_alone = bool(logits) and logits[1] == 1 != T
+    B, T = (dim if isinstance(dim, int) else None for dim in signature.input(signature.ids).dims)
     past = [_kept(signature, name) for name in signature.past]
     config = exported.config if exported else _config_of(reader)
     weights = _weights_of(reader)
@@ -171,7 +163,7 @@ def _shape_of(proto: "onnx.ModelProto", signature: Signature, exported: "Exporte
         columns=shape.columns if shape else sum(weight.columns for weight in weights),
         kept=shape.kept if shape else sum(each.numbers for each in past) // 2,
         heads=shape.heads if shape else sum(each.columns for each in past) // 2,
-        has_cache=bool(past) and T is None and not last_alone,
+        has_cache=goes_on(signature),
         about=shape.about if shape else "no GPT-2 that could be recognised",
         weight_bytes=sum(weight.bytes for weight in weights),
         kept_bytes=sum(each.bytes for each in past) if past else None,
@@ -228,10 +220,6 @@ def _rotary_rows(reader: "GraphReader") -> int | None:
         if place < len(node.input) and (table := reader.constants.get(node.input[place])):
             return table.dims[0]
     return None
-
-
-def _dims(dims: Sequence[int | str]) -> str:
-    return f"[{', '.join(map(str, dims))}]"
 
 
 def that_can(candidate: Candidate, artifacts: Artifacts) -> Candidate:
