@@ -191,7 +191,7 @@ MODELS = (*OWN_LAYOUTS, *TRANSFORMERS)
 def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -> nn.Module:
     """Make one of MODELS, with weights that are the same at each call, and large enough that all of them matter.
 
-    attention: for transformers, `sdpa` or `eager`. use_cache: whether those hand on keys and values.
+    attention: for transformers, `sdpa`, where the model has it, or `eager`. use_cache: whether those hand on keys and values.
     """
     torch.manual_seed(SEED)
     if name in OWN_LAYOUTS:
@@ -202,9 +202,10 @@ def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -
         kind, settings = TRANSFORMERS[name]
         special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
         config = getattr(transformers, f"{kind}Config")(vocab_size=VOCAB_SIZE, use_cache=use_cache, **settings, **special)
-        config._attn_implementation = attention
         classes = (f"{kind}ForCausalLM", f"{kind}LMHeadModel")
-        model = next(getattr(transformers, each) for each in classes if hasattr(transformers, each))(config)
+        made = next(getattr(transformers, each) for each in classes if hasattr(transformers, each))
+        config._attn_implementation = attention if made._supports_sdpa else "eager"
+        model = made(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += (0.15 if parameter.dim() == 2 else 0.1) * torch.randn_like(parameter)

@@ -33,16 +33,24 @@ PLAIN_ALONE = ("nanogpt-biases", "nanogpt-one-head", "mingpt-one-head")
 REFUSED = "refused.json"
 # Exporters with the environment that they run in and the opsets that they are asked for.
 TORCH, OPTIMUM = "torch", "optimum"
-OPSETS = {
+OPSETS_OF_OWN = {"dynamo": (18, 20, 23, 24), "torchscript": (11, 14, 17, 20)}
+OPSETS_OF_THEIRS = {
     "dynamo": (18, 20, 23, 24),
     "dynamo-mask": (18, 23),
     "dynamo-past": (18, 23),
-    "torchscript": (14, 17, 20),
-    "torchscript-mask": (11, 17),
+    "torchscript": (17,),
+    "torchscript-mask": (11, 14, 20),
     "optimum": (14, 18),
     "optimum-past": (14, 17, 20),
 }
-IN_ALL_VARIANTS = {"dynamo": 18, "dynamo-mask": 23, "torchscript": 17, "optimum": 18, "optimum-past": 17}
+IN_ALL_VARIANTS = (
+    ("dynamo", 18),
+    ("dynamo-mask", 23),
+    ("torchscript", 17),
+    ("torchscript-mask", 14),
+    ("optimum", 18),
+    ("optimum-past", 17),
+)
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,12 @@ def recipes() -> list[Recipe]:
     """
     found: list[Recipe] = []
     for number, model in enumerate(MODELS):
-        for exporter, opsets in OPSETS.items():
-            if model in OWN_LAYOUTS and exporter not in ("dynamo", "torchscript"):
-                continue
+        for exporter, opsets in (OPSETS_OF_OWN if model in OWN_LAYOUTS else OPSETS_OF_THEIRS).items():
             for turn, opset in enumerate(opsets):
                 found.append(Recipe(model, exporter, opset))
                 if model in PLAIN_ALONE:
                     continue
-                if opset == IN_ALL_VARIANTS.get(exporter):
+                if (exporter, opset) in IN_ALL_VARIANTS:
                     which = (number + len(exporter)) % 2
                     variants = [kinds[which % len(kinds)] for kinds in KINDS]
                     variants += ["int4"] if which else []
@@ -98,40 +104,36 @@ def _by_torch(recipe: Recipe, output: Path) -> None:
     # Opset 11 has no operator for PyTorch's attention, and the oldest exports are of attention that is written out.
     model = make_model(recipe.model, "eager" if recipe.opset < 14 else "sdpa", use_cache=more == "past")
     ids = torch.arange(10).reshape(2, 5)
-    given: dict[str, Any] = {"input_ids": ids}
-    sizes: dict[str, Any] = {"input_ids": {0: "batch", 1: "sequence"}}
-    outputs = ["logits"]
-    if more:
-        given["attention_mask"] = torch.ones_like(ids)
-        sizes["attention_mask"] = {0: "batch", 1: "sequence"}
-    if more == "past":
-        cache = model(ids[:, :3], use_cache=True).past_key_values
-        given["attention_mask"] = torch.ones(2, 8, dtype=torch.long)
-        given["past_key_values"] = cache
     if recipe.model in OWN_LAYOUTS:
-        given, sizes = {"idx": ids}, {"idx": {0: "batch", 1: "sequence"}}
-    elif more != "past":
-        model = _LogitsAlone(model)
-    names = list(given)
+        given: dict[str, Any] = {"idx": ids}
+    else:
+        given = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if more else {})
+        model = _OfTensors(model).eval()
+    sizes: dict[str, Any] = {name: {0: "batch", 1: "sequence"} for name in (*given, "logits")}
+    outputs = ["logits"]
     if kind == "torchscript":
+        inputs = tuple(given.values())
         torch.onnx.export(
             model,
-            tuple(given.values()),
+            inputs,
             output,
-            input_names=names,
+            input_names=list(given),
             output_names=outputs,
             opset_version=recipe.opset,
             dynamo=False,
-            dynamic_axes=sizes | {"logits": {0: "batch", 1: "sequence"}},
+            dynamic_axes=sizes,
         )
         return
     auto = torch.export.Dim.AUTO
-    shapes: dict[str, Any] = {name: dict.fromkeys(sizes.get(name, (0, 1)), auto) for name in names if name != "past_key_values"}
+    shapes: dict[str, Any] = {name: {0: auto, 1: auto} for name in given}
+    names = list(given)
     if more == "past":
-        layers = len(given["past_key_values"].layers)
-        shapes["past_key_values"] = [[{0: auto, 2: auto}] * layers] * 2
-        names = [*names[:-1], *_of_cache("past_key_values", layers)]
-        outputs += _of_cache("present", layers)
+        cache = model.model(ids[:, :3], use_cache=True).past_key_values
+        past = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+        given |= {"attention_mask": torch.ones(2, 8, dtype=torch.long), "past_key_values": past}
+        shapes["past_key_values"] = [{0: auto, 2: auto}] * len(past)
+        names += _of_cache("past_key_values", len(cache.layers))
+        outputs += _of_cache("present", len(cache.layers))
     torch.onnx.export(
         model,
         kwargs=given,
@@ -150,15 +152,29 @@ def _of_cache(what: str, layers: int) -> list[str]:
     return [f"{what}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-class _LogitsAlone(torch.nn.Module):
-    """Gives the logits of a model of transformers, as tracing takes no objects of its own."""
+class _OfTensors(torch.nn.Module):
+    """Calls a model of transformers with tensors alone, as exporters know none of its objects."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.model(input_ids, attention_mask=attention_mask).logits
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: list[torch.Tensor] | None = None,
+    ) -> Any:
+        """Return logits, and the keys and values of each layer if those of a past are given."""
+        if past_key_values is None:
+            return self.model(input_ids, attention_mask=attention_mask).logits
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(past_key_values[::2], past_key_values[1::2], strict=True)):
+            cache.update(keys, values, layer)
+        found = self.model(input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return found.logits, *(part for layer in found.past_key_values.layers for part in (layer.keys, layer.values))
 
 
 def _by_optimum(recipe: Recipe, output: Path) -> None:
