@@ -9,10 +9,10 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 
     run_main("bench.generate", prints=True)
 
-import codecs
 import importlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -102,13 +102,18 @@ def _load(candidate: Candidate, artifacts: Artifacts, config: GPTConfig, threads
 
 def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens: int) -> list[float]:
     """Print each token's text as it comes, and return the seconds that each took."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span several GPT-2 tokens
-    seconds, last_s = [], time.perf_counter()
-    for chosen in engine.stream(np.array([ids]), tokens):
-        seconds.append(time.perf_counter() - last_s)
-        print(decoder.decode(tokenizer.decode_bytes(chosen.tolist())), end="", flush=True)
+    seconds: list[float] = []
+
+    def chosen_ids() -> Iterator[int]:
         last_s = time.perf_counter()
-    print(decoder.decode(b"", final=True))
+        for chosen in engine.stream(np.array([ids]), tokens):
+            seconds.append(time.perf_counter() - last_s)
+            yield int(chosen[0])  # its text is printed before the next one is timed
+            last_s = time.perf_counter()
+
+    for piece in tokenizer.pieces(chosen_ids()):
+        print(piece, end="", flush=True)
+    print()
     return seconds
 
 

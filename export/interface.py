@@ -4,7 +4,6 @@ The names are those of transformers and Optimum, and of ONNX Runtime's own conve
 shapes do.
 """
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,7 +48,6 @@ def plain_form(proto: onnx.ModelProto, signature: Signature) -> onnx.ModelProto 
     """Return the file with masks of ones and positions that count on from the past in the place of such inputs.
 
     So what they imply, as that a mask is the causal one, can be known while compiling. None if it has no such input.
-    The weights are shared with `proto`, not copied.
     """
     names = [port.name for port in signature.inputs if port.name in signature.plain]
     if not names or signature.ids is None:
@@ -101,12 +99,11 @@ def plain_form(proto: onnx.ModelProto, signature: Signature) -> onnx.ModelProto 
     graph.output.extend(proto.graph.output)
     graph.initializer.extend([*proto.graph.initializer, *constants])
     graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    renamed = [copy.copy(each) for each in proto.graph.node]
-    for each in renamed:
+    graph.node.extend([*made, *proto.graph.node])
+    for each in graph.node:
         for index, given in enumerate(each.input):
             if given in values:
                 each.input[index] = values[given]
-    graph.node.extend([*made, *renamed])
     return plain
 
 
@@ -163,7 +160,7 @@ def _presents(inputs: Sequence[Port], outputs: Sequence[Port], ids: str | None) 
     names = [port.name for port in outputs if port.name.startswith("present") and len(port.dims) >= 3]
 
     def parts(name: str) -> tuple[str, ...]:
-        return tuple(re.findall(r"\d+|key|value", name))
+        return tuple(re.findall(r"\d+|key|value", re.sub("^(past_key_values|past|present)", "", name)))
 
     by_parts = {parts(name): name for name in names}
     if pasts and len(by_parts) == len(names) and all(parts(name) in by_parts for name in pasts):

@@ -101,11 +101,11 @@ class Signature:
             return sizes[size]
         return size
 
-    def feed(self, ids: np.ndarray, past: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def feed(self, ids: np.ndarray, past: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what to give every input for ids int64 [B, T] without padding, after a past; by default an empty one.
 
-        The mask is ones, positions count on from the past. Raises UserError for an input that nobody knows, and for ids
-        of another shape than the file's.
+        The mask is ones, positions count on from the past, which is handed on as it is. Raises UserError for an
+        input that nobody knows, and for ids of another shape than the file's.
         """
         if self.ids is None:
             raise UserError("no input of token ids could be told among its inputs")
@@ -116,10 +116,13 @@ class Signature:
             past = {name: self.empty(name, B) for name in self.past}
         P = next((past[name].shape[self.length_axis(name)] for name in self.past), 0)
         values = {SEEN: np.ones((B, P + T)), COUNTED: np.broadcast_to(np.arange(P, P + T), (B, T)), ZEROS: ids * 0}
-        given: dict[str, np.ndarray] = {}
+        given: dict[str, Any] = {}
         for port in self.inputs:
             role = self.roles.get(port.name)
-            value = ids if role is None else past[port.name] if role == PAST else values[role]
+            if role == PAST:
+                given[port.name] = past[port.name]
+                continue
+            value = ids if role is None else values[role]
             if role == SEEN and len(port.dims) == 2 and port.dims[1] == T:
                 value = value[:, -T:]
             if role == COUNTED and len(port.dims) == 1:

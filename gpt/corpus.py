@@ -31,7 +31,7 @@ from gpt.cli import UserError
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, hold_output, sha256_file
 from gpt.progress import progress_bar
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, NoTokenizer, TextTokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, TextTokenizer, tokenizer_from_json
 
 KIND = "gpt-frontend corpus"
 VERSION = 1
@@ -383,8 +383,8 @@ def _wrong_entry(manifest: dict[str, Any]) -> str | None:
 def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
     """Return the tokenizer of a manifest. Raises UserError for one that is not ours, or that knows no text."""
     coder = tokenizer_from_json(manifest["tokenizer"])
-    if isinstance(coder, NoTokenizer):
-        raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
+    if not isinstance(coder, CharTokenizer | GPT2Tokenizer):
+        raise UserError(f"{folder / MANIFEST}: names no tokenizer of a corpus; remove {folder} and make it again")
     return coder
 
 

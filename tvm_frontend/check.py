@@ -96,6 +96,9 @@ def _check_graph(model: CompiledModel, reference: Reference, dtype: str) -> Chec
         expected, found = reference(given), session.run(given)
         for port in signature.outputs:
             error = max(error, _difference(found[port.name], expected[port.name]))
+    if signature.past and signature.logits and not signature.unknown:
+        for found_logits, wanted in _over_a_past(session, signature, reference):
+            error = max(error, _difference(found_logits, wanted))
     check = Check((shape[0], shape[-1]), error, tolerance)
     if not error <= tolerance:
         raise RuntimeError(f"the compiled model is wrong, and was not kept: {check}")
@@ -124,6 +127,19 @@ def _calls(signature: Signature, reference: Reference) -> Iterator[dict[str, np.
         results = reference(given)
         past = {name: results[present] for name, present in signature.presents.items()}
         yield signature.feed(rng.integers(0, signature.vocab_size or 1, (rows, 1)), past)
+
+
+def _over_a_past(session: Any, signature: Signature, reference: Reference) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pair what a session gives for a prompt and the tokens behind it with what the file gives for all of them."""
+    length = tokens_to_try(signature, T)
+    ids = np.random.default_rng(SEED + 1).integers(0, signature.vocab_size or 1, (B, length))
+    expected = reference(signature.feed(ids))[signature.logits]
+    if expected.shape[1] != length:  # the last position alone
+        return
+    prompt = max(1, length - STEPS)
+    yield session.fill(ids[:, :prompt]), expected[:, prompt - 1]
+    for at in range(prompt, length):
+        yield session.decode(ids[:, at : at + 1], at), expected[:, at]
 
 
 def _anything(signature: Signature, rng: np.random.Generator) -> dict[str, np.ndarray]:

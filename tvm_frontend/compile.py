@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,17 +27,29 @@ import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
+from export.signature import Signature
 from gpt.cli import UserError, disk_trouble
 from gpt.files import atomic_output, check_replaceable, find_input
 from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
-from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.artifact import (
+    CACHED,
+    PLAIN,
+    RELAY,
+    CompiledModel,
+    is_ours,
+    library_name,
+    load_compiled,
+    save_compiled,
+)
 from tvm_frontend.check import check_only, check_or_why_not
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
+from tvm_frontend.graph import Graph
 from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.kernels.cuda import FORMATS, OLDEST_ARCH
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
+from tvm_frontend.passes.preallocate import NotPossible, preallocate
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OptLevel, compile_relay
 from tvm_frontend.target import CompileTarget, resolve_target
@@ -82,20 +95,24 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     register_errors()
-    graphs = {plain: make for plain, make in ((False, source.import_graph), (True, source.import_plain)) if make}
+    graphs = _graphs(source, options.opt_level)
     with atomic_output(output, directory=True) as folder:
         phases_s: Counter[str] = Counter()
         for one in compile_for.each():
             dump_ir = options.dump_ir / one.name if options.dump_ir and len(compile_for.archs) > 1 else options.dump_ir
             made = {}
-            for plain, import_graph in graphs.items():
-                dump_plain = dump_ir / "plain" if dump_ir and plain else dump_ir
-                one_options = replace(options, precision=precision, dump_ir=dump_plain)
-                made[plain] = compile_graph(import_graph, one, one_options, search)
-                _link(made[plain].executable, folder / library_name(one.arch, plain=plain))
-                phases_s.update(made[plain].phases_s)
-        compiled = made[max(made)]
-        weights, names = _shared(*(each.graph.weights for each in made.values()))
+            for part, import_graph in graphs.items():
+                part_ir = dump_ir / part if dump_ir else None
+                one_options = replace(options, precision=precision, dump_ir=part_ir)
+                try:
+                    made[part] = compile_graph(import_graph, one, one_options, search)
+                except NotPossible as why:
+                    say(f"its KV cache stays as it is in the file, copied in every step: {why}")
+                    continue
+                _link(made[part].executable, folder / library_name(one.arch, part))
+                phases_s.update(made[part].phases_s)
+        compiled = made[next(reversed(made))]
+        weights, names = _shared({part: each.graph.weights for part, each in made.items()})
         save_compiled(
             folder,
             weights,
@@ -119,8 +136,15 @@ def compile_model(
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
                 "signature": source.signature and source.signature.to_json(),
-                "own_weights": names[0] if len(names) > 1 else None,
-                "plain_weights": names[1] if len(names) > 1 else None,
+                "parts": {
+                    part: {
+                        "weights": names[part],
+                        "entry_points": each.graph.entry_points,
+                        "caches": each.graph.caches if part == CACHED else [],
+                    }
+                    for part, each in made.items()
+                    if source.form == "graph"
+                },
                 "versions": {
                     PROJECT: project_version(),
                     "apache-tvm": tvm.__version__,
@@ -129,24 +153,46 @@ def compile_model(
             },
         )
         for arch in compile_for.archs:
-            for plain in graphs:
-                verify_cuda_library(folder / library_name(arch, plain=plain), arch)
+            for part in made:
+                verify_cuda_library(folder / library_name(arch, part), arch)
         if options.check:
             say(check_or_why_not(load_compiled(folder), source.run, source.run_dtype, model, output))
     return load_compiled(output)
 
 
-def _shared(*libraries: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[str]]]:
+def _graphs(source: Source, opt_level: int) -> dict[str, Callable[[], Graph]]:
+    """Name the graphs to compile, a library each, as `CompiledModel.parts`; at opt level 0 no cache is changed."""
+    graphs = {"": source.import_graph}
+    if source.import_plain is not None:
+        graphs[PLAIN] = source.import_plain
+    signature = source.signature
+    if signature is not None and signature.past and signature.longest and not signature.unknown and opt_level > 0:
+        graphs[CACHED] = partial(_with_cache, source.import_plain or source.import_graph, signature)
+    return graphs
+
+
+def _with_cache(import_graph: Callable[[], Graph], signature: Signature) -> Graph:
+    """Import a file whose cache grows for one that is preallocated. Raises NotPossible."""
+    if signature.logits is None or signature.ids is None or signature.longest is None:
+        raise NotPossible("its ids or its logits could not be told")
+    inputs = [port.name for port in signature.inputs if port.name not in signature.plain]
+    outputs = [port.name for port in signature.outputs]
+    presents = {inputs.index(past): outputs.index(present) for past, present in signature.presents.items()}
+    ids, logits = inputs.index(signature.ids), outputs.index(signature.logits)
+    return preallocate(import_graph(), ids, logits, presents, signature.longest)
+
+
+def _shared(parts: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Put the weights of several libraries together, equal ones once; give the names of each library's, in order."""
     together: dict[str, np.ndarray] = {}
-    names: list[list[str]] = []
-    for weights in libraries:
-        names.append([])
+    names: dict[str, list[str]] = {}
+    for part, weights in parts.items():
+        names[part] = []
         for name, array in weights.items():
             while name in together and not _same(together[name], array):
                 name += "'"
             together[name] = array
-            names[-1].append(name)
+            names[part].append(name)
     return together, names
 
 

@@ -31,6 +31,7 @@ from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
+from tvm_frontend.passes.recover_layer_norm import recover_layer_norm
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
 from tvm_frontend.tvm_patches import patch_attention
@@ -126,6 +127,7 @@ def graph_phases(
     if opt_level > 0:
         rewrites += [
             ("recover_gelu", recover_gelu),
+            ("recover_layer_norm", recover_layer_norm),
             ("recover_attention", recover_attention),
             ("cancel_transposes", cancel_transposes),
         ]

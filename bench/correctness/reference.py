@@ -137,16 +137,17 @@ def round_while_running(model: "GPT", rounding: Rounding) -> None:
 
 
 def _attend_to_rounded(
-    attend: Callable[["Tensor", "Tensor", "Tensor", float], "Tensor"],
+    attend: Callable[["Tensor", "Tensor", "Tensor", float, float], "Tensor"],
     rounded: Callable[[Array], Array],
     q: "Tensor",
     k: "Tensor",
     v: "Tensor",
     dropout: float,
+    scale: float,
 ) -> "Tensor":
     import torch
 
-    return attend(q, torch.from_numpy(rounded(k.numpy())), torch.from_numpy(rounded(v.numpy())), dropout)
+    return attend(q, torch.from_numpy(rounded(k.numpy())), torch.from_numpy(rounded(v.numpy())), dropout, scale)
 
 
 class ReferenceModel:

@@ -70,8 +70,8 @@ def weight_bytes(config: GPTConfig, precision: str = "fp32") -> int:
 
 def _scale_bytes(config: GPTConfig, precision: str, weights: int) -> int:
     if precision == "int8":
-        # 3C, C, 4C and C columns in a layer, and those of the head
-        return FLOAT32_BYTES * (9 * config.n_embd * config.n_layer + config.vocab_size)
+        # 3C, C, n_inner and C columns in a layer, and those of the head
+        return FLOAT32_BYTES * ((5 * config.n_embd + config.mlp_width) * config.n_layer + config.vocab_size)
     if precision == "int4":
         from tvm_frontend.kernels.cpu.packing import GROUP_SIZE  # loads TVM, which other precisions do without
 

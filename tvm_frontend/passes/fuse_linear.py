@@ -22,7 +22,7 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
         def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
             source = matched.get(weight, matched.get(transposed))
             W = rewriting.weight(source)
-            if W is None or W.ndim != 2 or len(call.ty.shape.values) != 3:
+            if W is None or W.ndim != 2 or W.dtype != np.float32 or len(call.ty.shape.values) < 2:
                 return None
             if residual in matched and not same_shape(matched[residual].ty.shape.values, call.ty.shape.values):
                 return None

@@ -1,7 +1,9 @@
 """Runs a file that was compiled as it is: by its own inputs and outputs, or by token ids alone, with its KV cache.
 
 Most calls give a mask of ones and positions that count on, which say nothing that the shapes do not. For these the
-artifact has a second library, compiled with that known: there a mask may be the causal one, which a kernel knows.
+artifact has a second library, compiled with that known: there a mask may be the causal one, which a kernel knows. And
+where the file's KV cache grows by a copy of all of it in every step, a third one may have it preallocated, see
+`tvm_frontend.passes.preallocate`.
 """
 
 from collections.abc import Mapping
@@ -12,9 +14,9 @@ import tvm
 
 from export.signature import COUNTED, SEEN, Port, Signature, check_shape, dtype_named
 from gpt.cli import UserError
-from tvm_frontend.artifact import CompiledModel, as_array
+from tvm_frontend.artifact import CACHED, PLAIN, CompiledModel, as_array, check_vocabulary
 from tvm_frontend.runtime.exclusive import exclusive
-from tvm_frontend.runtime.session import Loaded
+from tvm_frontend.runtime.session import CachedSession, Loaded
 from tvm_frontend.runtime.threads import use_threads
 
 Array: TypeAlias = np.ndarray | tvm.runtime.Tensor
@@ -33,8 +35,9 @@ class GraphSession(Loaded):
             raise UserError(f"{model.path}: damaged, it does not say how it is called")
         self.signature: Signature = model.signature
         super().__init__(model, threads, model.library(arch))
-        library = model.library(arch, plain=True)
-        self._plain = Loaded(model, threads, library, plain=True) if model.plain_weights is not None else None
+        cached = model.with_cache()
+        self._plain = Loaded(model, threads, model.library(arch, PLAIN), PLAIN) if PLAIN in model.parts else None
+        self._cached = CachedSession(cached, threads, model.library(arch, CACHED), CACHED) if cached else None
 
     def _make_own(self) -> None:
         super()._make_own()
@@ -46,6 +49,7 @@ class GraphSession(Loaded):
         """Do as `Loaded.clone`."""
         other = super().clone()
         other._plain = self._plain and self._plain.clone()
+        other._cached = self._cached and self._cached.clone()
         return other
 
     @exclusive
@@ -67,6 +71,8 @@ class GraphSession(Loaded):
     @exclusive
     def fill(self, ids: np.ndarray) -> np.ndarray:
         """Begin anew with a prompt, ids int64 [B, T]; return logits [B, V] of its last position. Raises UserError."""
+        if self._cached is not None:
+            return self._cached.fill(ids)
         self._keep(results := self._step(ids, None), ids, 0)
         return self._logits(results).numpy()[:, -1]
 
@@ -76,6 +82,8 @@ class GraphSession(Loaded):
 
         Raises UserError for a file without a past, and for a context that it does not hold.
         """
+        if self._cached is not None:
+            return self._cached.decode(ids, context)
         B, filled = self._filled
         if not self._past or not 1 <= context <= filled or len(ids) != B:
             raise UserError(
@@ -103,7 +111,7 @@ class GraphSession(Loaded):
         ids = as_array("ids", ids)
         if ids.ndim != 2 or not ids.size:
             raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T], with at least one token")
-        self._check_ids(ids)
+        check_vocabulary(ids, self.signature.vocab_size)
         given = self.signature.feed(ids, past)
         P, T = self._tokens(given)
         self._check_length(P + T)
@@ -150,7 +158,7 @@ class GraphSession(Loaded):
             check_shape(port, array.shape)
             self._check_sizes(port, array.shape, sizes)
         if self.signature.ids is not None:
-            self._check_ids(given[self.signature.ids])
+            check_vocabulary(given[self.signature.ids], self.signature.vocab_size)
         self._check_lengths(given)
         return given
 
@@ -161,14 +169,6 @@ class GraphSession(Loaded):
                 known, where = sizes.setdefault(dim, (size, port.name))
                 if known != size:
                     raise UserError(f"input {port.name} of shape {list(shape)}: {dim} is {known} in {where}")
-
-    def _check_ids(self, ids: np.ndarray) -> None:
-        V = self.signature.vocab_size
-        if ids.dtype.kind not in "iu":
-            raise UserError(f"ids of dtype {ids.dtype}: must be whole numbers")
-        if ids.size and V is not None and (int(ids.min()) < 0 or int(ids.max()) >= V):
-            bad = ids[(ids < 0) | (ids >= V)][0]
-            raise UserError(f"token id {bad}: must be in 0 … {V - 1} (vocab_size={V})")
 
     def _check_lengths(self, given: Mapping[str, np.ndarray]) -> None:
         """Raise UserError for more tokens than the file has positions for, and for masks and positions of others."""

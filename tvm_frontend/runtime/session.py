@@ -27,7 +27,7 @@ LAST = -1  # the row of the last position
 class Loaded(Exclusive):
     """Loads a library, and its weights to the device."""
 
-    def __init__(self, model: CompiledModel, threads: int, library: Path, *, plain: bool = False) -> None:
+    def __init__(self, model: CompiledModel, threads: int, library: Path, part: str = "") -> None:
         use_threads(threads)  # so that too many are refused now, not in the middle of a step
         self.model = model
         self.threads = threads
@@ -35,7 +35,7 @@ class Loaded(Exclusive):
         if not self._on_cpu:
             load_cuda_runtime()
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
-        weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights(plain=plain)]
+        weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights(part)]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
         self._library = _load_library(library)
         self._make_own()

@@ -132,10 +132,10 @@ def _forward(model: "GPT", ids: "Tensor", rows: "Tensor", keys: "list[Tensor]", 
         k.index_copy_(2, rows, new_k)
         v.index_copy_(2, rows, new_v)
         if ids.shape[1] > 1:  # a prompt begins the cache, so it sees itself alone
-            y = scaled_dot_product_attention(q, new_k, new_v, is_causal=True)  # [B, nh, T, hs]
+            y = scaled_dot_product_attention(q, new_k, new_v, is_causal=True, scale=block.attn.scale)  # [B, nh, T, hs]
         else:
             seen = torch.arange(k.shape[2], device=ids.device) <= rows  # [rows of the cache]
-            y = scaled_dot_product_attention(q, k, v, attn_mask=seen[None])
+            y = scaled_dot_product_attention(q, k, v, attn_mask=seen[None], scale=block.attn.scale)
         x = x + block.attn.c_proj(y.transpose(1, 2).flatten(2))  # [B, T, C]
         x = x + block.mlp(block.ln_2(x))
     return model.lm_head(parts.ln_f(x)[:, -1])  # [B, V]

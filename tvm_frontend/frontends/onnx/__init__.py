@@ -55,6 +55,8 @@ def _read_as_it_is(file: OnnxFile, exported: ExportedModel | None, shapes: Mappi
     check_operators(proto)
     signature = signature_of(proto)
     plain = plain_form(proto, signature)
+    import_graph = partial(import_onnx, proto, keep_types=True)
+    import_plain = partial(import_onnx, plain, keep_types=True) if plain else None
     return Source(
         config=exported.config if exported else _config_of(proto),
         tokenizer=exported.tokenizer if exported else NoTokenizer().to_json(),
@@ -62,8 +64,8 @@ def _read_as_it_is(file: OnnxFile, exported: ExportedModel | None, shapes: Mappi
         form="graph",
         sha256=sha256_onnx(file),
         checkpoint_sha256=exported.checkpoint_sha256 if exported else sha256_onnx(file),
-        import_graph=partial(import_onnx, proto, keep_types=True),
-        import_plain=partial(import_onnx, plain, keep_types=True) if plain else None,
+        import_graph=import_graph,
+        import_plain=import_plain,
         run=partial(run_file, file.path),
         run_dtype=_computes_in(proto),
         signature=signature,

@@ -19,8 +19,10 @@ from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.frontends.onnx.operators.elementwise import held_as
+from tvm_frontend.frontends.onnx.operators.masks import band
 from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant
 from tvm_frontend.graph import ENTRY, Graph
+from tvm_frontend.passes.rewrite import Rewriting
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
@@ -49,7 +51,8 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
             outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
             [*inputs, *(reading.values[name] for name in reading.weights)],
         )
-    return Graph(reading.builder.finalize(), reading.weights)
+    graph = Graph(reading.builder.finalize(), reading.weights)
+    return Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
 
 
 def check_operators(proto: onnx.ModelProto) -> int:
@@ -93,12 +96,14 @@ def _cast(tensor: relax.Expr, dtype: str) -> relax.Expr:
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
-    """Make weights parameters; lists of integers (shapes, axes) and single numbers become parts of formulas."""
+    """Make weights parameters; lists of integers (shapes, axes), single numbers and masks become formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         array = array.astype(held_as(str(array.dtype)), copy=False)
         if array.ndim <= 1 and (array.size == 1 or np.issubdtype(array.dtype, np.integer)):
             reading.values[initializer.name] = constant(array)
+        elif (formula := band(array)) is not None:
+            reading.values[initializer.name] = formula
         else:
             reading.add_weight(initializer.name, array)
 

@@ -56,7 +56,7 @@ def _where(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
         if (found := reading.indexed(condition, fill)) and not reading.indexed(scores):
             choices = [found[1], nothing] if fill == chosen else [nothing, found[1]]
             mask = _on_each(tirx.Select, [found[0], *choices], "float32")
-            hidden = hidden_later(reading, reading.tensor(scores), mask)
+            hidden = hidden_later(reading, reading.tensor(scores), mask, chosen=True)
             if hidden is not None:
                 return hidden
     return op.where(*map(reading.tensor, node.input))
@@ -111,6 +111,7 @@ CONVERTERS: dict[str, Converter] = {
     "Or": Elementwise(op.logical_or, tirx.Or),
     "Pow": Elementwise(_power),
     "Relu": Elementwise(op.nn.relu),
+    "Sigmoid": Elementwise(op.sigmoid),
     "Sub": Elementwise(op.subtract, lambda x, y: x - y),
     "Tanh": Elementwise(op.tanh),
     "Where": _where,

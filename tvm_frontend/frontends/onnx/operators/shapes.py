@@ -15,6 +15,7 @@ from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Va
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     LARGE,
     Indexed,
+    bind_sizes,
     depends_on,
     elements,
     expression,
@@ -241,7 +242,9 @@ def _from_the_front(reading: Reading, node: onnx.NodeProto, axis: int) -> relax.
             return tensor
         return reading.emit(_wrapped(reading, tensor, size))
     positions, analyzer = position_symbols(rows.shape)
-    if analyzer.can_prove(expression(rows.at(*positions), rows.dtype) >= 0):
+    row = expression(rows.at(*positions), rows.dtype)
+    bind_sizes(analyzer, row)
+    if analyzer.can_prove(row >= 0):
         return reading.tensor(node.input[1])
     wrapped = Indexed(rows.shape, rows.dtype, lambda *index: _wrap(expression(rows.at(*index), rows.dtype), size))
     return reading.emit(computed(reading, wrapped))

@@ -82,6 +82,13 @@ def position_symbols(shape: list[Any]) -> tuple[list[Any], tvm.sym.Analyzer]:
     return positions, analyzer
 
 
+def bind_sizes(analyzer: tvm.sym.Analyzer, element: tvm.ir.Expr) -> None:
+    """Tell an analyzer that the sizes in an element are not negative; positions are bound before."""
+    for variable in tvm.tirx.analysis.undefined_vars(element, []):
+        if not analyzer.can_prove(variable >= 0):
+            analyzer.bind(variable, tvm.ir.Range(0, LARGE))
+
+
 def depends_on(element: tvm.ir.Expr, positions: list[Any]) -> bool:
     """Tell if an element differs between positions."""
     used = tvm.tirx.analysis.undefined_vars(element, [])
