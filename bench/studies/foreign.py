@@ -2,7 +2,7 @@
 
 nanoGPT, build-nanogpt and minGPT are no packages, so modules of the same parameter names and operators stand here; the
 others are made by transformers. Runs in this project's environment and in the one that `make matrix` sets up, so it
-imports nothing else of the project.
+imports nothing of the project that is not of these files.
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-VOCAB_SIZE = 199
-LONGEST = 48  # the most tokens of the models that have a table of positions
+from bench.studies.foreign_feeds import LONGEST, VOCAB_SIZE
+
 SEED = 7
 LAYERS, WIDTH, HEADS = 2, 48, 4
 LAST, WHOLE = "last", "whole"  # which positions a model gives logits of
@@ -191,7 +191,8 @@ MODELS = (*OWN_LAYOUTS, *TRANSFORMERS)
 def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -> nn.Module:
     """Make one of MODELS, with weights that are the same at each call, and large enough that all of them matter.
 
-    attention: for transformers, `sdpa`, where the model has it, or `eager`. use_cache: whether those hand on keys and values.
+    attention: for transformers, `sdpa`, where the model has it, or `eager`. use_cache: whether those hand on keys and
+    values.
     """
     torch.manual_seed(SEED)
     if name in OWN_LAYOUTS:
@@ -201,7 +202,9 @@ def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -
 
         kind, settings = TRANSFORMERS[name]
         special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-        config = getattr(transformers, f"{kind}Config")(vocab_size=VOCAB_SIZE, use_cache=use_cache, **settings, **special)
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=VOCAB_SIZE, use_cache=use_cache, **settings, **special
+        )
         classes = (f"{kind}ForCausalLM", f"{kind}LMHeadModel")
         made = next(getattr(transformers, each) for each in classes if hasattr(transformers, each))
         config._attn_implementation = attention if made._supports_sdpa else "eager"

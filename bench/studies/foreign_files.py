@@ -9,12 +9,10 @@ A file that is there is not made again. What an exporter or a tool refuses is in
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,71 +21,11 @@ import onnx
 import onnxruntime
 import torch
 
-from bench.studies.foreign import LONGEST, MODELS, OWN_LAYOUTS, TRANSFORMERS, VOCAB_SIZE, make_model
+from bench.studies.foreign import OWN_LAYOUTS, make_model
+from bench.studies.foreign_feeds import LONGEST, feed
+from bench.studies.foreign_recipes import OPTIMUM, PLAIN, TORCH, Recipe, recipes
 
-PLAIN = "plain"
-# The variants: those that are two tools' or two ways of the same stand together.
-KINDS = (("simplified", "slimmed"), ("fp16", "fp16-inside"), ("int8",), ("qdq",), ("ort",), ("fused",))
-VARIANTS = (PLAIN, *(variant for kind in KINDS for variant in kind), "int4")
-PLAIN_ALONE = ("nanogpt-biases", "nanogpt-one-head", "mingpt-one-head")
 REFUSED = "refused.json"
-# Exporters with the environment that they run in and the opsets that they are asked for.
-TORCH, OPTIMUM = "torch", "optimum"
-OPSETS_OF_OWN = {"dynamo": (18, 20, 23, 24), "torchscript": (11, 14, 17, 20)}
-OPSETS_OF_THEIRS = {
-    "dynamo": (18, 20, 23, 24),
-    "dynamo-mask": (18, 23),
-    "dynamo-past": (18, 23),
-    "torchscript": (17,),
-    "torchscript-mask": (11, 14, 20),
-    "optimum": (14, 18),
-    "optimum-past": (14, 17, 20),
-}
-IN_ALL_VARIANTS = (
-    ("dynamo", 18),
-    ("dynamo-mask", 23),
-    ("torchscript", 17),
-    ("torchscript-mask", 14),
-    ("optimum", 18),
-    ("optimum-past", 17),
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Says how a file is made: of a model, by an exporter, for an opset, and in which variant."""
-
-    model: str
-    exporter: str
-    opset: int
-    variant: str = PLAIN
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return f"{self.model}-{self.exporter}-{self.opset}-{self.variant}.onnx"
-
-
-def recipes() -> list[Recipe]:
-    """List all files: each model by each exporter plain, and in the variants for one opset of each exporter.
-
-    Two tools that do the same take turns from model to model; and so do the variants of the other opsets.
-    """
-    found: list[Recipe] = []
-    for number, model in enumerate(MODELS):
-        for exporter, opsets in (OPSETS_OF_OWN if model in OWN_LAYOUTS else OPSETS_OF_THEIRS).items():
-            for turn, opset in enumerate(opsets):
-                found.append(Recipe(model, exporter, opset))
-                if model in PLAIN_ALONE:
-                    continue
-                if (exporter, opset) in IN_ALL_VARIANTS:
-                    which = (number + len(exporter)) % 2
-                    variants = [kinds[which % len(kinds)] for kinds in KINDS]
-                    variants += ["int4"] if which else []
-                else:
-                    variants = [VARIANTS[1:][(number + 3 * turn + 5 * len(exporter)) % (len(VARIANTS) - 1)]]
-                found += [Recipe(model, exporter, opset, variant) for variant in variants]
-    return found
 
 
 def export(recipe: Recipe, output: Path) -> None:
@@ -280,7 +218,9 @@ def _fused(plain: Path, output: Path, recipe: Recipe) -> None:
     options = FusionOptions(kind)
     options.use_multi_head_attention = recipe.model in ("llama", "qwen2")
     heads = 1 if recipe.model.endswith("one-head") else 4
-    fused = optimizer.optimize_model(str(plain), kind, num_heads=heads, hidden_size=48, optimization_options=options, opt_level=0)
+    fused = optimizer.optimize_model(
+        str(plain), kind, num_heads=heads, hidden_size=48, optimization_options=options, opt_level=0
+    )
     if not any(node.domain == "com.microsoft" for node in fused.model.graph.node):
         raise RuntimeError("onnxruntime.transformers.optimizer: nothing was fused")
     fused.save_model_to_file(str(output))
@@ -301,28 +241,12 @@ CHANGES: dict[str, Callable[[Path, Path, Recipe], None]] = {
 
 def feeds(path: Path) -> Iterator[dict[str, np.ndarray]]:
     """Yield some inputs of a file, to calibrate it by: of the longest sequences, and after a past."""
-    inputs = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = [(value.name, value.type, value.shape) for value in session.get_inputs()]
     rng = np.random.default_rng(0)
-    past = any(value.name.startswith("past") for value in inputs)
+    past = any(name.startswith("past") for name, _, _ in inputs)
     for B, P, T in [(2, 0, LONGEST), (1, 0, 9)] + ([(2, 11, 1), (2, 20, 3)] if past else []):
-        yield feed(((value.name, value.type, value.shape) for value in inputs), rng, B, P, T)
-
-
-def feed(inputs: Any, rng: np.random.Generator, B: int, P: int, T: int) -> dict[str, np.ndarray]:
-    """Return inputs, given as (name, ONNX Runtime's type, shape), for B sequences of T tokens after P of the past."""
-    given = {}
-    for name, kind, shape in inputs:
-        dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float16)": np.float16}.get(kind, np.float32)
-        if name.startswith("past"):
-            value = rng.standard_normal((B, shape[1], P, shape[3]))
-        elif "mask" in name:
-            value = np.ones((B, P + T))
-        elif "position" in name:
-            value = np.broadcast_to(np.arange(P, P + T), (B, T))
-        else:
-            value = rng.integers(0, VOCAB_SIZE, (B, T))
-        given[name] = np.ascontiguousarray(value.astype(dtype))
-    return given
+        yield feed(inputs, rng, B, P, T)
 
 
 def make(folder: Path, recipe: Recipe, refused: dict[str, str]) -> None:
@@ -365,7 +289,11 @@ def main() -> None:
     for number, recipe in enumerate(wanted):
         make(arguments.folder, recipe, refused)
         words.write_text(json.dumps(refused, indent=1))
-        print(f"{number + 1}/{len(wanted)} {recipe.name} {refused.get(recipe.name, 'made')[:150]}", file=sys.stderr, flush=True)
+        print(
+            f"{number + 1}/{len(wanted)} {recipe.name} {refused.get(recipe.name, 'made')[:150]}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
