@@ -10,7 +10,8 @@ from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from tvm_frontend.frontends.onnx.importer import import_onnx
-from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_A_LITTLE, band
+from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_A_LITTLE
+from tvm_frontend.frontends.onnx.operators.symbolic import band
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
 from tvm_frontend.target import resolve_target
