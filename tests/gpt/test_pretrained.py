@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError
-from gpt.foreign.huggingface import CONFIG, PICKLED, SHARDS, WEIGHTS
+from gpt.foreign.huggingface import CONFIG, SHARDS, WEIGHTS
 from gpt.pretrained import load_pretrained
 
 SMALL = {"n_positions": 32, "vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 16}

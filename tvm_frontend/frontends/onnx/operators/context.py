@@ -154,7 +154,7 @@ class Reading:
         raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
 
     def limit(self, size: Any, most: Any) -> None:
-        """Note that a size of the inputs, a symbol or a sum of them, is at most a number where the file has a result."""
+        """Note that a size of inputs, a symbol or a sum of them, is at most a number where the file has a result."""
         if not is_number(size) and is_number(most):
             key = str(size)
             self.limits[key] = min(int(most), self.limits.get(key, int(most)))
