@@ -9,7 +9,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting
 
 
 def cancel_transposes(graph: Graph) -> Graph:
-    """Rewrite permute_dims(permute_dims(x)) → permute_dims(x), or x where the second restores the order of the first."""
+    """Rewrite permute_dims(permute_dims(x)) → permute_dims(x), or x where the second undoes the first."""
     rewriting = Rewriting(graph)
     x = wildcard()
     inner = is_op("relax.permute_dims")(x)
