@@ -18,7 +18,9 @@ SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back
 
 
 def recover_attention(graph: Graph) -> Graph:
-    """Rewrite softmax(hide_later(scale · q · kᵀ)) · v, each [B, nh, T, hs] → attention, wherever the scale stands.
+    """Rewrite softmax(hide_later(scale · q · kᵀ)) · v → attention, wherever the scale stands.
+
+    q is [B, nh, T, hs], k and v are [B, nh, S, hs], the queries being the last T of S tokens.
 
     `hide_later` stands where the importer has proven a mask to be causal. Where the number that it adds to the score of
     a hidden key hides it among small scores alone, as -10000, the weights must bound the scores. A replacement of NaN
@@ -42,13 +44,16 @@ def recover_attention(graph: Graph) -> Graph:
         if len(shape) != 4:
             return None
         B, nh, T, hs = shape
-        if not same_shape(keys.ty.shape.values, [B, nh, hs, T]) or not same_shape(matched[v].ty.shape.values, shape):
+        S = scores.ty.shape.values[-1]
+        found = [keys.ty.shape.values, matched[v].ty.shape.values]
+        if not all(map(same_shape, found, ([B, nh, hs, S], [B, nh, S, hs]))):
             return None
         if hidden_by < np.inf and not _are_small(rewriting, q, keys, scale * inner, hidden_by):
             return None
         q, k, values = op.permute_dims(q, SWAP), _rows(rewriting, keys), op.permute_dims(matched[v], SWAP)
         scale = tvm.tirx.const(scale * inner, "float32")
-        return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask="TopLeft"), SWAP)
+        corner = "TopLeft" if same_shape([T], [S]) else "BottomRight"
+        return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask=corner), SWAP)
 
     rewriting.apply(attended, recover)
     return rewriting.finish()

@@ -12,6 +12,7 @@ from tvm.relax.dpl import DFPattern, is_op, rewrite_call
 from tvm_frontend.graph import ENTRY, Graph
 
 Matched = dict[DFPattern, relax.Expr]
+NARROW = ("bfloat16", "float16")
 OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: TVM does not fuse it with others
 
 # Operators that `Rewriting.number` computes of numbers.
@@ -92,10 +93,11 @@ class Rewriting:
         return self.variables[name]
 
     def is_narrowed(self, call: relax.Expr) -> bool:
-        """Tell if every reader of a call's result casts it to another type."""
+        """Tell if every reader of a call's result casts it to 16 bits."""
         var = next((var for var, value in self._bound.items() if value.same_as(call)), None)
         readers = [] if var is None else self._readers(var)
-        return bool(readers) and all(calls(reader, "astype") for reader in readers)
+        casts = [str(reader.ty.dtype) in NARROW for reader in readers if calls(reader, "astype")]
+        return bool(readers) and len(casts) == len(readers) and all(casts)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
         """Call `kernel`, which gives [B, T, C], in the place of `like` [.., C]; equal kernels are kept once.

@@ -19,7 +19,7 @@ from tvm import relax
 
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.importer import import_onnx
-from tvm_frontend.frontends.onnx.operators import CONVERTERS
+from tvm_frontend.frontends.onnx.operators import CONVERTERS, contrib, quantized
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
 from tvm_frontend.target import resolve_target
@@ -436,7 +436,8 @@ def compare(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], cases: list[Ca
 
 
 def test_every_operator_is_tried() -> None:
-    assert CASES_OF.keys() | ELSEWHERE == CONVERTERS.keys()
+    judged_by_onnxruntime = contrib.CONVERTERS.keys() | quantized.CONVERTERS.keys()  # beside this file
+    assert CASES_OF.keys() | ELSEWHERE == CONVERTERS.keys() - judged_by_onnxruntime
 
 
 @pytest.mark.parametrize("op", CASES_OF)

@@ -1,7 +1,8 @@
 """Converts attention, and the writing of rows into a cache that attention reads.
 
-Where attention is plainly causal, over as many keys as queries, it becomes one operator of Relax, for which there is a
-kernel. Attention of every other kind becomes a product, a softmax over the scores that are seen, and a product.
+Where attention is plainly causal, and the queries are the last of the keys, it becomes one operator of Relax, for which
+there is a kernel. Attention of every other kind becomes a product, a softmax over the scores that are seen, and a
+product.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from tvm.relax import op
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
 from tvm_frontend.frontends.onnx.operators.masks import as_added, is_causal, same_sizes
-from tvm_frontend.frontends.onnx.operators.symbolic import is_number, is_one, simplified
+from tvm_frontend.frontends.onnx.operators.symbolic import is_number, is_one, is_zero, simplified
 
 INPUTS = ("q", "k", "v", "mask", "past_key", "past_value", "filled")  # of ai.onnx Attention, in its order
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float, float16, double and bfloat16
@@ -97,10 +98,11 @@ def attend(
     scale = int(hs) ** -0.5 if scale is None else scale
     group = int(nh) // int(nh_kv)
     emit = reading.builder.emit
-    is_square = seen.filled is None and _is_zero(seen.first) and same_sizes([T, S]) and int(hs) == int(hs_v)
-    if seen.is_causal_alone and is_square and group == 1 and softcap == 0 and not stages:
+    to_the_end = seen.filled is None and seen.first is not None and same_sizes([seen.first + T, S])
+    if seen.is_causal_alone and to_the_end and int(hs) == int(hs_v) and group == 1 and softcap == 0 and not stages:
         q, k, v = (emit(op.permute_dims(each, [0, 2, 1, 3])) for each in (q, k, v))
-        y = op.nn.attention(q, k, v, scale=tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")
+        corner = "TopLeft" if is_zero(seen.first) else "BottomRight"
+        y = op.nn.attention(q, k, v, scale=tvm.tirx.const(scale, "float32"), causal_mask=corner)
         return Attended(op.permute_dims(emit(y), [0, 2, 1, 3]))
 
     rows = simplified(group * T)  # heads that share keys are rows of one product
@@ -137,10 +139,6 @@ def from_heads(reading: Reading, x: relax.Expr) -> relax.Expr:
     x = reading.emit(x)
     B, nh, T, hs = x.ty.shape.values
     return op.reshape(reading.emit(op.permute_dims(x, [0, 2, 1, 3])), [B, T, int(nh) * int(hs)])
-
-
-def _is_zero(size: Any) -> bool:
-    return is_number(size) and int(size) == 0
 
 
 def _masked(reading: Reading, scores: relax.Expr, seen: Seen, hidden: float | None = None) -> relax.Expr:
@@ -242,8 +240,8 @@ def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
     if "mask" in given:
         formula = reading.indexed(given["mask"])
         shape = [*q.ty.shape.values[:3], k.ty.shape.values[2]]
-        if formula and "filled" not in given and _is_zero(first) and is_causal(as_added(formula[0]), shape):
-            causal = True
+        if formula and "filled" not in given and is_causal(as_added(formula[0]), shape):
+            causal, first = True, simplified(shape[3] - shape[2])
         else:
             mask = reading.tensor(given["mask"])
     filled = reading.tensor(given["filled"]) if "filled" in given else None
@@ -269,6 +267,11 @@ def _tensor_scatter(reading: Reading, node: onnx.NodeProto, attributes: dict[str
     cache, rows, pos = (reading.tensor(name) for name in node.input)
     if len(cache.ty.shape.values) != 4 or attributes.get("axis", -2) not in (-2, 2):
         raise UserError("only axis 2 of [B, nh, S, hs] is supported")
+    return scatter_rows(reading, cache, rows, pos)
+
+
+def scatter_rows(reading: Reading, cache: relax.Expr, rows: relax.Expr, pos: relax.Expr) -> relax.Expr:
+    """Write rows [B, nh, T, hs] into a cache [B, nh, S, hs], of sequence b from row pos[b] on."""
 
     def tensor_scatter(cache: te.Tensor, rows: te.Tensor, pos: te.Tensor) -> te.Tensor:
         T = rows.shape[2]

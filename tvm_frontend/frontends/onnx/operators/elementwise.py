@@ -50,7 +50,7 @@ class Curve:
         if found and self.of_number and not found[0].shape:
             element = found[0].element()
             if isinstance(element, tirx.FloatImm):
-                number = np.array(element.value, found[0].dtype)
+                number: Any = np.array(element.value, found[0].dtype)[()]
                 return constant(np.array(self.of_number(number), found[0].dtype))
         return self.steps(reading.emit, reading.tensor(node.input[0]), attributes)
 
@@ -173,7 +173,7 @@ def _clip(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     result = reading.tensor(names[0])
     for name, limit, of_two in zip(names[1:], limits, (op.maximum, op.minimum), strict=True):
         if limit is not None:
-            bound = reading.tensor(name) if name else relax.const(limit.element().value, dtype)  # type: ignore[union-attr]
+            bound = reading.tensor(name) if name else relax.const(limit.element().value, dtype)
             result = reading.emit(of_two(result, bound))
     return result
 

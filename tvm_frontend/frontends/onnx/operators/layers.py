@@ -46,7 +46,7 @@ def _gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
     a, b = reading.tensor(node.input[0]), reading.tensor(node.input[1])
     a = reading.emit(op.permute_dims(a)) if attributes.get("transA") else a
-    x = _unmerged(reading, a)
+    x = unmerged(reading, a)
     b = reading.emit(op.permute_dims(b)) if attributes.get("transB") else b
     reading.same_size(x.ty.shape.values[-1], b.ty.shape.values[0])
     y = _scaled(reading, reading.emit(op.matmul(x, b)), alpha)
@@ -64,7 +64,7 @@ def _scaled(reading: Reading, x: relax.Expr, factor: float) -> relax.Expr:
     return x if factor == 1.0 else reading.emit(op.multiply(x, relax.const(factor, str(x.ty.dtype))))
 
 
-def _unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
+def unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
     """Undo the merging of B and T, and of heads, that made a [B·T, C]; give `a` itself if there was none."""
     C = a.ty.shape.values[-1]
     x = before_reshape(reading, a)
@@ -200,11 +200,11 @@ def _reduce(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
     axes = sorted(axis_in(axis, len(shape)) for axis in axes)
     of_formula = {"ReduceMax": tvm.tirx.Max, "ReduceMin": tvm.tirx.Min, "ReduceSum": _plus, "ReduceProd": _times}
     found = reading.indexed(node.input[0])
-    if found and node.op_type in of_formula and len(shape) <= 1 and dtype in ("int64", "int32"):
-        if all(map(is_number, shape)):
-            values = [tvm.tirx.const(e, "int64") if is_number(e) else e for e in elements(found[0])]
-            folded = simplified(reduce(of_formula[node.op_type], values)) if values else 0
-            return listed([folded], scalar=not (keep and shape), dtype=dtype)
+    folds = node.op_type in of_formula and len(shape) <= 1 and dtype in ("int64", "int32")
+    if found and folds and all(map(is_number, shape)):
+        values = [tvm.tirx.const(e, "int64") if is_number(e) else e for e in elements(found[0])]
+        folded = simplified(reduce(of_formula[node.op_type], values)) if values else 0
+        return listed([folded], scalar=not (keep and shape), dtype=dtype)
     return _reduced(reading, node.op_type, reading.tensor(node.input[0]), axes, keep)
 
 

@@ -13,7 +13,9 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     analyzer_of,
     expression,
     is_one,
+    is_zero,
     position_symbols,
+    simplified,
 )
 
 # The kernels by which `passes.recover_attention` knows scores whose later keys are hidden: by a number that no score
@@ -24,7 +26,7 @@ HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little m
 
 
 def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen: bool = False) -> relax.Expr | None:
-    """Hide later keys in scores [.., T, T] as the mask does, if it does nothing else; None if it does.
+    """Hide later keys in scores [.., T, S] as the mask does, if it does nothing else; None if it does.
 
     chosen: the mask's number takes the place of a later key's score, and is not added to it.
     """
@@ -37,7 +39,9 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
         return te.compute(
             scores.shape,
             lambda *index: tvm.tirx.Select(
-                index[-1] <= index[-2], scores(*index), lowest if chosen else scores(*index) + lowest
+                index[-1] <= index[-2] + scores.shape[-1] - scores.shape[-2],
+                scores(*index),
+                lowest if chosen else scores(*index) + lowest,
             ),
             name=HIDE_LATER,
         )
@@ -47,7 +51,7 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
 
 
 def is_causal(mask: Indexed, shape: list[Any]) -> bool:
-    """Prove that a mask added to scores [.., T, T] of a shape hides the later keys, surely, and does nothing else."""
+    """Prove that a mask added to scores [.., T, S] of a shape hides the later keys, surely, and does nothing else."""
     hidden = hides_later(mask, shape)
     return hidden is not None and hidden <= SURELY_HIDDEN
 
@@ -55,23 +59,32 @@ def is_causal(mask: Indexed, shape: list[Any]) -> bool:
 def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
     """Give the number, at most HIDDEN, that a mask adds to the score of each later key if it adds 0 to all others.
 
-    Scores are of a shape [.., T, T]. The proof holds for every T: the formula of the mask's element is simplified for a
-    key that is any number of places before the query, and for one that is any number behind it.
+    Scores are of a shape [.., T, S], the queries being the last T of the S keys. The proof holds for every T and S: the
+    formula of the mask's element is simplified for a key that is any number of places before the query, and for one
+    that is any number behind it.
     """
     rank = len(mask.shape)
-    if mask.dtype == "bool" or not 2 <= rank <= len(shape) or not same_sizes([*mask.shape[-2:], *shape[-2:]]):
+    if mask.dtype == "bool" or not 2 <= rank <= len(shape):
+        return None
+    if not all(same_sizes(sizes) for sizes in zip(mask.shape[-2:], shape[-2:], strict=True)):
         return None
     outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
     if not all(is_one(dims[0]) or same_sizes(dims) for dims in outer):
         return None
     *before, first, distance = position_symbols([*mask.shape[:-2], LARGE, LARGE])[0]
+    earlier = simplified(shape[-1] - shape[-2])  # the number of keys that no query is of
+    if not analyzer_of(earlier).can_prove(expression(earlier, "int64") >= 0):
+        return None
 
     def value(query: Any, key: Any) -> float | None:
         element = mask.element(*before, query, key)
         element = analyzer_of(element).simplify(element)
         return float(element.value) if isinstance(element, tvm.tirx.FloatImm | tvm.tirx.IntImm) else None
 
-    seen, hidden = value(first + distance, first), value(first, first + 1 + distance)
+    # By the place of the key where queries and keys are the same, and by that of the query.
+    last = first if is_zero(earlier) else first + earlier
+    seen = value(first + distance, first) if is_zero(earlier) else value(first, last - distance)
+    hidden = value(first, last + 1 + distance)
     return hidden if seen == 0 and hidden is not None and hidden <= HIDDEN else None
 
 

@@ -1,6 +1,7 @@
 """Values that follow from shapes alone: formulas over sizes and positions, computed only where a tensor is needed."""
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,6 +11,8 @@ import tvm
 import tvm_ffi
 
 LARGE = 2**40  # more positions than any tensor has
+# The largest that a symbol may be, of the file that is being read.
+MOST: ContextVar[tuple[tuple[tvm.tirx.Var, int], ...]] = ContextVar("MOST", default=())
 FEW = 64  # elements of a value that is kept as a list
 
 
@@ -154,7 +157,8 @@ def analyzer_of(*values: Any, least: int = 0) -> tvm.sym.Analyzer:
     analyzer = tvm.sym.Analyzer()
     for symbol in sizes_in(*values):
         if str(symbol.ty.dtype) == "int64":
-            analyzer.bind(symbol, tvm.ir.Range(least, LARGE))
+            most = next((most for other, most in MOST.get() if symbol.same_as(other)), LARGE)
+            analyzer.bind(symbol, tvm.ir.Range(least, most + 1))
     return analyzer
 
 
@@ -162,6 +166,14 @@ def simplified(value: Any) -> Any:
     """Simplify a size or an element, to a Python number if it is an integer."""
     value = analyzer_of(value).simplify(value) if isinstance(value, tvm.ir.Expr) else value
     return int(value) if is_number(value) and not isinstance(value, bool) else value
+
+
+def smallest_of(value: Any) -> list[tuple[tvm.tirx.Var, int]]:
+    """List the symbols and numbers in an expression of which it takes the smaller one."""
+    if isinstance(value, tvm.tirx.Min):
+        pairs = [(x, y) for x, y in ((value.a, value.b), (value.b, value.a)) if isinstance(x, tvm.tirx.Var)]
+        return [(x, int(y)) for x, y in pairs if is_number(y)]
+    return [pair for side in ("a", "b") if hasattr(value, side) for pair in smallest_of(getattr(value, side))]
 
 
 def equal(left: Any, right: Any) -> bool:
