@@ -45,8 +45,8 @@ def recover_attention(graph: Graph) -> Graph:
             return None
         B, nh, T, hs = shape
         S = scores.ty.shape.values[-1]
-        found = [keys.ty.shape.values, matched[v].ty.shape.values]
-        if not all(map(same_shape, found, ([B, nh, hs, S], [B, nh, S, hs]))):
+        shapes = [keys.ty.shape.values, matched[v].ty.shape.values]
+        if not all(map(same_shape, shapes, ([B, nh, hs, S], [B, nh, S, hs]))):
             return None
         if hidden_by < np.inf and not _are_small(rewriting, q, keys, scale * inner, hidden_by):
             return None
