@@ -42,6 +42,7 @@ def test_a_cache_is_covered_too(export, exported):
     assert (found.flops_share, found.bytes_share, found.left) == (1, 1, [])
 
 
+@pytest.mark.slow
 def test_what_no_kernel_does_is_all_of_the_rest(file, exported):
     config, T = exported.config, 9
     whole = config.n_layer * 2 * config.n_embd * (T + 1) * T  # attention's part of prefill_flops_per_token

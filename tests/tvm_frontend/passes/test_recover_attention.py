@@ -126,6 +126,7 @@ SMALL = {"-10000": (1, "-10000"), "-65504, larger scores": (3, "-65504")}
 LARGE = {"-10000, larger scores": (4, "-10000"), "scores of some 10000": (30, "-65504")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL | LARGE)
 def test_a_number_hides_keys_whose_scores_are_proven_small(calls, kernels, run, case):
     proto = projected(*(SMALL | LARGE)[case])

@@ -38,6 +38,7 @@ def bound(graph, axis):
     return longest_vector(rewriting, graph.module[ENTRY].body.body, axis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "axes"), [(0, (0, 2, 1, 3)), (1, (0, 2, 3, 1)), (2, (0, 1, 2, 3))])
 def test_no_vector_is_longer_than_the_bound_and_some_are_nearly_as_long(graph_of, run, part, axes):
     graph = graph_of(heads(part, axes), X, WEIGHTS)

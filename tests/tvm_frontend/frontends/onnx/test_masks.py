@@ -157,6 +157,7 @@ def test_how_far_down_a_key_is_hidden(low, kernel):
     assert found(proto) == kernel
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_file_whatever_the_mask():
     target = resolve_target()
     random = np.random.default_rng(0)
