@@ -440,9 +440,7 @@ def test_every_operator_is_tried() -> None:
     assert CASES_OF.keys() | ELSEWHERE == CONVERTERS.keys() - judged_by_onnxruntime
 
 
-@pytest.mark.parametrize(
-    "op", [pytest.param(op, marks=pytest.mark.slow) if op == "Attention" else op for op in CASES_OF]
-)
+@pytest.mark.parametrize("op", CASES_OF)
 def test_an_operator_gives_the_references_values_or_is_refused(op: str) -> None:
     random = np.random.default_rng([list(CASES_OF).index(op), 22])
     cases = [case for case in (CASES_OF[op](random) for _ in range(CASES)) if is_read(model_of([case])[0], "node0")]
