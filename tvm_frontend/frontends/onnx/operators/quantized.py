@@ -53,13 +53,10 @@ INTEGERS = {
 
 
 def array_of(reading: Reading, name: str) -> np.ndarray | None:
-    """Give the numbers of a value that is a constant of the file; None for another."""
+    """Give the numbers of a value that is a constant of the file, or the transpose of one; None for another."""
     value = reading.values[name]
-    if isinstance(value, relax.Var):
-        known = reading.values[value.name] if value.name in reading.weights else None
-        return reading.weights[value.name] if isinstance(known, relax.Var) and known.same_as(value) else None
-    if isinstance(value, tvm.ir.GenericConst):
-        return value.value.numpy()
+    if not isinstance(value, Indexed):
+        return _array_in(reading, value)
     if not isinstance(value, Indexed) or not all(map(is_number, value.shape)):
         return None
     shape = [int(size) for size in value.shape]
@@ -69,6 +66,22 @@ def array_of(reading: Reading, name: str) -> np.ndarray | None:
     if any(isinstance(each, tvm.ir.Expr) for each in numbers):
         return None
     return np.array(numbers, HELD_AS.get(value.dtype, value.dtype)).reshape(shape)
+
+
+def _array_in(reading: Reading, expr: relax.Expr) -> np.ndarray | None:
+    if isinstance(expr, tvm.ir.GenericConst):
+        return expr.value.numpy()
+    if not isinstance(expr, relax.Var):
+        return None
+    known = reading.values[expr.name] if expr.name in reading.weights else None
+    if isinstance(known, relax.Var) and known.same_as(expr):
+        return reading.weights[expr.name]
+    value = reading.builder.lookup_binding(expr)
+    if not isinstance(value, relax.Call) or value.op != tvm.ir.Op.get("relax.permute_dims"):
+        return None
+    array = _array_in(reading, value.args[0])
+    axes = value.attrs.axes
+    return None if array is None else np.transpose(array, axes and [int(axis) for axis in axes])
 
 
 def operand(reading: Reading, name: str) -> relax.Expr:
