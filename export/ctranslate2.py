@@ -81,7 +81,7 @@ def ctranslate2_command(
     """Write a checkpoint as a model of CTranslate2, by way of a Hugging Face GPT-2 folder.
 
     Args:
-        checkpoint: a file written by python -m gpt.train
+        checkpoint: what python -m gpt.train wrote, or a GPT-2 that others saved
         output: the folder to write
     """
     checkpoint = find_input(checkpoint)

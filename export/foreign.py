@@ -1,6 +1,7 @@
 """Find out whether ONNX files that others wrote can be used by the project, and if so, bring them to our form."""
 
-from collections.abc import MutableSequence
+import hashlib
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from export import storage
-from export.artifact import ExportedModel, load_exported, metadata_of, read_proto, write_exported
+from export.artifact import ExportedModel, OnnxFile, load_exported, metadata_of, read_proto, write_exported
 from export.graph import FLOATS, MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of, without_weights
 from export.masks import say_causal
+from export.signature import Signature
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, hold_output, sha256_file
@@ -106,8 +108,8 @@ def adopt(source: Path, output: Path) -> ExportedModel:
         more = f" (and {len(found.missing) - 1} more: python -m export.inspect {source})" if found.missing[1:] else ""
         raise UserError(f"{source}: {found.missing[0]}{more}")
     storage.read_weights(whole, source)
-    _check(whole, source)
-    _check_numbers(whole, source)
+    check_readable(whole, source)
+    check_numbers(whole, source)
     fits = GraphReader(whole).parameter_bytes <= storage.INLINE_BYTES
     theirs = whole.SerializeToString() if fits else str(source)  # before its parts get other names
     producer = f"{whole.producer_name or 'unknown'} {whole.producer_version}".strip()
@@ -160,16 +162,81 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
     return [f"output {logits.name}: its shape {dims} must be [B, T, V]"] if dims and len(dims) != 3 else []
 
 
-def _check(proto: onnx.ModelProto, source: Path) -> None:
-    """Raise UserError for a model that ONNX's checker refuses."""
+def check_callable(signature: Signature) -> None:
+    """Raise UserError, saying why, unless a model gives logits [B, T, V] for token ids [B, T] and what follows of them.
+
+    Logits [B, 1, V] of the last position are as good.
+    """
+    if signature.ids is None:
+        raise UserError("no input of token ids, of whole numbers [B, T], could be told among its inputs")
+    if signature.logits is None:
+        raise UserError("no output of logits, of floating numbers [B, T, V], could be told among its outputs")
+    ids = signature.input(signature.ids)
+    logits = next(port for port in signature.outputs if port.name == signature.logits)
+    if len(ids.dims) != 2:
+        raise UserError(f"input {ids.name} is [{_listed(ids.dims)}]: must be [B, T]")
+    if len(logits.dims) not in (0, 3):
+        raise UserError(f"output {logits.name} is [{_listed(logits.dims)}]: must be [B, T, V]")
+    if tokens_of(signature) is None:
+        raise UserError("nothing says how many token ids it knows: no table that they look up, and no size of logits")
+    signature.feed(np.zeros([dim if isinstance(dim, int) else 1 for dim in ids.dims], np.int64))
+
+
+def tokens_of(signature: Signature) -> int | None:
+    """Return how many token ids a model knows: the rows of the table that they look up, or else its logits."""
+    sizes = [port.dims[-1] for port in signature.outputs if port.name == signature.logits and port.dims]
+    return signature.vocab_size or next((size for size in sizes if isinstance(size, int)), None)
+
+
+def goes_on(signature: Signature) -> bool:
+    """Tell whether a model can go on from keys and values of earlier tokens by any number of tokens.
+
+    Not if it gives the last position's logits alone, as then what it makes of several tokens cannot be seen.
+    """
+    if not signature.past or signature.ids is None:
+        return False
+    T = signature.input(signature.ids).dims[1]
+    logits = next(port.dims for port in signature.outputs if port.name == signature.logits)
+    return not isinstance(T, int) and not (logits and logits[1] == 1)
+
+
+def _listed(dims: Sequence[int | str]) -> str:
+    return ", ".join(map(str, dims))
+
+
+def check_readable(proto: onnx.ModelProto, source: Path) -> None:
+    """Raise UserError for a model that is no valid ONNX, or that has control flow.
+
+    Operators of domains other than ONNX's own are for its reader to know, and so are those that ONNX Runtime writes in
+    ONNX's domain although ONNX has none of that name.
+    """
+    if "ai.onnx" not in opsets_of(proto):
+        raise UserError(f"{source}: names no opset of ONNX itself; export it again")
+    if not proto.graph.output:
+        raise UserError(f"{source}: gives no output; export it again")
     try:
         onnx.checker.check_model(without_weights(proto))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: ONNX's checker refuses it ({line}); export it again") from error
+        if "No Op registered for" not in line:
+            raise UserError(f"{source}: ONNX's checker refuses it ({line}); export it again") from error
 
 
-def _check_numbers(proto: onnx.ModelProto, source: Path) -> None:
+def sha256_onnx(file: OnnxFile) -> str:
+    """Return the SHA-256 of an ONNX file, and of the files beside it that hold its weights, if there are any."""
+    others = {storage.place_of(tensor, file.path)[0] for tensor in storage.external_tensors(file.proto)}
+    found = hashlib.sha256(file.content)
+    if not others:
+        return found.hexdigest()
+    for name in sorted(others):
+        try:
+            found.update(sha256_file(file.path.parent / name).encode())
+        except OSError as error:
+            raise UserError(f"{file.path}: its weights in {name} cannot be read: {error.strerror}") from error
+    return found.hexdigest()
+
+
+def check_numbers(proto: onnx.ModelProto, source: Path) -> None:
     """Raise UserError for a weight of another size than its shape, one that holds NaN, and for an infinite matrix.
 
     A mask that is added to scores may hold infinities.

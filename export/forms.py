@@ -7,6 +7,7 @@ past     the same after the keys and values of P earlier tokens, names as Huggin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,9 +86,10 @@ class _StaticCache:
         self.written += written
         return written[0], written[1]  # [B, nh, block_size, hs] each
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float, scale: float) -> Tensor:
         inputs = (q, k, v, None, None, None, self.end)  # the seventh says how many of the cache's rows count
-        return torch.onnx.ops.symbolic("Attention", inputs, {"is_causal": 1}, dtype=q.dtype, shape=q.shape, version=24)
+        attributes: dict[str, Any] = {"is_causal": 1, "scale": scale}
+        return torch.onnx.ops.symbolic("Attention", inputs, attributes, dtype=q.dtype, shape=q.shape, version=24)
 
     def _scatter(self, cache: Tensor, new: Tensor) -> Tensor:
         inputs = (cache, new, self.pos)
@@ -106,14 +108,14 @@ class _GrowingCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return k, v  # as they are: `attend` joins them to the past of the layer that it has come to
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, _dropout: float, scale: float) -> Tensor:
         past = self.tensors[len(self.written) : len(self.written) + 2]
         B, nh, T, hs = q.shape
         present = (B, nh, past[0].shape[2] + T, hs)
         y, key, value = torch.onnx.ops.symbolic_multi_out(
             "Attention",
             (q, k, v, None, *past),
-            {"is_causal": 1},
+            {"is_causal": 1, "scale": scale},
             dtypes=[q.dtype] * 3,
             shapes=[q.shape, present, present],
             version=23,

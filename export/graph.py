@@ -119,6 +119,18 @@ class GraphReader:
         found = named or shaped
         return found[0] if len(found) == 1 else None
 
+    @cached_property
+    def vocab_size(self) -> int | None:
+        """The rows of the table that the ids look up; None if no such table is found."""
+        rows = [self.constants[self._carried(self._maker[name].input[0])].dims[0] for name in self._embedded[1]]
+        return min(rows, default=None)
+
+    @cached_property
+    def longest(self) -> int | None:
+        """The rows of the table of positions, which no position may be beyond; None if no such table is found."""
+        name = self._added_to(self._embedded[1])
+        return self.constants[name].numbers // self.constants[name].dims[-1] if name else None
+
     def config(self) -> GPTConfig:
         """Return the shape of the GPT-2 that this graph is. Raises UserError that says what it does not find.
 
@@ -154,13 +166,7 @@ class GraphReader:
 
     def _tables(self) -> tuple[str, tuple[int, ...], int]:
         """Return the name and the shape [V, C] of the table of tokens, and the rows of the table of positions."""
-        looked_up = {}
-        embedded: set[str] = set()  # values that are rows of the table of tokens
-        for node in self._nodes:
-            if node.op_type in LOOKUPS and (table := self._weight(node.input[0])) and len(table[1]) == 2:
-                looked_up[table[0]] = table[1]
-                if node.input[1] in self._of_ids and not _attributes(node).get("axis"):
-                    embedded.add(node.output[0])
+        looked_up, embedded = self._embedded
         tokens = {self._carried(self._maker[name].input[0]) for name in embedded}
         positions = self._added_to(embedded)
         tables = looked_up | ({positions: self.constants[positions].dims} if positions else {})
@@ -172,6 +178,18 @@ class GraphReader:
             )
         (name,) = tokens
         return name, tables[name], self.constants[positions].numbers // tables[name][1]
+
+    @cached_property
+    def _embedded(self) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+        """The shapes of the tables of which rows are looked up, by name, and the values that are rows of tokens."""
+        looked_up: dict[str, tuple[int, ...]] = {}
+        embedded: set[str] = set()
+        for node in self._nodes:
+            if node.op_type in LOOKUPS and (table := self._weight(node.input[0])) and len(table[1]) == 2:
+                looked_up[table[0]] = table[1]
+                if node.input[1] in self._of_ids and not _attributes(node).get("axis"):
+                    embedded.add(node.output[0])
+        return looked_up, embedded
 
     def _added_to(self, embedded: set[str]) -> str | None:
         """Return the table of which rows, chosen without regard to the ids, meet the embedded tokens; None if none."""

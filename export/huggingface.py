@@ -23,13 +23,24 @@ from torch import Tensor
 from gpt.checkpoint import Checkpoint, load_checkpoint
 from gpt.cli import UserError
 from gpt.files import atomic_output, beside, check_replaceable, find_input
-from gpt.pretrained import CONFIG, CONV1D, REQUIRED, SEAL, WEIGHTS, load_pretrained
+from gpt.foreign.huggingface import (
+    ACTIVATIONS,
+    CONFIG,
+    SEAL,
+    SEALED_TOKENIZER,
+    SHARED,
+    TOKENIZER,
+    WEIGHTS,
+    byte_pairs,
+    pipeline,
+    read_folder,
+)
+from gpt.foreign.names import CONV1D
 from gpt.sealed import seal_folder
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from_json
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_json
 
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, SEAL)
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}  # transformers' names
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -38,7 +49,7 @@ def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
 
     Biases that the model does not have are written as zeros: transformers' GPT-2 always has them. A checkpoint without
     a tokenizer gets one that spells id 7 as `<7>`, since converters ask for a vocabulary. Before the folder gets its
-    name it is read back by `gpt.pretrained` and every weight compared. Raises UserError for a bad checkpoint, a bigram
+    name it is read back by `gpt.foreign` and every weight compared. Raises UserError for a bad checkpoint, a bigram
     and an output that cannot be written or is another folder's place; RuntimeError if what was read back differs.
     """
     check_replaceable(output, is_ours, "GPT-2 folder of ours")
@@ -50,7 +61,7 @@ def export_huggingface(checkpoint_path: Path, output: Path) -> Path:
         contents = {CONFIG: config_of(checkpoint), **tokenizer_of(checkpoint)}
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        seal_folder(folder, SEAL, {"checkpoint_sha256": checkpoint.sha256})
+        seal_folder(folder, SEAL, {"checkpoint_sha256": checkpoint.sha256, SEALED_TOKENIZER: checkpoint.tokenizer})
         prove(checkpoint, folder)
     return output
 
@@ -68,18 +79,14 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "n_positions": config.block_size,
-        "vocab_size": config.vocab_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "activation_function": ACTIVATIONS[config.activation],
+        **{name: getattr(config, name) for name in SHARED},
+        "activation_function": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
         "tie_word_embeddings": config.tied_head,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "bos_token_id": end,
         "eos_token_id": end,
-        **REQUIRED,
     }
 
 
@@ -100,7 +107,9 @@ def tokenizer_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Return the contents of tokenizer.json, in the package `tokenizers`' format, and of tokenizer_config.json."""
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
     if isinstance(tokenizer, GPT2Tokenizer):
-        pipeline, special = _byte_pairs(tokenizer), END_OF_TEXT
+        found, special = _gpt2s(tokenizer), END_OF_TEXT
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        found, special = json.loads(tokenizer.content), tokenizer.first_token
     else:
         if isinstance(tokenizer, CharTokenizer):
             tokens, pattern = list(tokenizer.characters), r"[\s\S]"
@@ -108,41 +117,41 @@ def tokenizer_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
             tokens, pattern = [f"<{index}>" for index in range(checkpoint.config.vocab_size)], "<[0-9]+>"
         # CTranslate2 cannot load a model without special tokens. One more would not fit the model, so the first one,
         # mostly a line's end, stands in; config.json names none, so transformers' generate stops at none.
-        pipeline, special = _words(tokens, {"Regex": pattern}), tokens[0]
+        found, special = _words(tokens, {"Regex": pattern}), tokens[0]
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.config.block_size,
         "clean_up_tokenization_spaces": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), special),
     }
-    return {TOKENIZER: pipeline, TOKENIZER_CONFIG: settings}
+    return {TOKENIZER: found, TOKENIZER_CONFIG: settings}
 
 
 def prove(checkpoint: Checkpoint, folder: Path) -> None:
     """Read the folder back; raises RuntimeError unless shape and weights are the checkpoint's, bit for bit."""
-    found = load_pretrained(str(folder))
+    found = read_folder(folder)
     expected = replace(checkpoint.config, bias=True, dropout=0.0)
     if found.config != expected:
         raise RuntimeError(f"{folder}: reads back as {found.config}, not {expected}")
     for name, tensor in found.state.items():
         if not torch.equal(tensor, checkpoint.state.get(name, torch.zeros_like(tensor))):
             raise RuntimeError(f"{folder}: {name} reads back different")
-    if "gpt2" in (kinds := {found.tokenizer["kind"], checkpoint.tokenizer["kind"]}) and len(kinds) > 1:
+    if found.tokenizer != checkpoint.tokenizer:
         raise RuntimeError(f"{folder}: its tokenizer reads back as another")
 
 
 def _words(tokens: list[str], pattern: dict[str, str]) -> dict[str, Any]:
     """Make a tokenizer that cuts a text where the pattern matches and looks each piece up; one it lacks is an error."""
-    return _pipeline(
+    return pipeline(
         model={"type": "WordLevel", "vocab": {token: i for i, token in enumerate(tokens)}, "unk_token": "<unk>"},
         pre_tokenizer={"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False},
         decoder={"type": "Fuse"},
     )
 
 
-def _byte_pairs(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
+def _gpt2s(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
     """Return GPT-2's own tokenizer, its merges worked out from the bytes of its tokens."""
-    ranks = {tokenizer.decode_bytes([index]): index for index in range(tokenizer.end_of_text)}
+    ranks = {tokenizer.bytes_of(index): index for index in range(tokenizer.end_of_text)}
     spell = _spelling()
     spelled = {token: "".join(spell[byte] for byte in token) for token in ranks}
     merges = [
@@ -150,23 +159,8 @@ def _byte_pairs(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
     ]
     end = {"id": tokenizer.end_of_text, "content": END_OF_TEXT, "special": True}
     end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    return _pipeline(
-        model={
-            "type": "BPE",
-            "vocab": {spelled[token]: rank for token, rank in ranks.items()} | {END_OF_TEXT: tokenizer.end_of_text},
-            "merges": merges,
-        },
-        pre_tokenizer=level,
-        decoder=level,
-        added_tokens=[end],
-    )
-
-
-def _pipeline(**parts: Any) -> dict[str, Any]:
-    """Return a tokenizer.json of which only these parts are not empty."""
-    empty = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
-    return {"version": "1.0", "added_tokens": []} | dict.fromkeys(empty) | parts
+    vocab = {spelled[token]: rank for token, rank in ranks.items()} | {END_OF_TEXT: tokenizer.end_of_text}
+    return byte_pairs(vocab, merges, [end])
 
 
 def _parts_of(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
@@ -196,7 +190,7 @@ def huggingface_command(
     """Write a checkpoint as a Hugging Face GPT-2 folder, and prove that it reads back the same.
 
     Args:
-        checkpoint: a file written by python -m gpt.train
+        checkpoint: what python -m gpt.train wrote, or a GPT-2 that others saved
         output: the folder to write
     """
     checkpoint = find_input(checkpoint)

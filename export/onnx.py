@@ -176,7 +176,7 @@ def export_command(
     """Export a checkpoint to ONNX and prove in ONNX Runtime that it computes what eager PyTorch does.
 
     Args:
-        checkpoint: a file written by python -m gpt.train
+        checkpoint: what python -m gpt.train wrote, or a GPT-2 that others saved
         output: the ONNX file to write
         cache: static: a step over a preallocated KV cache; past: a step after past keys and values, as others' tools
         with_cache: the same as --cache static

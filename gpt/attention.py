@@ -1,7 +1,7 @@
 """Causal self-attention: one meaning, three ways to compute it, equal to rounding on the same weights.
 
 Each takes q [B, nh, T, hs] and k, v [B, nh, S, hs] and gives [B, nh, T, hs]; q are the last T of the S positions (S is
-T without a cache). dropout is the probability of dropping an attention weight.
+T without a cache). dropout is the probability of dropping an attention weight, scale multiplies the scores q kᵀ.
 """
 
 import math
@@ -26,32 +26,32 @@ SDPA_BACKENDS = [
 ]
 
 
-def per_head(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def per_head(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
     """Follow the formula head by head and position by position, to be read; `explicit` does all heads at once."""
     heads = []
     for head in range(q.shape[1]):
         queries, keys, values = q[:, head], k[:, head], v[:, head]  # [B, T, hs], [B, S, hs], [B, S, hs]
-        scores = queries @ keys.transpose(1, 2) / math.sqrt(q.shape[-1])  # [B, T, S]
+        scores = queries @ keys.transpose(1, 2) * scale  # [B, T, S]
         weights = F.softmax(scores + _later(scores), dim=-1)  # [B, T, S], each row sums to 1
         heads.append(F.dropout(weights, dropout) @ values)  # [B, T, hs]
     return torch.stack(heads, dim=1)  # [B, nh, T, hs]
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Spell out softmax(q kᵀ / √hs) v over the positions up to one's own ("Attention is all you need", 3.2.1)."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [B, nh, T, S]
+def explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
+    """Spell out softmax(q kᵀ · scale) v over the positions up to one's own ("Attention is all you need", 3.2.1)."""
+    scores = q @ k.transpose(-2, -1) * scale  # [B, nh, T, S]
     weights = F.dropout(F.softmax(scores + _later(scores), dim=-1), dropout)  # [B, nh, T, S]
     return weights @ v  # [B, nh, T, hs]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> Tensor:
     """Compute it by torch's fused kernel, which never holds the T × S weights; flash where it can run, on a GPU too."""
     T, S = q.shape[-2], k.shape[-2]
     with _flash_first(q.device):
         if T == S:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, nh, T, hs]
+            return F.scaled_dot_product_attention(q, k, v, None, dropout, True, scale=scale)  # [B, nh, T, hs]
         seen = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # [T, S]
-        return F.scaled_dot_product_attention(q, k, v, seen, dropout_p=dropout)  # [B, nh, T, hs]
+        return F.scaled_dot_product_attention(q, k, v, seen, dropout_p=dropout, scale=scale)  # [B, nh, T, hs]
 
 
 def sdpa_backend(config: GPTConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
@@ -63,7 +63,7 @@ def sdpa_backend(config: GPTConfig, device: torch.device, dtype: torch.dtype = t
     return SDPBackend(chosen).name.removesuffix("_ATTENTION").lower()
 
 
-ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, float, float], Tensor]] = {
     "per_head": per_head,
     "explicit": explicit,
     "sdpa": sdpa,
@@ -83,6 +83,7 @@ class CausalSelfAttention(nn.Module):
         self.attend = ATTENTIONS[attention]
         self.layer = layer
         self.n_head = config.n_head
+        self.scale = config.attention_scale(layer)
         self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -94,7 +95,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (part.view(B, T, nh, hs).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))  # [B, nh, T, hs]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # [B, nh, S, hs]
-        y = self.attend(q, k, v, self.dropout if self.training else 0.0)  # [B, nh, T, hs]
+        y = self.attend(q, k, v, self.dropout if self.training else 0.0, self.scale)  # [B, nh, T, hs]
         y = y.transpose(1, 2).reshape(B, T, C)  # [B, T, C]
         return self.resid_dropout(self.c_proj(y))  # [B, T, C]
 

@@ -1,4 +1,7 @@
-"""A trained model as one file: written whole or not at all, and read without running anything from it."""
+"""A trained model as one file: written whole or not at all, and read without running anything from it.
+
+What others saved is read too, by `gpt.foreign`.
+"""
 
 import hashlib
 import io
@@ -16,6 +19,11 @@ from gpt.bigram import Bigram
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import ARTIFACTS, atomic_output, other_kind
+from gpt.foreign import NO_HINTS, ForeignModel, Hints
+from gpt.foreign.huggingface import CONFIG, folder_sha256, is_safetensors, read_folder, read_safetensors
+from gpt.foreign.llmc import is_llmc, read_llmc
+from gpt.foreign.states import read_object, read_state
+from gpt.foreign.unpickle import LEGACY, load_torch, name_of_refused
 from gpt.model import GPT
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.zoo import build_model, weights_of
@@ -46,7 +54,7 @@ class Checkpoint:
 
     state: GPT's state dict, on the CPU. step: updates it was trained for. tokenizer: as `gpt.tokenizer` spells it in
     JSON. losses: {"step": [...], "train": [...], "val": [...]}, nats a token at each evaluation. sha256: of the file
-    that it was read from, None for one that never was in a file.
+    that it was read from, None for one that never was in a file. kind: whose file that was, in words.
     """
 
     config: GPTConfig
@@ -55,6 +63,7 @@ class Checkpoint:
     tokenizer: dict[str, Any] = field(default_factory=NoTokenizer().to_json)
     losses: dict[str, list[float]] = field(default_factory=dict)
     sha256: str | None = None
+    kind: str = "gpt-frontend's"
 
     def build(self, attention: str = "explicit") -> GPT | Bigram:
         """Return the model with these weights, in eval mode. Raises UserError for an unknown attention."""
@@ -79,7 +88,9 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
         raise UserError(
             f"{broken} holds NaN or infinity at step {checkpoint.step}: training diverged, nothing is saved"
         )
-    content = {each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name != "sha256"}
+    content = {
+        each.name: getattr(checkpoint, each.name) for each in fields(checkpoint) if each.name not in ("sha256", "kind")
+    }
     content |= {"kind": KIND, "version": VERSION, "config": asdict(checkpoint.config)}
     if training is not None:
         content["training"] = training
@@ -91,16 +102,30 @@ def save_checkpoint(path: Path | str, checkpoint: Checkpoint, training: dict[str
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read what `save_checkpoint` wrote, with every weight checked against the config.
+def load_checkpoint(path: Path | str, hints: Hints = NO_HINTS) -> Checkpoint:
+    """Read what `save_checkpoint` wrote, with every weight checked against the config; or a GPT-2 that others saved.
 
-    The file is read once, and the bytes that are checked against their hash are those that are parsed.
+    Those are recognised by their content: files of nanoGPT, build-nanogpt, minGPT, llm.c and Lightning, state dicts,
+    safetensors, and folders of Hugging Face's. hints: what such a file does not say. A file is read once, and the bytes
+    that are checked against their hash are those that are parsed.
 
-    Raises UserError for a file that is missing, not one of ours, of another version of the format, that does not fit
+    Raises UserError for a file that is missing, of another model, of another version of the format, that does not fit
     its own config, or that would run code when loaded; and DamagedError, which is one, for a file that is truncated or
     damaged or that holds NaN.
     """
-    return _parse(Path(path), *_read(Path(path)))
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return _checkpoint_of(read_folder(path, hints), folder_sha256(path))
+    content = _read_bytes(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if is_llmc(content):
+        return _checkpoint_of(read_llmc(path, content, hints), sha256)
+    if is_safetensors(content):
+        return _checkpoint_of(read_state(path, read_safetensors(path, content), {}, hints), sha256)
+    found = _open(path, content)
+    if _is_ours(found):
+        return _parse(path, found, sha256)
+    return _checkpoint_of(read_object(path, found, hints), sha256)
 
 
 def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
@@ -108,18 +133,30 @@ def load_training(path: Path | str) -> tuple[Checkpoint, dict[str, Any]]:
 
     Of that state only this is checked, that no number in it is NaN or infinite; what it must hold depends on the run.
     """
-    content, sha256 = _read(Path(path))
-    checkpoint = _parse(Path(path), content, sha256)
+    bytes_ = _read_bytes(Path(path))
+    content = _open(Path(path), bytes_)
+    if not _is_ours(content):
+        raise UserError(
+            f"{path}: not a checkpoint of this project, and another's training cannot be gone on with; begin from its "
+            f"weights with: python -m gpt.train --init-from {path} -o artifacts/ckpt.pt"
+        )
+    checkpoint = _parse(Path(path), content, hashlib.sha256(bytes_).hexdigest())
     if not isinstance(content.get("training"), dict):
         raise UserError(f"{path}: holds a model, but no training to go on with; use one of a run's step-….pt")
     _check_finite(Path(path), content["training"])
     return checkpoint, content["training"]
 
 
+def _is_ours(found: Any) -> bool:
+    return isinstance(found, dict) and found.get("kind") == KIND
+
+
+def _checkpoint_of(found: ForeignModel, sha256: str) -> Checkpoint:
+    return Checkpoint(found.config, found.state, found.step, found.tokenizer, sha256=sha256, kind=found.kind)
+
+
 def _parse(path: Path, content: Any, sha256: str) -> Checkpoint:
-    """Return the checkpoint in what `_read` gave. Raises UserError."""
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"{path}: not a checkpoint of this project; make one with: python -m gpt.train")
+    """Return the checkpoint in what `_open` gave, which is ours. Raises UserError."""
     if content.get("version") != VERSION:
         raise UserError(
             f"{path}: has version {content.get('version')!r} of the checkpoint format, this code reads {VERSION}; "
@@ -169,27 +206,28 @@ def _seal(archive: io.BytesIO) -> None:
     archive.write(sha256.encode())
 
 
-def _read(path: Path) -> tuple[Any, str]:
-    """Return the object in a file of torch.save, by tensors and plain values only, and the file's SHA-256.
-
-    Raises UserError.
-    """
+def _read_bytes(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        _check_whole(path, content)
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return found, hashlib.sha256(content).hexdigest()
-    except UserError:
-        raise
+        return path.read_bytes()
     except OSError as error:
         if kind := other_kind(path, "checkpoint"):
             raise UserError(f"{path}: not a checkpoint but {kind}") from error
         make = "python -m gpt.train" + ("" if path == ARTIFACTS / "ckpt.pt" else f" -o {path}")
         raise UserError(f"{path}: cannot be read ({error.strerror}); make one with: {make}") from error
+
+
+def _open(path: Path, content: bytes) -> Any:
+    """Return the object in a file of torch.save: tensors, plain values and inert stand-ins. Raises UserError."""
+    try:
+        if not content.startswith(LEGACY):  # which has neither a hash nor checksums
+            _check_whole(path, content)
+        return load_torch(content)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused, because it holds more than tensors and plain values and could run code when loaded; "
-            "use a checkpoint that python -m gpt.train wrote"
+            f"{path}: refused, because it holds more than tensors and plain values and could run code when loaded "
+            f"({name_of_refused(error)}); save the model's state_dict() alone"
         ) from error
     except MemoryError:
         raise
@@ -208,7 +246,7 @@ def _check_whole(path: Path, content: bytes) -> None:
     if not content.startswith(b"PK\x03\x04"):
         other, _, advice = (other_kind(path, "checkpoint") or "").partition("; ")
         reason = f"not a checkpoint but {other}" if other else "not a checkpoint"
-        raise DamagedError(path, reason, advice or "make one with: python -m gpt.train")
+        raise DamagedError(path, reason, advice or "it is no file of torch.save, safetensors or llm.c")
     bare = content[-22:-18] == b"PK\5\6" and content.endswith(NO_COMMENT)
     sealed = content[-64 - len(SEAL) : -64] == SEAL
     if not bare and not (sealed and hashlib.sha256(memoryview(content)[:-64]).hexdigest().encode() == content[-64:]):
@@ -261,7 +299,7 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
             f"{path}: does not fit: lm_head.weight differs from wte.weight, to which it is tied; train again"
         )
     tokenizer = tokenizer_from_json(checkpoint.tokenizer)
-    if not isinstance(tokenizer, NoTokenizer) and tokenizer.vocab_size != checkpoint.config.vocab_size:
+    if not isinstance(tokenizer, NoTokenizer) and tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise UserError(
             f"{path}: does not fit: its tokenizer has {tokenizer.vocab_size} ids, but "
             f"vocab_size={checkpoint.config.vocab_size}"

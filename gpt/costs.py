@@ -4,20 +4,20 @@ from gpt.config import GPTConfig
 
 
 def matmul_parameters(config: GPTConfig) -> int:
-    """Count the weights that multiply a token: four C × C, two C × 4C a layer, and the head. A bigram has none."""
+    """Count the weights that multiply a token: four C × C, two C × n_inner a layer, and the head; none in a bigram."""
     if config.model == "bigram":
         return 0
-    return 12 * config.n_layer * config.n_embd**2 + config.n_embd * config.vocab_size
+    return config.n_embd * (config.n_layer * (4 * config.n_embd + 2 * config.mlp_width) + config.vocab_size)
 
 
 def parameter_count(config: GPTConfig) -> int:
     """Count the numbers that are learned, as `GPT.parameter_count` does, without building the model."""
-    L, C, V = config.n_layer, config.n_embd, config.vocab_size
+    L, C, V, n_inner = config.n_layer, config.n_embd, config.vocab_size, config.mlp_width
     if config.model == "bigram":
         return V * V
-    biases = 11 * L * C + C if config.bias else 0  # of four Linears and two LayerNorms a layer, and of the last one
+    biases = L * (7 * C + n_inner) + C if config.bias else 0  # of four Linears, two LayerNorms a layer, and the last
     heads = 1 if config.tied_head else 2
-    return 12 * L * C**2 + (2 * L + 1) * C + biases + heads * V * C + config.block_size * C
+    return L * (4 * C**2 + 2 * C * n_inner) + (2 * L + 1) * C + biases + heads * V * C + config.block_size * C
 
 
 def prefill_flops_per_token(config: GPTConfig, T: int) -> float:

@@ -143,15 +143,15 @@ def find_input(path: Path) -> Path:
 def other_kind(path: Path, wanted: str) -> str | None:
     """Say what `path` is instead of what a command wants, and the command that takes it; None where it cannot be told.
 
-    wanted: `checkpoint`, `ONNX file` or `compiled model`. Checkpoints of torch.save, compiled models and folders of
-    Hugging Face's are known by their content, ONNX files by their name.
+    wanted: `checkpoint`, `ONNX file` or `compiled model`. Checkpoints, compiled models and folders of Hugging
+    Face's are known by their content, ONNX files by their name.
     """
     kind = None
     if (path / "model.json").is_file():
         kind = "compiled model", "compare it with: python -m bench"
     elif (path / "config.json").is_file():
-        kind = "folder of Hugging Face's", f"make a checkpoint of it with: python -m gpt.pretrained {path}"
-    elif path.is_file() and _is_torch_save(path):
+        kind = "folder of Hugging Face's", f"export it first with: python -m export.onnx {path}"
+    elif path.is_file() and _is_weights(path):
         kind = "checkpoint", f"export it first with: python -m export.onnx {path}"
     elif path.is_file() and path.suffix == ".onnx":
         kind = "ONNX file", f"compile it with: python -m tvm_frontend.compile {path}"
@@ -333,8 +333,11 @@ def _is_within(path: str | bytes | int, folder: Path) -> bool:
     return isinstance(path, str) and Path(path).absolute().is_relative_to(folder.absolute())
 
 
-def _is_torch_save(path: Path) -> bool:
-    """Return whether a file is an archive as torch.save writes it."""
+def _is_weights(path: Path) -> bool:
+    """Return whether a file is an archive as torch.save writes it, or one of safetensors."""
+    with path.open("rb") as file:
+        if (begin := file.read(9))[8:] == b"{" and int.from_bytes(begin[:8], "little") < path.stat().st_size:
+            return True
     if not zipfile.is_zipfile(path):
         return False
     try:

@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 
     run_main("gpt.generate", prints=True)
 
-import codecs
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def run(
     """Continue a text with a trained model, one token after the other as they are drawn.
 
     Args:
-        checkpoint: what python -m gpt.train or gpt.pretrained wrote
+        checkpoint: what python -m gpt.train wrote, or a GPT-2 that others saved
         prompt: the text to continue
         prompt_file: a file with the text to continue
         tokens: how many to add
@@ -187,12 +186,16 @@ def run(
 
 def _stream_first(steps: Iterator[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
     """Print the first sample while it is drawn; the ids of the others."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # one character may be several of GPT-2's tokens
     others = []
-    for first, *rest in steps:
-        print(decoder.decode(tokenizer.decode_bytes([first])), end="", flush=True)
-        others.append(rest)
-    print(decoder.decode(b"", final=True))
+
+    def first_ones() -> Iterator[int]:
+        for first, *rest in steps:
+            others.append(rest)
+            yield first
+
+    for piece in tokenizer.pieces(first_ones()):
+        print(piece, end="", flush=True)
+    print()
     return [list(ids) for ids in zip(*others, strict=True)]
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tabulate import tabulate
@@ -60,7 +60,15 @@ def _words(checkpoint: Checkpoint) -> str:
     if config.model == "gpt":
         words += [f"{config.n_layer} layers", f"{config.n_head} heads", f"width {config.n_embd}", config.activation]
         words += ["biases" if config.bias else "no biases", "tied head" if config.tied_head else "head of its own"]
+        words += [f"{name} {value}" for name, value in _unusual(config)]
     return ", ".join([*words, f"step {checkpoint.step}", f"tokenizer {checkpoint.tokenizer['kind']}"])
+
+
+def _unusual(config: GPTConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the fields in which few GPT-2s differ from the published ones, where this one does."""
+    for name in ("n_inner", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+        if (value := getattr(config, name)) != getattr(GPTConfig(), name):
+            yield name, value
 
 
 def _parameter_lines(checkpoint: Checkpoint) -> Iterator[str]:
@@ -107,7 +115,7 @@ def run(
     """Show what is in a checkpoint and what it costs: parameters, FLOPs per token, memory per phase.
 
     Args:
-        checkpoint: what python -m gpt.train or gpt.pretrained wrote
+        checkpoint: what python -m gpt.train wrote, or a GPT-2 that others saved
         batch_size: sequences at once, for the memory
     """
     for line in describe(load_checkpoint(find_input(checkpoint)), batch_size):

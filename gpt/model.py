@@ -17,19 +17,30 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "gelu": nn.GELU,
     "relu": nn.ReLU,
+    "quick_gelu": lambda: QuickGELU(),
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
 }
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm (https://arxiv.org/abs/1607.06450) over the last dimension, with an optional bias; eps as GPT-2's."""
-
-    def __init__(self, n_embd: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x), another approximation of GELU (section 2 of https://arxiv.org/abs/1606.08415)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm (https://arxiv.org/abs/1607.06450) over the last dimension, with the config's epsilon and biases."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.epsilon = config.layer_norm_epsilon
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=self.epsilon)
 
 
 class MLP(nn.Module):
@@ -40,13 +51,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]()
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, T, C]
-        x = self.activation(self.c_fc(x))  # [B, T, 4C]
+        x = self.activation(self.c_fc(x))  # [B, T, mlp_width]
         return self.dropout(self.c_proj(x))  # [B, T, C]
 
 
@@ -55,9 +66,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, attention: str, layer: int = 0) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = LayerNorm(config)
         self.attn = CausalSelfAttention(config, attention, layer)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:  # [B, T, C]
@@ -91,7 +102,7 @@ class GPT(nn.Module):
                 "wpe": nn.Embedding(config.block_size, config.n_embd),
                 "drop": nn.Dropout(config.dropout),
                 "h": nn.ModuleList(Block(config, attention, layer) for layer in range(config.n_layer)),
-                "ln_f": LayerNorm(config.n_embd, config.bias),
+                "ln_f": LayerNorm(config),
             }
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -1,7 +1,8 @@
 """python -m gpt.pretrained gpt2 -o artifacts/ckpt.pt
 python -m gpt.pretrained path/to/folder -o artifacts/ckpt.pt
+python -m gpt.pretrained theirs.pt --heads 12 --activation gelu_tanh -o artifacts/ckpt.pt
 
-Make a checkpoint of GPT-2's published weights, or of a GPT-2 that Hugging Face's transformers saved in a folder.
+Make a checkpoint of GPT-2's published weights, or of a GPT-2 that others saved; flags say what its file does not.
 """
 
 if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one line too
@@ -9,69 +10,41 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 
     run_main("gpt.pretrained")
 
-import hashlib
 import http.client
-import json
 import os
-import re
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-import torch
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from gpt.checkpoint import Checkpoint, save_checkpoint
+from gpt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gpt.cli import UserError
-from gpt.config import GPTConfig
-from gpt.files import atomic_output, check_output, hold_output
+from gpt.files import ARTIFACTS, atomic_output, check_output, hold_output
+from gpt.foreign import NO_HINTS, Hints
+from gpt.foreign.huggingface import CONFIG, WEIGHTS
 from gpt.progress import progress_bar
-from gpt.sealed import check_folder
-from gpt.tokenizer import GPT2Tokenizer, NoTokenizer, Tokenizer
-from gpt.zoo import weights_of
+from gpt.tokenizer import GPT2Tokenizer
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-SEAL = "gpt_frontend.json"  # the hashes of the files of a folder that export.huggingface wrote
-CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-# a config.json must say this, if it says anything, for the model to be ours (transformers' GPT2Config, its defaults)
-REQUIRED = {
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out], where nn.Linear has [out, in]
-NAME = re.compile(r"\w[\w.-]*")  # of a file in the same folder
-MASKS = (".attn.bias", ".attn.masked_bias")  # constants that older files hold among the weights
-# hashes GPT-2's merges, one a line (tiktoken's vocab.bpe without its first line)
-MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 TIMEOUT_S = 30  # without a byte from the server
 
 
-def load_pretrained(source: str) -> Checkpoint:
-    """Load a published GPT-2, by name, or a local Hugging Face folder with safetensors, as a checkpoint in float32.
+def load_pretrained(source: str, hints: Hints = NO_HINTS) -> Checkpoint:
+    """Load a published GPT-2, by name, or what `load_checkpoint` reads, as a checkpoint in float32.
 
-    A name is downloaded once. The tokenizer is GPT-2's, or none where the folder holds another one. Raises UserError
-    for an unknown source, a failed download, files that are damaged, and models that are not a GPT-2.
+    A name is downloaded once, and its tokenizer is GPT-2's. hints: what a file does not say. Raises UserError for an
+    unknown source, a failed download, files that are damaged, and models that are not a GPT-2.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        published = False
-    elif source in PUBLISHED:
-        folder, published = _download(source), True
-    else:
-        raise UserError(f"{source}: no such folder, and not one of {', '.join(PUBLISHED)}")
-    if (folder / SEAL).exists():
-        check_folder(folder, SEAL, "python -m export.huggingface")
-    config = _config_of(folder)
-    state = _state_of(folder, config)
-    tokenizer = GPT2Tokenizer() if published else _tokenizer_of(folder, config)
-    return Checkpoint(config, state, tokenizer=tokenizer.to_json())
+    if Path(source).exists() or source not in PUBLISHED:
+        if not Path(source).exists():
+            raise UserError(f"{source}: no such file or folder, and not one of {', '.join(PUBLISHED)}")
+        if Path(source).is_dir() and not (Path(source) / CONFIG).is_file():
+            raise UserError(f"{source}: a folder without a {CONFIG}; give one of transformers, or the file of a model")
+        return load_checkpoint(source, hints)
+    return replace(load_checkpoint(_download(source)), tokenizer=GPT2Tokenizer().to_json())
 
 
 def cache_folder() -> Path:
@@ -121,145 +94,31 @@ def _blocks(url: str) -> Iterator[tuple[bytes, int]]:
         ) from error
 
 
-def _config_of(folder: Path) -> GPTConfig:
-    """Read the shape from a folder's config.json. Raises UserError for a model that is not a GPT-2 of ours."""
-    path = folder / CONFIG
-    found = _read_json(path)
-    if found.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"{path}: model_type={found['model_type']!r}, not 'gpt2', the only kind that can be read")
-    for name, wanted in REQUIRED.items():
-        if found.get(name, wanted) != wanted:
-            raise UserError(f"{path}: {name}={found[name]!r}: must be {wanted!r}, as in the published models")
-    activation = found.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(f"{path}: activation_function={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    try:
-        config = GPTConfig(
-            block_size=found.get("n_positions", 1024),
-            vocab_size=found.get("vocab_size", 50257),
-            n_layer=found.get("n_layer", 12),
-            n_head=found.get("n_head", 12),
-            n_embd=found.get("n_embd", 768),
-            activation=ACTIVATIONS[activation],
-            tied_head=found.get("tie_word_embeddings", True),
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if found.get("n_inner") not in (None, 4 * config.n_embd):
-        raise UserError(f"{path}: n_inner={found['n_inner']!r}: must be 4 times n_embd={config.n_embd}, or absent")
-    return config
-
-
-def _state_of(folder: Path, config: GPTConfig) -> dict[str, Tensor]:
-    """Read a folder's weights under our names, in float32. Raises UserError unless they are exactly the config's."""
-    state: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        for name, tensor in _read_weights(path).items():
-            if name.endswith(MASKS):
-                continue
-            name = name if name.startswith("lm_head.") else "transformer." + name.removeprefix("transformer.")
-            if not tensor.is_floating_point() or not torch.isfinite(tensor.to(torch.float32)).all():
-                what = "NaN or infinity" if tensor.is_floating_point() else f"whole numbers ({tensor.dtype})"
-                raise UserError(f"{path}: {name} holds {what}; take other weights")
-            turned = tensor.t() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor
-            state[name] = turned.to(torch.float32).contiguous()
-    if config.tied_head and "transformer.wte.weight" in state:  # the published files leave the head out
-        state["lm_head.weight"] = state["transformer.wte.weight"]
-    try:
-        wanted = weights_of(config, len(state))
-    except UserError as error:
-        raise UserError(f"{folder}: does not fit its {CONFIG}: {error}") from error
-    for name in sorted(wanted.keys() | state.keys()):
-        expected, shape = (tensors[name].shape if name in tensors else None for tensors in (wanted, state))
-        if expected != shape:
-            here, there = (str(list(each)) if each is not None else "absent" for each in (shape, expected))
-            raise UserError(f"{folder}: does not fit its {CONFIG}: {name} is {here}, not {there}")
-    return state
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return one file, or the several into which a large model was split. Raises UserError."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / SHARDS).is_file():
-        raise UserError(
-            f"{folder}: holds no {WEIGHTS}; save the model there with transformers' save_pretrained, which writes one"
-        )
-    table = _read_json(folder / SHARDS).get("weight_map")
-    names: list[Any] = list(table.values()) if isinstance(table, dict) else [table]
-    for name in names:
-        if not isinstance(name, str) or not NAME.fullmatch(name):  # a path with `..` leads out of the folder
-            raise UserError(f"{folder / SHARDS}: weight_map names {name!r}, no file of this folder; save it again")
-    return [folder / name for name in sorted(set(names))]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); download or save it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); take a folder of transformers") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is not a JSON object; take a folder of transformers")
-    return found
-
-
-def _tokenizer_of(folder: Path, config: GPTConfig) -> Tokenizer:
-    """Return GPT-2's tokenizer if the vocabulary has its size and the folder tells of no other, else none."""
-    merges = _merges_of(folder)
-    if config.vocab_size != GPT2Tokenizer().vocab_size:
-        return NoTokenizer()
-    if (
-        merges is not None
-        and hashlib.sha256("\n".join(merges).encode(errors="surrogatepass")).hexdigest() != MERGES_SHA256
-    ):
-        return NoTokenizer()
-    return GPT2Tokenizer()
-
-
-def _merges_of(folder: Path) -> list[str] | None:
-    """Read the byte pairs that a folder's tokenizer joins, "a b" each, in their order; None if it has no tokenizer."""
-    path = folder / "merges.txt"
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); save the tokenizer again") from error
-        return [line for line in lines if line.strip() and not line.startswith("#version")]
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        model = _read_json(path).get("model", {})
-        merges = model.get("merges", []) if isinstance(model, dict) else None
-        if not isinstance(merges, list):
-            raise UserError(f"{path}: has no list of merges in its model; save the tokenizer again")
-        return [" ".join(map(str, merge)) if isinstance(merge, list) else str(merge) for merge in merges]
-    return None
-
-
 def run(
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="CKPT")] = Path("artifacts/ckpt.pt"),
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="CKPT")] = ARTIFACTS / "ckpt.pt",
+    heads: int | None = None,
+    activation: Literal["gelu_tanh", "gelu", "relu", "quick_gelu", "silu", "tanh"] | None = None,
 ) -> None:
-    """Make a checkpoint of GPT-2's published weights, or of a GPT-2 that transformers saved in a folder.
+    """Make a checkpoint of GPT-2's published weights, or of a GPT-2 that others saved.
 
     Args:
-        source: gpt2, gpt2-medium, gpt2-large or gpt2-xl (downloaded once), or a folder with safetensors
+        source: gpt2, gpt2-medium, gpt2-large or gpt2-xl (downloaded once), a folder of transformers, or a file: of
+            nanoGPT, build-nanogpt, minGPT, llm.c, Lightning, or with a state dict, also as safetensors
         output: the checkpoint to write
+        heads: attention heads a layer, if the file does not say
+        activation: of the MLP, if the file does not say or is older than what is known of its kind; gelu is exact
     """
-    check_output(output, *(Path(source).iterdir() if Path(source).is_dir() else ()))
+    path = Path(source)
+    check_output(output, *(path.iterdir() if path.is_dir() else [path] if path.exists() else []))
     with hold_output(output):
-        checkpoint = load_pretrained(source)
+        checkpoint = load_pretrained(source, Hints(heads, activation))
         save_checkpoint(output, checkpoint)
     config = checkpoint.config
     print(
-        f"wrote {output}: {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, "
-        f"{checkpoint.build().parameter_count():,} parameters, tokenizer {checkpoint.tokenizer['kind']}"
+        f"wrote {output}: {checkpoint.kind} model, {config.n_layer} layers, {config.n_head} heads, width "
+        f"{config.n_embd}, {config.activation}, {checkpoint.build().parameter_count():,} parameters, tokenizer "
+        f"{checkpoint.tokenizer['kind']}"
     )
 
 

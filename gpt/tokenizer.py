@@ -1,11 +1,13 @@
 """Text to token ids and back. No torch here, so that a compiled model can speak without it."""
 
 import base64
+import codecs
 import hashlib
 import importlib.util
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,12 +20,15 @@ from gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     import tiktoken
+    import tokenizers
 
 GPT2_TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"  # in tiktoken's format
 # OpenAI's own two files say the same; the hashes are tiktoken's (tiktoken_ext/openai_public.py).
 GPT2_VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 GPT2_ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_VOCAB_SIZE = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
+PADDED_GPT2_VOCAB_SIZE = 50304  # the next multiple of 64, to which nanoGPT and others pad it
+UNKNOWN = "\ufffd"  # the text of an id that a model has and its tokenizer has not
 # It cuts a text so before merging: encoder.py of https://github.com/openai/gpt-2, as tiktoken writes it
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -32,13 +37,13 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class CharTokenizer:
-    """One id a character: its place in `characters`, which are sorted and differ from each other."""
+    """One id a character: its place in `characters`, which differ from each other; those of a text are sorted."""
 
     characters: str
 
     def __post_init__(self) -> None:
-        if not self.characters or list(self.characters) != sorted(set(self.characters)):
-            raise UserError(f"characters={self.characters!r}: must be at least one, sorted, and no two the same")
+        if not self.characters or len(self.characters) != len(set(self.characters)):
+            raise UserError(f"characters={self.characters!r}: must be at least one, and no two the same")
         check_unicode(self.characters, "a tokenizer's characters")
 
     @classmethod
@@ -71,12 +76,13 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of some ids. Raises UserError for an id outside 0 … vocab_size - 1."""
-        return "".join(self.characters[index] for index in _checked(ids, self.vocab_size))
+        """Return the text of some ids; one beyond the vocabulary is U+FFFD. Raises UserError for one below 0."""
+        return "".join(self.pieces(ids))
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the same in UTF-8."""
-        return self.decode(ids).encode()
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of each id as it comes."""
+        for index in ids:
+            yield self.characters[_checked(index)] if index < self.vocab_size else UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
         """Describe it for `tokenizer_from_json`, which reads it back."""
@@ -117,16 +123,107 @@ class GPT2Tokenizer:
         return _gpt2_encoding()[0].encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of some ids; bytes that are not UTF-8 (half a character) become U+FFFD. Raises UserError."""
-        return self.decode_bytes(ids).decode(errors="replace")
+        """Return the text of some ids; what is no UTF-8 (half a character), and ids beyond the vocabulary, are U+FFFD.
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of some ids, to decode one after the other. Raises UserError for an id out of range."""
-        return _gpt2_encoding()[0].decode_bytes(_checked(ids, self.vocab_size))
+        Raises UserError for an id below 0.
+        """
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of each id as it comes; a character of several ids comes with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for index in ids:
+            yield decoder.decode(self.bytes_of(index))
+        yield decoder.decode(b"", final=True)
+
+    def bytes_of(self, index: int) -> bytes:
+        """Return the bytes of one id; of one beyond the vocabulary, U+FFFD. Raises UserError for one below 0."""
+        if _checked(index) >= self.vocab_size:
+            return UNKNOWN.encode()
+        return _gpt2_encoding()[0].decode_single_token_bytes(index)
 
     def to_json(self) -> dict[str, Any]:
         """Describe it for `tokenizer_from_json`: by its name and the table's hash, not the table."""
         return {"kind": "gpt2", "sha256": GPT2_TABLE_SHA256}
+
+
+@dataclass(frozen=True)
+class HuggingFaceTokenizer:
+    """A tokenizer of Hugging Face's, by the package `tokenizers`: `content` is its tokenizer.json.
+
+    The package is needed where text is encoded or decoded, and not to carry the tokenizer along. It computes as in
+    transformers: special tokens are put around a text if the tokenizer says so, and are text when decoded.
+    """
+
+    content: str
+
+    @classmethod
+    def of(cls, found: dict[str, Any], where: str) -> "HuggingFaceTokenizer":
+        """Return the tokenizer of a parsed tokenizer.json. Raises UserError, naming `where`, for one without tokens."""
+        tokenizer = cls(json.dumps(found, ensure_ascii=False, separators=(",", ":")))
+        try:
+            size = tokenizer.vocab_size
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: holds no vocabulary ({type(error).__name__}: {error}); save it again") from error
+        if size < 1:
+            raise UserError(f"{where}: holds no vocabulary; save the tokenizer again")
+        return tokenizer
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The largest id and one; those below it need not all be in use."""
+        found = json.loads(self.content)
+        vocab = found["model"]["vocab"]
+        ids = range(len(vocab)) if isinstance(vocab, list) else vocab.values()
+        return max([*ids, *(added["id"] for added in found.get("added_tokens") or [])], default=-1) + 1
+
+    @property
+    def first_token(self) -> str:
+        """The token of the least id."""
+        found = json.loads(self.content)["model"]["vocab"]
+        return str(found[0][0] if isinstance(found, list) else min(found, key=found.get))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text. Raises UserError for a text that the tokenizer cannot spell."""
+        try:
+            return list(self._tokenizer.encode(text).ids)
+        except UserError:
+            raise
+        except Exception as error:  # the package knows no kinds of errors
+            raise UserError(f"the model's tokenizer cannot spell the text ({error}); change the text") from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of some ids; one that is in no use is U+FFFD. Raises UserError for one below 0."""
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of each id as it comes; a character of several ids comes with the last of them."""
+        from tokenizers.decoders import DecodeStream
+
+        stream, held = DecodeStream(skip_special_tokens=False), False
+        for index in ids:
+            if self._tokenizer.id_to_token(_checked(index)) is None:
+                yield UNKNOWN
+                continue
+            piece = stream.step(self._tokenizer, index)
+            held = piece is None
+            yield piece or ""
+        yield UNKNOWN if held else ""  # half a character at the end
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe it for `tokenizer_from_json`, which reads it back."""
+        return {"kind": "huggingface", "content": self.content}
+
+    @cached_property
+    def _tokenizer(self) -> "tokenizers.Tokenizer":
+        if importlib.util.find_spec("tokenizers") is None:
+            raise UserError("this model's tokenizer needs the package tokenizers; install it: pip install tokenizers")
+        import tokenizers
+
+        try:
+            return tokenizers.Tokenizer.from_str(self.content)
+        except Exception as error:  # the package knows no kinds of errors
+            raise UserError(f"the model's tokenizer cannot be used: {str(error).splitlines()[0][:120]}") from error
 
 
 @dataclass(frozen=True)
@@ -135,13 +232,16 @@ class NoTokenizer:
 
     def encode(self, text: str) -> NoReturn:
         """Raises UserError."""
-        raise UserError("this model has no tokenizer, so it knows no text; train one with: python -m gpt.train")
+        raise UserError(
+            "this model has no tokenizer, so it knows no text; one comes with python -m gpt.train, with nanoGPT's "
+            "meta.pkl beside the checkpoint, and with a tokenizer.json in a folder of Hugging Face's"
+        )
 
     def decode(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
         self.encode("")
 
-    def decode_bytes(self, ids: Iterable[int]) -> NoReturn:
+    def pieces(self, ids: Iterable[int]) -> NoReturn:
         """Raises UserError."""
         self.encode("")
 
@@ -151,7 +251,7 @@ class NoTokenizer:
 
 
 TextTokenizer = CharTokenizer | GPT2Tokenizer
-Tokenizer = TextTokenizer | NoTokenizer
+Tokenizer = TextTokenizer | HuggingFaceTokenizer | NoTokenizer
 
 
 def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
@@ -161,9 +261,21 @@ def tokenizer_from_json(found: dict[str, Any]) -> Tokenizer:
             return CharTokenizer(characters)
         case {"kind": "gpt2", "sha256": sha256} if sha256 == GPT2_TABLE_SHA256:
             return GPT2Tokenizer()
+        case {"kind": "huggingface", "content": str(content)}:
+            try:
+                return HuggingFaceTokenizer.of(json.loads(content), "the tokenizer")
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"the tokenizer is no JSON ({error})") from error
         case {"kind": "none"}:
             return NoTokenizer()
-    raise UserError(f"{str(found)[:80]}: not a tokenizer of ours; its kind must be 'characters', 'gpt2' or 'none'")
+    raise UserError(
+        f"{str(found)[:80]}: not a tokenizer of ours; its kind must be 'characters', 'gpt2', 'huggingface' or 'none'"
+    )
+
+
+def gpt2_or_none(vocab_size: int) -> GPT2Tokenizer | NoTokenizer:
+    """Return GPT-2's tokenizer for a vocabulary of its size, or of that padded to a multiple of 64; else none."""
+    return GPT2Tokenizer() if GPT2_VOCAB_SIZE <= vocab_size <= PADDED_GPT2_VOCAB_SIZE else NoTokenizer()
 
 
 def check_unicode(text: str, where: str) -> None:
@@ -190,12 +302,11 @@ def check_ids(ids: Any, config: GPTConfig) -> None:
         raise UserError(f"token id {bad[0]}: must be in 0 … {config.vocab_size - 1} (vocab_size={config.vocab_size})")
 
 
-def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """Return the ids as a list. Raises UserError for one outside 0 … vocab_size - 1."""
-    ids = list(ids)
-    if bad := [index for index in ids if not 0 <= index < vocab_size]:
-        raise UserError(f"token id {bad[0]}: must be in 0 … {vocab_size - 1}")
-    return ids
+def _checked(index: int) -> int:
+    """Return the id. Raises UserError for one below 0."""
+    if index < 0:
+        raise UserError(f"token id {index}: must be at least 0")
+    return index
 
 
 @cache

@@ -53,7 +53,7 @@ class TrainConfig:
     block_size: int = 64  # the longest sequence, in tokens
     dropout: float = 0.0  # probability
     bias: bool = False  # biases in every Linear and LayerNorm
-    activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"  # GPT-2's approximation, exact, or the lecture's
+    activation: Literal["gelu_tanh", "gelu", "relu", "quick_gelu", "silu", "tanh"] = "gelu_tanh"  # gelu is exact
     tied_head: bool = True  # the head is the token embedding
     model: Literal["gpt", "bigram"] = "gpt"  # a bigram is a table of vocab_size², with nothing else to choose
 
@@ -112,7 +112,7 @@ class TrainConfig:
         """Return the model's shape: the fields of the same names, and the tokenizer's size."""
         if self.model == "bigram":
             return GPTConfig.bigram(vocab_size, self.block_size)
-        shared = {each.name for each in fields(GPTConfig)} - {"vocab_size"}
+        shared = {each.name for each in fields(GPTConfig)} & {each.name for each in fields(self)}
         return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
 
     @property

@@ -7,21 +7,22 @@ import hashlib
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from export.signature import Signature, dtype_named
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
-from gpt.tokenizer import check_ids
 
-FORMAT = 8
+FORMAT = 9
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
 GRAPH = "graph.json"  # read by Relay's graph executor; other models have their order of calls in the library
-LIBRARY = re.compile(r"library(-sm_\d+)?\.so")  # as `library_name` names them
+PLAIN, CACHED = "plain", "cached"  # further libraries of a file that was compiled as it is
+LIBRARY = re.compile(rf"library(-{PLAIN}|-{CACHED})?(-sm_\d+)?\.so")  # as `library_name` names them
 SEAL = b"gpt-frontend"  # ends each library, behind 64 hexadecimal digits
 ALIGNMENT = 64  # bytes, which TVM's kernels and DLPack ask for
 RELAY = "relay"  # the frontend whose models run in an environment of their own
@@ -32,20 +33,27 @@ REMAKE = "make it again with: python -m tvm_frontend.compile"
 class CompiledModel:
     """Describes a compiled model on disk; `load_compiled` reads it.
 
-    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`. frontend: the
-    importer that read the file. fixed_shape: the one [B, T] that it takes, None for all. precision: the precision of
-    the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with Relay 0 to 3. pipeline: the phases that made
-    it, in order. phases_s: the seconds each phase took, for all archs together. kernels: the number of calls of each
-    kernel in a forward pass. launches: for each kernel on a GPU the `function` that it calls, None if TVM wrote it, and
-    the `threads` and `shared_bytes` of a block. exported_sha256, checkpoint_sha256: the hashes of the file that was
-    compiled and of the checkpoint that it came from. entry_points: the functions of a library. caches: the dtype and
-    the shape after B of each KV cache. weights: the name, dtype, shape and byte offset in the file of each weight.
-    files_crc32: the checksums of the other files. versions: this project's, with its commit, and the compiler's.
-    search: the trials, seconds and folder of the search that found its schedules, None if there was none.
+    path: the folder. config, tokenizer, dtype, form: as in the export, form being `forward` or `cached`; a file
+    that was compiled as it is, with its own inputs and outputs, is of the form `graph`, and its config is None
+    unless it is a GPT-2. frontend: the importer that read the file. fixed_shape: the one [B, T] that it takes, None
+    for all. precision: the precision of the products. target: `CompileTarget` as JSON. opt_level: 0 or 3, with
+    Relay 0 to 3. pipeline: the phases that made it, in order. phases_s: the seconds each phase took, for all archs
+    together. kernels: the number of calls of each kernel in a forward pass. launches: for each kernel on a GPU the
+    `function` that it calls, None if TVM wrote it, and the `threads` and `shared_bytes` of a block.
+    exported_sha256, checkpoint_sha256: the hashes of the file that was compiled and of the checkpoint that it came
+    from. entry_points: the functions of a library. caches: the dtype and the shape after B of each KV cache.
+    weights: the name, dtype, shape and byte offset in the file of each weight. files_crc32: the checksums of the
+    other files. versions: this project's, with its commit, and the compiler's. search: the trials, seconds and
+    folder of the search that found its schedules, None if there was none. signature: how a model of the form
+    `graph` is called. parts: its libraries, by the word in their names, each with the names of its `weights` in
+    order, its `entry_points` and its `caches`: `` for the file as it is, `plain` for masks of ones and positions
+    that count on, `cached` for a cache that is preallocated where the file has one that grows; other models have
+    one library and no parts. coverage: `Coverage` as JSON, how much of the work is in this project's kernels; None
+    where there are none.
     """
 
     path: Path
-    config: GPTConfig
+    config: GPTConfig | None
     tokenizer: dict[str, Any]
     dtype: str
     form: str
@@ -66,20 +74,55 @@ class CompiledModel:
     files_crc32: dict[str, int]
     versions: dict[str, str]
     search: dict[str, Any] | None = None
+    signature: Signature | None = None
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    coverage: dict[str, Any] | None = None
 
     @property
     def libraries(self) -> list[Path]:
         """List the library for each arch of the target, in its order."""
         return [self.library(arch) for arch in self.target["archs"] or [None]]
 
-    def library(self, arch: str | None) -> Path:
-        """Name the library for a GPU's arch, or for the CPU with None."""
-        return self.path / library_name(arch)
+    @property
+    def gpt(self) -> GPTConfig:
+        """The config of a model that is a GPT-2. Raises UserError for another."""
+        if self.config is None:
+            raise UserError(f"{self.path}: not a GPT-2 that could be recognised in the file that it was compiled from")
+        return self.config
 
-    def map_weights(self) -> list[np.ndarray]:
-        """Map the weights, in the order of the arguments, as views of the file: only what is read takes memory."""
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a sequence; None if nothing says."""
+        if self.config is not None:
+            return self.config.block_size
+        return self.signature.longest if self.signature is not None else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of token ids; None if nothing says."""
+        if self.config is not None:
+            return self.config.vocab_size
+        return self.signature.vocab_size if self.signature is not None else None
+
+    def library(self, arch: str | None, part: str = "") -> Path:
+        """Name a part's library for a GPU's arch, or for the CPU with None."""
+        return self.path / library_name(arch, part)
+
+    def with_cache(self) -> "CompiledModel | None":
+        """Return the part of a file with a growing cache that was compiled for a preallocated one, None without it."""
+        if CACHED not in self.parts:
+            return None
+        about = self.parts[CACHED]
+        return replace(self, form="cached", caches=about["caches"], entry_points=about["entry_points"])
+
+    def map_weights(self, part: str = "") -> list[np.ndarray]:
+        """Map a library's weights, in the order of the arguments, as views: only what is read takes memory."""
         file = np.memmap(self.path / WEIGHTS, np.uint8, "c")  # copy-on-write, as DLPack takes writable memory only
-        return [np.ndarray(each["shape"], each["dtype"], file, each["offset"]) for each in self.weights]
+        views = {
+            each["name"]: np.ndarray(each["shape"], dtype_named(each["dtype"]), file, each["offset"])
+            for each in self.weights
+        }
+        return [views[name] for name in (self.parts[part]["weights"] if self.parts else views)]
 
     def check_ids(self, ids: Any, filled: int = 0) -> np.ndarray:
         """Convert token ids to an array and check them.
@@ -88,14 +131,26 @@ class CompiledModel:
         fixed shape, if the model has one.
         """
         ids = as_array("ids", ids)
-        room = self.config.block_size - filled
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= room:
+        longest = self.longest
+        if ids.ndim != 2 or ids.shape[1] < 1 or (longest is not None and ids.shape[1] > longest - filled):
             after = f" after {filled} in the cache" if filled else ""
-            raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 to {room}")
+            to = "on" if longest is None else f"to {longest - filled}"
+            raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 {to}")
         if self.fixed_shape and list(ids.shape) != self.fixed_shape:
             raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {self.fixed_shape} alone")
-        check_ids(ids, self.config)
+        check_vocabulary(ids, self.vocab_size)
         return ids
+
+
+def check_vocabulary(ids: np.ndarray, vocab_size: int | None) -> None:
+    """Raise UserError unless there is at least one id and all are whole and in [0, V); V is unknown if it is None."""
+    if ids.size == 0:
+        raise UserError("no token ids: a model needs at least one to start from")
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"token ids of dtype {ids.dtype}: must be whole numbers")
+    if vocab_size is not None and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+        bad = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise UserError(f"token id {bad}: must be in 0 … {vocab_size - 1} (vocab_size={vocab_size})")
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -106,9 +161,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise UserError(f"{name}: lists of different lengths are no array; pad the shorter ones") from None
 
 
-def library_name(arch: str | None) -> str:
-    """Name the library's file for a GPU's arch, or for the CPU with None."""
-    return f"library-{arch}.so" if arch else "library.so"
+def library_name(arch: str | None, part: str = "") -> str:
+    """Name the file of a part's library for a GPU's arch, or for the CPU with None."""
+    return "-".join(filter(None, ["library", part, arch])) + ".so"
 
 
 def save_compiled(folder: Path, weights: dict[str, np.ndarray], description: dict[str, Any]) -> None:
@@ -166,7 +221,9 @@ def load_compiled(path: Path | str) -> CompiledModel:
         if not (path / name).read_bytes().endswith(_seal(content, name)):
             raise UserError(f"{path / DESCRIPTION}: edited, or of another model than {name}; {REMAKE}")
     content.pop("format")
-    return CompiledModel(path=path, **content | {"config": config_from_json(content["config"])})
+    read: dict[str, Any] = {"config": content["config"] and config_from_json(content["config"])}
+    read["signature"] = content.get("signature") and Signature.from_json(content["signature"])
+    return CompiledModel(path=path, **content | read)
 
 
 def _seal(content: dict[str, Any], name: str) -> bytes:

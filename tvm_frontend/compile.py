@@ -12,29 +12,45 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 
     run_main("tvm_frontend.compile")
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import tvm
 import tvm_ffi
 import tyro
 from tvm.support.cc import get_cc
 
+from export.signature import Signature
 from gpt.cli import UserError, disk_trouble
 from gpt.files import atomic_output, check_replaceable, find_input
 from gpt.version import PROJECT, project_version
 from tvm_frontend.arguments import CpuArgument, FolderArgument, FrontendArgument, ModelArgument, default_model
-from tvm_frontend.artifact import RELAY, CompiledModel, is_ours, library_name, load_compiled, save_compiled
+from tvm_frontend.artifact import (
+    CACHED,
+    PLAIN,
+    RELAY,
+    CompiledModel,
+    is_ours,
+    library_name,
+    load_compiled,
+    save_compiled,
+)
 from tvm_frontend.check import check_only, check_or_why_not
+from tvm_frontend.coverage import Coverage
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
+from tvm_frontend.graph import Graph
 from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.kernels.cuda import FORMATS, OLDEST_ARCH
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
+from tvm_frontend.passes.preallocate import NotPossible, preallocate
 from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
 from tvm_frontend.relay.compile import OptLevel, compile_relay
 from tvm_frontend.target import CompileTarget, resolve_target
@@ -43,7 +59,7 @@ from tvm_frontend.tvm_patches import register_errors
 if TYPE_CHECKING:
     from tvm_frontend.search import Search
 
-FORMS = {"forward": "", "cached": "cache"}  # each form of an export with its word in the folder's name
+FORMS = {"forward": "", "cached": "cache", "graph": ""}  # each form of an export with its word in the folder's name
 
 
 def compile_model(
@@ -72,7 +88,7 @@ def compile_model(
         find_compiler(options.cuda_compiler)  # a missing compiler is an error before the import, not after it
     elif options.fast_math:
         raise UserError("--fast-math is for --target cuda: leave it out")
-    source = read_source(options.frontend, model, options.fixed_shape)
+    source = read_source(options.frontend, model, options.fixed_shape, options.shapes)
     if search is not None:
         search.check(source, compile_for)
     output = output or model.with_name(_folder_name(replace(options, precision=precision), compile_for, source, search))
@@ -80,19 +96,29 @@ def compile_model(
     if search is not None:
         search.keep_in(output.with_name(f"{output.name}-search"))
     register_errors()
+    graphs = _graphs(source, options.opt_level)
     with atomic_output(output, directory=True) as folder:
         phases_s: Counter[str] = Counter()
         for one in compile_for.each():
             dump_ir = options.dump_ir / one.name if options.dump_ir and len(compile_for.archs) > 1 else options.dump_ir
-            one_options = replace(options, precision=precision, dump_ir=dump_ir)
-            compiled = compile_graph(source.import_graph, one, one_options, search)
-            _link(compiled.executable, folder / library_name(one.arch))
-            phases_s.update(compiled.phases_s)
+            made = {}
+            for part, import_graph in graphs.items():
+                part_ir = dump_ir / part if dump_ir else None
+                one_options = replace(options, precision=precision, dump_ir=part_ir)
+                try:
+                    made[part] = compile_graph(import_graph, one, one_options, search)
+                except NotPossible as why:
+                    say(f"its KV cache stays as it is in the file, copied in every step: {why}")
+                    continue
+                _link(made[part].executable, folder / library_name(one.arch, part))
+                phases_s.update(made[part].phases_s)
+        compiled = made[next(reversed(made))]
+        weights, names = _shared({part: each.graph.weights for part, each in made.items()})
         save_compiled(
             folder,
-            compiled.graph.weights,
+            weights,
             {
-                "config": asdict(source.config),
+                "config": source.config and asdict(source.config),
                 "tokenizer": source.tokenizer,
                 "dtype": source.dtype,
                 "form": source.form,
@@ -102,7 +128,7 @@ def compile_model(
                 "target": compile_for.to_json(),
                 "opt_level": options.opt_level,
                 "entry_points": compiled.graph.entry_points,
-                "caches": compiled.graph.caches,
+                "caches": compiled.graph.caches if source.form == "cached" else [],
                 "pipeline": list(phases_s),
                 "phases_s": dict(phases_s),
                 "kernels": compiled.graph.kernels,
@@ -110,6 +136,17 @@ def compile_model(
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
+                "coverage": compiled.coverage.to_json() if compiled.coverage else None,
+                "signature": source.signature and source.signature.to_json(),
+                "parts": {
+                    part: {
+                        "weights": names[part],
+                        "entry_points": each.graph.entry_points,
+                        "caches": each.graph.caches if part == CACHED else [],
+                    }
+                    for part, each in made.items()
+                    if source.form == "graph"
+                },
                 "versions": {
                     PROJECT: project_version(),
                     "apache-tvm": tvm.__version__,
@@ -118,10 +155,53 @@ def compile_model(
             },
         )
         for arch in compile_for.archs:
-            verify_cuda_library(folder / library_name(arch), arch)
+            for part in made:
+                verify_cuda_library(folder / library_name(arch, part), arch)
         if options.check:
             say(check_or_why_not(load_compiled(folder), source.run, source.run_dtype, model, output))
     return load_compiled(output)
+
+
+def _graphs(source: Source, opt_level: int) -> dict[str, Callable[[], Graph]]:
+    """Name the graphs to compile, a library each, as `CompiledModel.parts`; at opt level 0 no cache is changed."""
+    graphs = {"": source.import_graph}
+    if source.import_plain is not None:
+        graphs[PLAIN] = source.import_plain
+    signature = source.signature
+    if signature is not None and signature.past and signature.longest and not signature.unknown and opt_level > 0:
+        graphs[CACHED] = partial(_with_cache, source.import_plain or source.import_graph, signature)
+    return graphs
+
+
+def _with_cache(import_graph: Callable[[], Graph], signature: Signature) -> Graph:
+    """Import a file whose cache grows for one that is preallocated. Raises NotPossible."""
+    if signature.logits is None or signature.ids is None or signature.longest is None:
+        raise NotPossible("its ids or its logits could not be told")
+    inputs = [port.name for port in signature.inputs if port.name not in signature.plain]
+    outputs = [port.name for port in signature.outputs]
+    presents = {inputs.index(past): outputs.index(present) for past, present in signature.presents.items()}
+    ids, logits = inputs.index(signature.ids), outputs.index(signature.logits)
+    return preallocate(import_graph(), ids, logits, presents, signature.longest)
+
+
+def _shared(parts: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Put the weights of several libraries together, equal ones once; give the names of each library's, in order."""
+    together: dict[str, np.ndarray] = {}
+    names: dict[str, list[str]] = {}
+    for part, weights in parts.items():
+        names[part] = []
+        for name, array in weights.items():
+            while name in together and not _same(together[name], array):
+                name += "'"
+            together[name] = array
+            names[part].append(name)
+    return together, names
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return left is right or left.tobytes() == right.tobytes()
 
 
 def _link(executable: tvm.relax.VMExecutable, library: Path) -> None:
@@ -185,6 +265,17 @@ def _folder_name(options: CompileOptions, target: CompileTarget, source: Source,
     return "-".join(filter(None, words))
 
 
+def _parsed_shapes(words: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Parse `input_ids=1x128`. Raises UserError for another form."""
+    shapes = {}
+    for word in words:
+        name, _, sizes = word.rpartition("=")
+        if not name or not re.fullmatch(r"\d+(x\d+)*", sizes):
+            raise UserError(f"--shapes {word}: must be the name of an input and its sizes, as input_ids=1x128")
+        shapes[name] = tuple(map(int, sizes.split("x")))
+    return shapes
+
+
 def compile_command(
     model: ModelArgument = None,
     output: Annotated[
@@ -208,6 +299,7 @@ def compile_command(
     tokens: Annotated[int | None, tyro.conf.arg(metavar="T", help_behavior_hint="(default: any)")] = None,
     compiler: Literal["auto", "nvcc", "nvrtc"] = "auto",
     fast_math: tyro.conf.FlagCreatePairsOff[bool] = False,
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=AxB", help_behavior_hint="(default: any)")] = (),
     without: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PHASE", help_behavior_hint="(default: none)")
     ] = (),
@@ -219,7 +311,7 @@ def compile_command(
     """Compile an exported model with TVM, for this machine's CPU or for an NVIDIA GPU.
 
     Args:
-        model: a file written by python -m export.onnx; for torch a checkpoint
+        model: a file written by python -m export.onnx, or any ONNX file of a decoder; for torch a checkpoint
         output: the folder to write
         target: llvm (the CPU) or cuda
         mcpu: the CPU to compile for, by LLVM's name
@@ -233,6 +325,7 @@ def compile_command(
         tokens: compile for this T alone
         compiler: what makes CUDA machine code; auto takes nvcc if it is there, else NVRTC
         fast_math: let it use fast division, roots and functions, and drop numbers below float32's normal ones
+        shapes: fix inputs of somebody else's file, as input_ids=1x128 attention_mask=1x128
         without: leave out a phase, to see what it adds, as fuse_attention; may be given again
         dump_ir: write the IR after each phase into this folder
         print_pass_times: print how long each phase and each of TVM's passes took
@@ -260,6 +353,7 @@ def compile_command(
         cuda_compiler=compiler,
         fast_math=fast_math,
         without=without,
+        shapes=_parsed_shapes(shapes),
         dump_ir=dump_ir,
         check=not no_check,
     )
@@ -277,6 +371,8 @@ def compile_command(
         f"wrote {compiled.path} ({size_mb:.1f} MB, {target} {for_what}, opt level {opt_level}, "
         f"{sum(compiled.phases_s.values()):.1f} s)"
     )
+    if compiled.coverage is not None:
+        print(Coverage.from_json(compiled.coverage))
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ def inspect_command(
 
 def _shape(compiled: CompiledModel, batch: int, tokens: int | None, context: int | None) -> Shape:
     """Resolve the shape of the command line for a model. Raises UserError for a shape that the model does not take."""
-    block_size, cached = compiled.config.block_size, compiled.form == "cached"
+    block_size, cached = compiled.gpt.block_size, compiled.form == "cached"
     if context and not cached:
         raise UserError("--context: this model was compiled without a cache; leave it out")
     tokens = tokens if tokens is not None else 1 if cached else block_size

@@ -78,11 +78,14 @@ class Search:
 
     def check(self, source: Source, target: CompileTarget) -> None:
         """Raise UserError for a model that has no such shape, and a target that cannot be timed here."""
+        if source.form != "forward" or source.config is None:
+            raise UserError(
+                f"a model of form {source.form}: a search takes the plain forward pass of an export of this project, "
+                "as it fixes B and T"
+            )
         T, block_size = self.shape[1], source.config.block_size
         if not 1 <= T <= block_size:
             raise UserError(f"tokens={T}: must be in 1 … {block_size}, the model's block_size")
-        if source.form != "forward":
-            raise UserError(f"a model of form {source.form}: a search takes the plain forward pass, as it fixes T")
         check_runs_here(target.to_json())
 
     def keep_in(self, folder: Path) -> None:

@@ -142,8 +142,23 @@ def _causal_attention(
     scores = masked(scores, tvm.tirx.min_value(scores.dtype))  # TVM's own has 0 here
     weights = masked(topi.exp(scores - topi.max(scores, axis=-1, keepdims=True)), tvm.tirx.const(0, scores.dtype))
     weights = topi.divide(weights, topi.sum(weights, axis=-1, keepdims=True))
-    y = topi.nn.batch_matmul(weights, v, transpose_b=False, oshape=[B * nh, T, hs_v])
+    y = _weighted(weights, v) if causal_mask == "BottomRight" else _weighted_by_tvm(weights, v)
     return topi.transpose(topi.reshape(y, [B, nh, T, hs_v]), [0, 2, 1, 3])
+
+
+def _weighted_by_tvm(weights: te.Tensor, v: te.Tensor) -> te.Tensor:
+    """Sum v [N, S, hs] by weights [N, T, S], S being a number or one symbol: [N, T, hs]."""
+    return topi.nn.batch_matmul(weights, v, transpose_b=False, oshape=[*weights.shape[:2], v.shape[2]])
+
+
+def _weighted(weights: te.Tensor, v: te.Tensor) -> te.Tensor:
+    """Do the same for an S that is a sum of symbols, as P + T, two of which TVM's product does not see to be equal."""
+    s = te.reduce_axis((0, weights.shape[2]), "s")
+    return te.compute(
+        [*weights.shape[:2], v.shape[2]],
+        lambda n, t, d: te.sum(weights[n, t, s] * v[n, s, d], axis=s),
+        name="weighted",
+    )
 
 
 def patch_attention() -> None:

@@ -149,7 +149,7 @@ def prompt_build(name: str, ready_s: float, compiled: "CompiledModel", config: S
     from tvm_frontend.runtime import open_session
     from tvm_frontend.runtime.session import CachedSession
 
-    ids = np.random.default_rng(1).integers(0, compiled.config.vocab_size, PROMPT)
+    ids = np.random.default_rng(1).integers(0, compiled.gpt.vocab_size, PROMPT)
     session = open_session(compiled, config.threads)
     if isinstance(session, CachedSession):
         raise UserError(f"{compiled.path}: has a cache, and what is compared is a forward pass without one")

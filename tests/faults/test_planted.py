@@ -59,10 +59,18 @@ def set_epsilon(epsilon: float, model: GPT) -> None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, *, later: int = 0, skips_last_key: bool = False, scale: float = 1.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    scale: float,
+    *,
+    later: int = 0,
+    skips_last_key: bool = False,
+    factor: float = 1.0,
 ) -> Tensor:
     """Attend with a fault. later: how many keys behind its own a query sees; one fewer if -1."""
-    scores = scale * q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [B, nh, T, T]
+    scores = factor * scale * q @ k.transpose(-2, -1)  # [B, nh, T, T]
     T = scores.shape[-1]
     mask = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1 + later)
     mask[0, 0] = 0  # a row without any key has no softmax
@@ -124,8 +132,8 @@ FAULTS: dict[str, tuple[Fault, Collection[str]]] = {
     "k and v of a head are swapped": (partial(swap, (1, 0), (2, 0)), PRECISIONS),
     "v of two heads is swapped": (partial(swap, (2, 0), (2, 1)), PRECISIONS),
     "a bias is dropped": (drop_a_bias, PRECISIONS),
-    "scores are 1 % larger": (partial(attend_wrongly, ALL, scale=1.01), ("fp32",)),
-    "scores are 0.1 % larger": (partial(attend_wrongly, ALL, scale=1.001), ("fp32",)),
+    "scores are 1 % larger": (partial(attend_wrongly, ALL, factor=1.01), ("fp32",)),
+    "scores are 0.1 % larger": (partial(attend_wrongly, ALL, factor=1.001), ("fp32",)),
     "products are of bfloat16": (round_products, ("fp32",)),
 }
 

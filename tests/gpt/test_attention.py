@@ -49,7 +49,7 @@ def test_a_running_mean_is_a_matmul_is_a_masked_softmax(averages):
 def test_attention_with_equal_scores_is_the_running_mean(attention):
     q, k, v = some_qkv(8, 8)
     expected = averages_by_loop(v.flatten(0, 1)).view_as(v)
-    torch.testing.assert_close(ATTENTIONS[attention](torch.zeros_like(q), k, v, 0.0), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ATTENTIONS[attention](torch.zeros_like(q), k, v, 0.0, 1.0), expected, atol=1e-6, rtol=0)
 
 
 # The three ways
@@ -59,8 +59,8 @@ def test_attention_with_equal_scores_is_the_running_mean(attention):
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (9, 9), (1, 9), (4, 9)])
 def test_the_ways_are_equal(attention, T, S):
     q, k, v = some_qkv(T, S)
-    expected = ATTENTIONS["explicit"](q, k, v, 0.0)
-    torch.testing.assert_close(ATTENTIONS[attention](q, k, v, 0.0), expected, atol=1e-6, rtol=0)
+    expected = ATTENTIONS["explicit"](q, k, v, 0.0, 0.3)
+    torch.testing.assert_close(ATTENTIONS[attention](q, k, v, 0.0, 0.3), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("attention", OTHERS)
@@ -92,7 +92,7 @@ def test_gradients_are_equal(config, attention):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_weights_are_dropped_and_the_rest_scaled(attention):
     q, k, _ = some_qkv(64, 64)
-    kept = ATTENTIONS[attention](torch.zeros_like(q), k, torch.ones(2, 3, 64, 8), 0.25)
+    kept = ATTENTIONS[attention](torch.zeros_like(q), k, torch.ones(2, 3, 64, 8), 0.25, 1.0)
     assert not torch.equal(kept, torch.ones_like(kept))
     assert kept[:, :, 32:].mean().item() == pytest.approx(1, abs=0.1)
 

@@ -18,9 +18,12 @@ from gpt.zoo import build_model
 CONFIG = GPTConfig(block_size=32, vocab_size=65, n_layer=3, n_head=4, n_embd=48)
 
 
-def counted(T: int, backward: bool = False) -> int:
+NARROW = replace(CONFIG, n_inner=100)
+
+
+def counted(T: int, backward: bool = False, config: GPTConfig = CONFIG) -> int:
     """FLOPs of the matrix products that torch runs, the masked half of attention included."""
-    model = GPT(CONFIG, "explicit")
+    model = GPT(config, "explicit")
     with FlopCounterMode(display=False) as counter:
         logits = model(torch.zeros(1, T, dtype=torch.long))
         if backward:
@@ -28,9 +31,10 @@ def counted(T: int, backward: bool = False) -> int:
     return counter.get_total_flops()
 
 
-def test_weights_of_matrix_products_are_the_linear_layers():
-    linear = [module for module in GPT(CONFIG).modules() if isinstance(module, torch.nn.Linear)]
-    assert matmul_parameters(CONFIG) == sum(module.weight.numel() for module in linear)
+@pytest.mark.parametrize("config", [CONFIG, NARROW], ids=["4C", "n_inner"])
+def test_weights_of_matrix_products_are_the_linear_layers(config):
+    linear = [module for module in GPT(config).modules() if isinstance(module, torch.nn.Linear)]
+    assert matmul_parameters(config) == sum(module.weight.numel() for module in linear)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,8 @@ def test_weights_of_matrix_products_are_the_linear_layers():
         CONFIG,
         replace(CONFIG, bias=False),
         replace(CONFIG, tied_head=False, n_layer=1),
+        NARROW,
+        replace(NARROW, bias=False),
         GPTConfig.bigram(7, 5),
     ],
 )
@@ -56,8 +62,9 @@ def test_prefill_is_the_sum_of_decoding_each_token():
     assert prefill_flops_per_token(CONFIG, 9) * 9 == sum(decode_flops_per_token(CONFIG, t) for t in range(1, 10))
 
 
-def test_training_is_what_torch_runs_forward_and_backward():
-    assert training_flops_per_token(CONFIG, 32) * 32 == counted(32, backward=True)
+@pytest.mark.parametrize("config", [CONFIG, NARROW], ids=["4C", "n_inner"])
+def test_training_is_what_torch_runs_forward_and_backward(config):
+    assert training_flops_per_token(config, 32) * 32 == counted(32, backward=True, config=config)
 
 
 def test_nanogpts_char_model():

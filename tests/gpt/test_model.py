@@ -76,12 +76,13 @@ def test_the_two_activations_differ(config):
     assert 0 < (tanh - exact).abs().max().item() < 1e-2
 
 
-def test_layer_norm_is_its_formula():
-    norm = LayerNorm(4, bias=True)
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
+def test_layer_norm_is_its_formula(epsilon):
+    norm = LayerNorm(GPTConfig(n_embd=4, n_head=1, layer_norm_epsilon=epsilon))
     torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(1))
     x = 0.003 * torch.tensor([[1.0, 2.0, 3.0, 4.0]])  # of a variance as small as eps
-    wanted = (x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-5) * norm.weight + norm.bias
+    wanted = (x - x.mean()) / torch.sqrt(x.var(correction=0) + epsilon) * norm.weight + norm.bias
     torch.testing.assert_close(norm(x), wanted)
 
 

@@ -6,6 +6,7 @@ The kernel says how a row of the cache is kept: in fewer bits, the function's in
 from tvm import relax
 from tvm.relax.dpl import is_call_tir, is_const, is_op, is_tuple_get_item, wildcard
 
+from tvm_frontend.frontends.onnx.operators.attention import SCORES_UP_TO, WEIGHTS_UP_TO
 from tvm_frontend.graph import Graph
 from tvm_frontend.kernels import Kernels
 from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
@@ -30,8 +31,9 @@ def fuse_cached_attention(graph: Graph, kernels: Kernels) -> Graph:
     width = is_op("relax.squeeze")(counted) | counted
     scaled = is_op("relax.multiply")(q, scale)
     scores = is_op("relax.matmul")(scaled, is_op("relax.permute_dims")(rows_of_keys))
-    seen = is_call_tir("scores_up_to", [scores, add_of(pos, width)])
-    attended = is_op("relax.matmul")(is_op("relax.nn.softmax")(seen), rows_of_values)
+    end = add_of(pos, width)
+    softmax = is_op("relax.nn.softmax")(is_call_tir(SCORES_UP_TO, [scores, end]))
+    attended = is_op("relax.matmul")(is_call_tir(WEIGHTS_UP_TO, [softmax, end]), rows_of_values)
     from_heads = is_op("relax.permute_dims")(attended)
     merged = is_op("relax.reshape")(from_heads, wildcard())
     absorbed = {}  # from each cache as it was given to the input of the kernel's type

@@ -9,14 +9,17 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting
 
 
 def fuse_layer_norm(graph: Graph, kernels: Kernels) -> Graph:
-    """Rewrite layer_norm(x [B, T, C], gain, bias) over the last axis → one kernel."""
+    """Rewrite layer_norm(x [.., C], gain, bias) over the last axis → one kernel."""
     rewriting = Rewriting(graph)
     x, gain, bias = wildcard(), wildcard(), wildcard()
 
     def fuse(call: relax.Expr, matched: Matched) -> relax.Expr | None:
-        if len(call.ty.shape.values) != 3 or [int(axis) for axis in call.attrs.axes] not in ([-1], [2]):
+        rank = len(call.ty.shape.values)
+        if rank < 2 or [int(axis) for axis in call.attrs.axes] not in ([-1], [rank - 1]):
             return None
-        C, epsilon = int(call.ty.shape.values[2]), float(call.attrs.epsilon)
+        if str(call.ty.dtype) != "float32":
+            return None
+        C, epsilon = int(call.ty.shape.values[-1]), float(call.attrs.epsilon)
         kernel = kernels.layer_norm(C, epsilon, narrow=rewriting.is_narrowed(call))
         return kernel and rewriting.call("layer_norm", kernel, [matched[x], matched[gain], matched[bias]], call)
 

@@ -13,7 +13,9 @@ SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back
 
 
 def recover_attention(graph: Graph) -> Graph:
-    """Rewrite softmax(hide_later(scale · q · kᵀ)) · v, each [B, nh, T, hs] → attention, wherever the scale stands.
+    """Rewrite softmax(hide_later(scale · q · kᵀ)) · v → attention, wherever the scale stands.
+
+    q is [B, nh, T, hs], k and v are [B, nh, S, hs], the queries being the last T of S tokens.
 
     `hide_later` stands where the importer has proven a mask to be causal. A replacement of NaN by 0 after softmax, for
     rows that see no key, is dropped: each row sees itself.
@@ -35,11 +37,14 @@ def recover_attention(graph: Graph) -> Graph:
         if len(shape) != 4:
             return None
         B, nh, T, hs = shape
-        if not same_shape(keys.ty.shape.values, [B, nh, hs, T]) or not same_shape(matched[v].ty.shape.values, shape):
+        S = scores.ty.shape.values[-1]
+        found = [keys.ty.shape.values, matched[v].ty.shape.values]
+        if not all(map(same_shape, found, ([B, nh, hs, S], [B, nh, S, hs]))):
             return None
         q, k, values = op.permute_dims(q, SWAP), _rows(rewriting, keys), op.permute_dims(matched[v], SWAP)
         scale = tvm.tirx.const(scale * inner, "float32")
-        return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask="TopLeft"), SWAP)
+        corner = "TopLeft" if same_shape([T], [S]) else "BottomRight"
+        return op.permute_dims(op.nn.attention(q, k, values, scale=scale, causal_mask=corner), SWAP)
 
     rewriting.apply(attended, recover)
     return rewriting.finish()
@@ -68,7 +73,7 @@ def _without_scale(rewriting: Rewriting, *factors: relax.Expr) -> tuple[list[rel
     for factor in factors:
         value = rewriting.value(factor)
         while calls(value, "multiply") or calls(value, "divide"):
-            number = number_of(rewriting.value(value.args[1]))
+            number = rewriting.number(value.args[1])
             if number is None:
                 break
             scale = scale * number if calls(value, "multiply") else scale / number

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterator
 
+import ml_dtypes
+import numpy as np
 from tvm import relax
 from tvm.relax import op
 from tvm.relax.dpl import is_op, wildcard
 
 from tvm_frontend.graph import Graph
-from tvm_frontend.passes.rewrite import Matched, Rewriting, calls, number_of
+from tvm_frontend.passes.rewrite import Matched, Rewriting, both_ways, calls, number_of
 
-ROUNDING = 2**-8  # relative; rounding constants to bfloat16 makes an error of half of this at most
+FLOAT32 = 1e-6  # relative: some roundings of float32, of 6e-8 each, where a constant is a product of others
 
 
 def recover_gelu(graph: Graph) -> Graph:
@@ -43,7 +45,7 @@ def _gates(rewriting: Rewriting, product: relax.Expr) -> Iterator[relax.Expr]:
 
 def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr, Callable[[relax.Expr], relax.Expr]]]:
     """List the candidates for x if the gate is that of a GELU, each with the GELU's operator."""
-    for one, curve in _both_ways(rewriting.value(gate)):
+    for one, curve in both_ways(rewriting.value(gate)):
         inner = rewriting.value(curve)
         if not _close(number_of(rewriting.value(one)), 1):
             continue
@@ -51,7 +53,7 @@ def _gated(rewriting: Rewriting, gate: relax.Expr) -> Iterator[tuple[relax.Expr,
             yield from ((x, op.nn.gelu) for x in _scaled(rewriting, inner.args[0], math.sqrt(0.5)))
         if calls(inner, "tanh"):
             for total in _scaled(rewriting, inner.args[0], math.sqrt(2 / math.pi)):
-                for x, cubic in _both_ways(rewriting.value(total)):
+                for x, cubic in both_ways(rewriting.value(total)):
                     if _is_product(rewriting, cubic, 0.044715, [x, x, x]):
                         yield x, op.nn.gelu_tanh
 
@@ -60,7 +62,7 @@ def _scaled(rewriting: Rewriting, product: relax.Expr, scale: float) -> Iterator
     """List the factors that are multiplied by a scale, or divided by its inverse."""
     value = rewriting.value(product)
     if calls(value, "multiply"):
-        yield from (x for x, factor in _both_ways(value) if _close(number_of(rewriting.value(factor)), scale))
+        yield from (x for x, factor in both_ways(value) if _close(number_of(rewriting.value(factor)), scale))
     if calls(value, "divide") and _close(number_of(rewriting.value(value.args[1])), 1 / scale):
         yield value.args[0]
 
@@ -94,13 +96,9 @@ def _is_product(rewriting: Rewriting, product: relax.Expr, scale: float, factors
     return not found and _close(numbers, scale)
 
 
-def _both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
-    """Give the two operands of an addition or a product, in either order."""
-    if isinstance(value, relax.Call) and len(value.args) == 2:
-        first, second = value.args
-        yield first, second
-        yield second, first
-
-
 def _close(number: float | None, expected: float) -> bool:
-    return number is not None and math.isclose(number, expected, rel_tol=ROUNDING)
+    """Tell if a number is the expected one as float32, bfloat16 or float16 hold it; the importer widens the latter."""
+    if number is None:
+        return False
+    rounded = (float(np.array(expected).astype(dtype)) for dtype in (ml_dtypes.bfloat16, np.float16))
+    return math.isclose(number, expected, rel_tol=FLOAT32) or any(number == each for each in rounded)

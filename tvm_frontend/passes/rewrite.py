@@ -1,6 +1,8 @@
 """Matches a pattern in the graph and replaces it by a kernel, for every rewrite."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tvm
@@ -13,12 +15,24 @@ Matched = dict[DFPattern, relax.Expr]
 NARROW = ("bfloat16", "float16")
 OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: TVM does not fuse it with others
 
+# Operators that `Rewriting.number` computes of numbers.
+FOLDED: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "astype": np.float64,
+    "divide": np.divide,
+    "multiply": np.multiply,
+    "negative": np.negative,
+    "reshape": np.float64,
+    "sqrt": np.sqrt,
+    "subtract": np.subtract,
+}
+
 
 class Rewriting:
     """Holds a graph while it is being rewritten: its weights may be read and new weights and kernels added."""
 
     def __init__(self, graph: Graph) -> None:
-        self.builder = relax.BlockBuilder(graph.module)
+        self.builder = relax.BlockBuilder(graph.module.clone())  # which it would change
         self.function = graph.module[ENTRY]
         self.inputs = list(self.function.params[: int(self.function.attrs["num_input"])])
         self.weights = dict(graph.weights)
@@ -51,6 +65,25 @@ class Rewriting:
         """Give the value that a variable is bound to; a parameter, or another expression, as it is."""
         return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
+    def value_read_once(self, expr: relax.Expr) -> relax.Expr | None:
+        """Give the value that a variable is bound to if one operation alone reads it, else None."""
+        return self.value(expr) if isinstance(expr, relax.Var) and len(self._readers(expr)) == 1 else None
+
+    def number(self, expr: relax.Expr) -> float | None:
+        """Give the number that a constant of one element is, or that is computed from such; None for other values.
+
+        TorchScript computes the scale of attention so, from the shape of the keys.
+        """
+        value = self.value(expr)
+        if not isinstance(value, relax.Call):
+            return number_of(value)
+        compute = next((function for name, function in FOLDED.items() if calls(value, name)), None)
+        numbers = [self.number(each) for each in value.args if isinstance(each.ty, relax.TensorType)]
+        if compute is None or None in numbers or not str(value.ty.dtype).startswith("float"):
+            return None
+        with np.errstate(all="ignore"):
+            return float(compute(*numbers))
+
     def add_weight(self, name: str, value: Callable[[], np.ndarray]) -> relax.Var:
         """Give the parameter of that name; make it from `value()` if it is not there yet."""
         if name not in self.weights:
@@ -67,14 +100,23 @@ class Rewriting:
         return bool(readers) and len(casts) == len(readers) and all(casts)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
-        """Call `kernel` in the place of `like`; equal kernels are kept once.
+        """Call `kernel`, which gives [B, T, C], in the place of `like` [.., C]; equal kernels are kept once.
 
-        Arguments and results of another type than the kernel's are cast.
+        Arguments and results of another type than the kernel's are cast, and those [.., C] that it takes as [B, T, C]
+        are reshaped.
         """
         *taken, given = _dtypes(kernel)
         function = self.builder.add_func(with_root(kernel), name)
-        type_ = relax.TensorType(like.ty.shape, given)
-        return _cast(relax.call_tir(function, _cast_all(arguments, taken), out_ty=type_), given, str(like.ty.dtype))
+        shape = list(like.ty.shape.values)
+        type_ = relax.TensorType(_rows(shape), given)
+        ranks = [len(param.ty.shape) for param in kernel.params]
+        arguments = [
+            each if len(argument.ty.shape.values) == rank else relax.op.reshape(each, _rows(argument.ty.shape.values))
+            for argument, each, rank in zip(arguments, _cast_all(arguments, taken), ranks, strict=False)
+        ]
+        result = relax.call_tir(function, arguments, out_ty=type_)
+        result = result if len(shape) == 3 else relax.op.reshape(result, shape)
+        return _cast(result, given, str(like.ty.dtype))
 
     def call_in_place(
         self,
@@ -127,6 +169,12 @@ class Rewriting:
         return Graph(module, {name: self.weights[name] for name in kept})
 
 
+def _rows(shape: Sequence) -> list:
+    """Give [B, T, C] for a shape [.., C]."""
+    *outer, C = shape
+    return [1, *outer, C] if len(outer) == 1 else [outer[0], math.prod(outer[1:]), C]
+
+
 def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
     """Match left + right, in either order."""
     add = is_op("relax.add")
@@ -136,6 +184,21 @@ def add_of(left: DFPattern, right: DFPattern) -> DFPattern:
 def calls(value: relax.Expr, name: str) -> bool:
     """Tell if a value is a call of that operator of Relax."""
     return isinstance(value, relax.Call) and getattr(value.op, "name", "") == f"relax.{name}"
+
+
+def both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
+    """Give the two operands of an addition or a product, in either order."""
+    if isinstance(value, relax.Call) and len(value.args) == 2:
+        first, second = value.args
+        yield first, second
+        yield second, first
+
+
+def is_transpose(value: relax.Expr) -> bool:
+    """Tell if a value is a matrix whose rows and columns are exchanged."""
+    if not calls(value, "permute_dims") or len(value.args[0].ty.shape.values) != 2:
+        return False
+    return value.attrs.axes is None or [int(axis) % 2 for axis in value.attrs.axes] == [1, 0]
 
 
 def number_of(value: relax.Expr) -> float | None:

@@ -27,7 +27,7 @@ class RelaySession(Exclusive):
         if model.fixed_shape is None:
             raise UserError(f"{model.path}: compiled by Relay, and for no fixed shape; {REMAKE}")
         shape = tuple(model.fixed_shape)
-        logits_bytes = 4 * shape[0] * shape[1] * model.config.vocab_size
+        logits_bytes = 4 * shape[0] * shape[1] * model.gpt.vocab_size
         ids_at = -(-logits_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         file = os.memfd_create("relay")
         try:

@@ -85,7 +85,7 @@ class DeviceSession(CachedSession):
         ids = self.model.check_ids(ids)
         B, T = ids.shape
         rows = np.full(B, T - 1) if lengths is None else rows_at(ids, lengths)
-        room, V = self.model.config.block_size - int(rows.max()), self.model.config.vocab_size
+        room, V = self.model.gpt.block_size - int(rows.max()), self.model.gpt.vocab_size
         if not is_whole(tokens) or not 1 <= tokens <= room:
             raise UserError(f"tokens={tokens}: must be 1 to {room} behind this prompt")
         whole = is_whole(top_k) and is_whole(seed)
@@ -95,13 +95,13 @@ class DeviceSession(CachedSession):
             )
         if not self._cache or self._cache[0].shape[0] != B:
             self.begin(B)
-        bucket = min(self.model.config.block_size, max(LEAST_BUCKET, 1 << (T - 1).bit_length()))
+        bucket = min(self.model.gpt.block_size, max(LEAST_BUCKET, 1 << (T - 1).bit_length()))
         prompt = self._on_device("prompt", np.pad(ids, ((0, 0), (0, bucket - T))), (B, bucket))
         ends = self._on_device("ends", rows, (B,))
         settings = self._on_device("settings", np.array([top_k, temperature, seed], np.float64), (3,))
         following = self._on_device("following", np.zeros((B, 1), np.int64), (B, 1))
         positions = self._on_device("positions", rows, (B,))
-        length = self.model.config.block_size + 1  # the last token is in no cache
+        length = self.model.gpt.block_size + 1  # the last token is in no cache
         text = self._on_device("text", np.zeros((B, length), np.int64), (B, length))
 
         def choose(logits: tvm.runtime.Tensor) -> None:

@@ -24,10 +24,10 @@ from tvm_frontend.target import CompileTarget
 LAST = -1  # the row of the last position
 
 
-class _Loaded(Exclusive):
-    """Loads the library, and its weights to the device."""
+class Loaded(Exclusive):
+    """Loads a library, and its weights to the device."""
 
-    def __init__(self, model: CompiledModel, threads: int, library: Path) -> None:
+    def __init__(self, model: CompiledModel, threads: int, library: Path, part: str = "") -> None:
         use_threads(threads)  # so that too many are refused now, not in the middle of a step
         self.model = model
         self.threads = threads
@@ -35,7 +35,7 @@ class _Loaded(Exclusive):
         if not self._on_cpu:
             load_cuda_runtime()
         self._device = tvm.cpu() if self._on_cpu else tvm.cuda()
-        weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights()]
+        weights = [tvm.runtime.from_dlpack(array) for array in model.map_weights(part)]
         self._weights = tvm_ffi.convert(weights if self._on_cpu else [each.copyto(self._device) for each in weights])
         self._library = _load_library(library)
         self._make_own()
@@ -110,7 +110,7 @@ class _Loaded(Exclusive):
         return np.from_dlpack(logits) if self._on_cpu else logits.numpy()
 
 
-class Session(_Loaded):
+class Session(Loaded):
     """Runs a compiled forward pass."""
 
     @exclusive
@@ -132,7 +132,7 @@ class Session(_Loaded):
         return self._run(ids, rows=last_rows(ids, lengths))[0][:, 0]
 
 
-class CachedSession(_Loaded):
+class CachedSession(Loaded):
     """Runs a compiled step over a KV cache, which it holds: keys and values of each layer [B, nh, block_size, hs].
 
     A model in fewer bits than fp32 keeps its cache so too: `kernels.cpu.kv_layout` says how.

@@ -88,10 +88,10 @@ class Engine(eager.Engine):
     def _make_cache(self, B: int, rows: int) -> None:
         import torch
 
-        shape = (B, self.config.n_head, rows, self.config.head_size)
+        shape = (B, self.gpt.n_head, rows, self.gpt.head_size)
         self._rows, self._keys, self._values = rows, [], []
         for tensors in (self._keys, self._values):
-            for _ in range(self.config.n_layer):
+            for _ in range(self.gpt.n_layer):
                 tensor = torch.zeros(shape, dtype=torch.bfloat16, device=self.device)
                 torch._dynamo.mark_static_address(tensor)  # else a CUDA graph could not write to it
                 tensors.append(tensor)
@@ -132,10 +132,10 @@ def _forward(model: "GPT", ids: "Tensor", rows: "Tensor", keys: "list[Tensor]", 
         k.index_copy_(2, rows, new_k)
         v.index_copy_(2, rows, new_v)
         if ids.shape[1] > 1:  # a prompt begins the cache, so it sees itself alone
-            y = scaled_dot_product_attention(q, new_k, new_v, is_causal=True)  # [B, nh, T, hs]
+            y = scaled_dot_product_attention(q, new_k, new_v, is_causal=True, scale=block.attn.scale)  # [B, nh, T, hs]
         else:
             seen = torch.arange(k.shape[2], device=ids.device) <= rows  # [rows of the cache]
-            y = scaled_dot_product_attention(q, k, v, attn_mask=seen[None])
+            y = scaled_dot_product_attention(q, k, v, attn_mask=seen[None], scale=block.attn.scale)
         x = x + block.attn.c_proj(y.transpose(1, 2).flatten(2))  # [B, T, C]
         x = x + block.mlp(block.ln_2(x))
     return model.lm_head(parts.ln_f(x)[:, -1])  # [B, V]

@@ -42,11 +42,11 @@ class Engine(eager.Engine):
         return {"attention": ", ".join(seen)}
 
 
-def attend(q: "Tensor", k: "Tensor", v: "Tensor", _dropout: float) -> "Tensor":
+def attend(q: "Tensor", k: "Tensor", v: "Tensor", _dropout: float, scale: float) -> "Tensor":
     """Attend as `gpt.attention.sdpa` does, [B, nh, T, hs], but without a mask, so that flash can run.
 
     A prompt is causal, and a single token sees all keys.
     """
     from torch.nn.functional import scaled_dot_product_attention
 
-    return scaled_dot_product_attention(q, k, v, is_causal=q.shape[-2] > 1)  # [B, nh, T, hs]
+    return scaled_dot_product_attention(q, k, v, is_causal=q.shape[-2] > 1, scale=scale)  # [B, nh, T, hs]

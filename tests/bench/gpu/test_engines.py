@@ -94,7 +94,7 @@ def test_flash_is_seen_to_run(loaded: Load) -> None:
 def test_another_attention_than_flash_is_an_error(loaded: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = loaded(Sdpa)
     for block in tested._model.transformer.h:
-        block.attn.attend = lambda q, k, v, _dropout: q
+        block.attn.attend = lambda q, k, v, _dropout, _scale: q
     with pytest.raises(RuntimeError, match="flash was forced, and torch ran no fused attention"):
         tested.notes()
 

@@ -63,8 +63,27 @@ ALONE = {
     "a weight that is computed": (lambda emit, x, v: op.matmul(x, v), X | {"v": ((K, N), "float32")}, {}),
     "a product with itself": (lambda emit, x: op.matmul(x, emit(op.permute_dims(x, [0, 2, 1]))), X, {}),
     "a batch of weights": (lambda emit, x, w: op.matmul(x, w), {"x": ((3, T, K), "float32")}, {"w": normal(3, K, N)}),
-    "rows without a batch": (lambda emit, x, w: op.matmul(x, w), {"x": ((T, K), "float32")}, W),
+    "a weight whose axes stay in their order": (
+        lambda emit, x, w: op.matmul(x, emit(op.permute_dims(w, [0, 1]))),
+        X,
+        {"w": normal(K, K)},
+    ),
+    "a product of integers": (
+        lambda emit, x, w: op.matmul(x, w),
+        {"x": ((B, T, K), "int32")},
+        {"w": np.ones((K, N), "int32")},
+    ),
 }
+
+
+@pytest.mark.parametrize("dims", [(T, K), (B, 2, T, K)])
+def test_rows_of_other_dimensions_are_rows_too(graph_of, calls, kernels, rewritten, dims):
+    of_result = {"r": ((*dims[:-1], N), "float32")}
+    before = graph_of(FORMS["linear_residual, bias"][0], {"x": (dims, "float32")} | of_result, W | BIAS)
+    after = fuse_linear(before, kernels)
+    assert calls(after) == {"linear_residual": 1, "relax.reshape": 3}
+    sizes = [{B: 3, T: 5}.get(dim, dim) for dim in dims[:-1]]
+    rewritten(before, after, [normal(*sizes, K), normal(*sizes, N)])
 
 
 @pytest.mark.parametrize("case", ALONE)

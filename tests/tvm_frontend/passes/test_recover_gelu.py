@@ -1,5 +1,6 @@
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm
@@ -41,9 +42,12 @@ def half_first(emit, x):
     return op.multiply(emit(op.multiply(x, const(0.5))), emit(op.add(curve, const(1))))
 
 
-def in_bfloat16(emit, x):
-    curve = tanh_of(emit, x, emit(op.power(x, const(3))), scale=0.796875, factor=0.0446777)
-    return op.multiply(x, emit(op.multiply(const(0.5), emit(op.add(curve, const(1))))))
+def with_constants(scale, factor):
+    def body(emit, x):
+        curve = tanh_of(emit, x, emit(op.power(x, const(3))), scale=scale, factor=factor)
+        return op.multiply(x, emit(op.multiply(const(0.5), emit(op.add(curve, const(1))))))
+
+    return body
 
 
 def by_division(emit, x):
@@ -68,8 +72,10 @@ def test_a_gelu_that_is_spelt_out_is_one_operator(graph_of, calls, rewritten, fo
     rewritten(before, after, [np.linspace(-6, 6, 100, dtype="float32").reshape(5, 20)])
 
 
-def test_constants_rounded_to_bfloat16_stand_for_the_exact_ones(graph_of, calls):
-    assert calls(recover_gelu(graph_of(in_bfloat16, X, {}))) == {"relax.nn.gelu_tanh": 1}
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_constants_rounded_to_16_bits_stand_for_the_exact_ones(graph_of, calls, dtype):
+    rounded = [float(np.array(number).astype(dtype)) for number in (SLOPE, 0.044715)]
+    assert calls(recover_gelu(graph_of(with_constants(*rounded), X, {}))) == {"relax.nn.gelu_tanh": 1}
 
 
 def test_its_input_may_be_a_product(graph_of, calls, rewritten):
@@ -92,6 +98,13 @@ LEFT_ALONE = {
     "the whole, not the half": gated(scale=1.0),
     "another constant": gated(one=2.0),
     "another width": gated(inner=1.0),
+    "a width cut after three digits": gated(inner=0.707),
+    "almost the half": gated(scale=0.501),
+    "almost one": gated(one=1.001),
+    "a slope cut after one digit": with_constants(0.8, 0.044715),
+    "a slope cut after four digits": with_constants(0.7979, 0.044715),
+    "a factor cut after three digits": with_constants(SLOPE, 0.0447),
+    "a slope close to its rounding": with_constants(0.797, 0.044715),
     "a gate of something else": gated(other=True),
     "a square for the cube": lambda emit, x: op.multiply(
         emit(op.multiply(x, const(0.5))),

@@ -23,7 +23,7 @@ from tvm import relax
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators import CONVERTERS, converter_key
 from tvm_frontend.frontends.onnx.operators.context import Learnt, Reading, Unequal, held_as
-from tvm_frontend.frontends.onnx.operators.symbolic import simplified
+from tvm_frontend.frontends.onnx.operators.symbolic import MOST, simplified
 from tvm_frontend.graph import ENTRY, Graph
 from tvm_frontend.passes.rewrite import Rewriting
 
@@ -40,12 +40,13 @@ class Attributes(dict[str, Any]):
 def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
     """Read a decoder of ONNX into a Relax function `forward(*inputs, *weights)`.
 
-    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
-    the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
-    the graph needs two of them to be equal, or one to be the sum of others, it becomes that. keep_types: inputs and
-    outputs have the file's own types, those of 16 bits too, and are cast on the way in and out; else floats of 16 bits
-    are float32 there as well. Raises UserError for a file that cannot be read, naming the node with its operator,
-    domain and opset.
+    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions
+    that the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own;
+    where the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's
+    attribute `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads
+    behind a table's end and has no result. keep_types: inputs and outputs have the file's own types, those of 16
+    bits too, and are cast on the way in and out; else floats of 16 bits are float32 there as well. Raises UserError
+    for a file that cannot be read, naming the node with its operator, domain and opset.
     """
     opset = check_operators(proto)
     nodes = _in_order(proto.graph, list(_inlined(proto)))
@@ -59,14 +60,21 @@ def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
 
 
 def _read(proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, *, shared: bool) -> Graph:
-    """Read a file, again for each size of an input that turns out to follow from others."""
+    """Read a file, again for each size of an input that turns out to follow from others or to have a limit."""
     symbols: dict[str, tvm.tirx.Var] = {}
     known: list[tuple[tvm.tirx.Var, Any]] = []
-    while True:
-        try:
-            return _read_with(proto, nodes, opset, keep_types, Sizes(symbols, known, shared))
-        except Learnt as learnt:
-            known.append((learnt.symbol, learnt.value))
+    before = MOST.set(())
+    try:
+        while True:
+            try:
+                return _read_with(proto, nodes, opset, keep_types, Sizes(symbols, known, shared))
+            except Learnt as learnt:
+                if learnt.most:
+                    MOST.set((*MOST.get(), (learnt.symbol, learnt.most)))
+                else:
+                    known.append((learnt.symbol, learnt.value))
+    finally:
+        MOST.reset(before)
 
 
 class Sizes:
@@ -102,9 +110,15 @@ def _linear(size: Any, symbol: tvm.tirx.Var) -> tuple[Any, Any]:
 
 
 def _read_with(
-    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, sizes: Sizes
+    proto: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    opset: int,
+    keep_types: bool,
+    sizes: Sizes,
 ) -> Graph:
     reading = Reading(opset)
+    for symbol, most in MOST.get():
+        reading.limit(symbol, most)
     declared = graph_inputs(proto)
     inputs = [_input(value, sizes, keep_types) for value in declared]
     reading.sizes = list(sizes.symbols.values())
@@ -122,7 +136,11 @@ def _read_with(
             [*inputs, *(reading.values[name] for name in reading.weights)],
         )
     graph = Graph(reading.builder.finalize(), reading.weights)
-    return Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
+    graph = Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
+    if reading.limits:
+        function = graph.module[ENTRY].with_attr("limits", reading.limits)
+        graph.module.update_func(graph.module.get_global_var(ENTRY), function)
+    return graph
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -306,8 +324,8 @@ def _check_schema(node: onnx.NodeProto, attributes: Attributes, opset: int) -> N
             raise UserError(f"input {position} is left out")
     for attribute in node.attribute:
         wanted = schema.attributes.get(attribute.name)
-        if wanted is not None and int(wanted.type.value) != attribute.type:
-            raise UserError(f"attribute {attribute.name} is of another type than {wanted.type.name}")
+        if wanted is not None and int(wanted.type.value) != attribute.type:  # type: ignore[attr-defined]
+            raise UserError(f"attribute {attribute.name} is of another type than {wanted.type.name}")  # type: ignore[attr-defined]
     for name, wanted in schema.attributes.items():
         if wanted.required and name not in attributes:
             raise UserError(f"attribute {name} is missing")

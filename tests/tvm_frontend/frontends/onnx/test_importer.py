@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import tvm
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from gpt.cli import UserError
@@ -164,43 +165,66 @@ f (float[B,2,T,8] x) => (float[B,2,T,8] y)
 """
 
 
-def attention(inputs="qkv", heads=2, outputs=("y",), **attributes):
+def attention(inputs="qkv", heads=2, outputs=("y",), opset=23, **attributes):
     """A graph with one Attention of the same x as q, k and v, or with more inputs."""
     nodes = [node("Attention", ["x" if name in "qkv" else name for name in inputs], outputs, **attributes)]
     shape = ["B", heads, "T", 8]
-    return model(nodes, {"x": shape, "m": ["T", "T"]}, {"y": shape})
+    return model(nodes, {"x": shape, "m": ["T", "T"]}, {"y": shape}, opset=opset)
 
 
 @pytest.mark.parametrize(
     ("proto", "said"),
     [
-        (attention(is_causal=0), "is_causal=0 is not supported, only 1"),
-        (attention(), "is_causal=0 is not supported, only 1"),  # absent means 0
-        (attention("qkvm", is_causal=1), "a mask or a growing cache"),
+        (attention("qkvmx", is_causal=1), "past_key is not supported without past_value"),
+        (attention(["q", "k", "v", "", "x", "x", "m"], opset=24), "nor beside nonpad_kv_seqlen"),
+        (attention(softmax_precision=7), "softmax_precision=7 is not supported, only floats"),
+        (attention("qkm"), "q, k, v of 4, 4, 2 dimensions"),
         (
-            onnx.parser.parse_model(
-                CAUSAL.replace("(key, query)", "(query, key)").replace("y = A", "[the_Attention] y = A")
-            ),
-            "is_causal=0 is not supported, only 1",
-        ),
-        (attention(["q", "k", "v", "", "m"], is_causal=1), "a mask or a growing cache"),
-        (attention(is_causal=1, softcap=30.0), "softcap=30.0 is not supported"),
-        (attention(is_causal=1, qk_matmul_output_mode=2), "qk_matmul_output_mode=2 is not supported"),
-        (attention(is_causal=1, outputs=["y", "", "", "qk"]), "outputs y, , , qk"),
-        (
-            model([node("Attention", "xxx", is_causal=1, q_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
-            "only .B, nh, T, hs. with one nh",
+            model([node("Attention", "xxx", q_num_heads=3, kv_num_heads=2)], {"x": ["B", "T", 8]}, {"y": []}),
+            "3 heads of 8 channels",
         ),
         (
-            model([node("Attention", "xkk", is_causal=1)], {"x": ["B", 4, "T", 8], "k": ["B", 2, "T", 8]}, {"y": []}),
-            "only .B, nh, T, hs. with one nh",
+            model([node("Attention", "xkk")], {"x": ["B", 4, "T", 8], "k": ["B", 3, "T", 8]}, {"y": []}),
+            "4 heads of queries for 3 of keys",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_attention_of_another_kind_is_refused(proto, said):
-    with pytest.raises(UserError, match=rf"node 'the_Attention' \(Attention, ai\.onnx opset 23\): .*{said}"):
+def test_attention_that_onnx_does_not_define_is_refused(proto, said):
+    with pytest.raises(UserError, match=rf"node 'the_Attention' \(Attention, ai\.onnx opset 2[34]\): .*{said}"):
         import_onnx(proto)
+
+
+# Keys are those of x, of 2 heads, after P of the past; masks are of the batch, of each head, and of the keys alone.
+ATTENTIONS = """
+<ir_version: 10, opset_import: ["" : 24]>
+f (float[B,4,T,8] q, float[B,2,T,8] k, float[B,2,P,8] past, bool[B,1,T,S] mask, float[4,T,S] bias, int64[B] filled)
+  => (float[B,4,T,8] a, float[B,4,T,8] b, float[B,4,T,8] c, float[B,4,T,8] d, float[B,2,S,8] keys)
+{
+    a, keys, values = Attention <is_causal = 1> (q, k, k, , past, past)
+    b, keys2, values2 = Attention <is_causal = 1, softcap = 2.0> (q, k, k, mask, past, past)
+    c, keys3, values3 = Attention (q, k, k, bias, past, past)
+    d = Attention <is_causal = 1> (q, keys, values, , , , filled)
+}
+"""
+
+
+@pytest.mark.slow
+def test_one_attention_serves_every_batch_length_and_past():
+    proto = onnx.parser.parse_model(ATTENTIONS)
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=3))
+    forward = relax.VirtualMachine(made.executable, tvm.cpu())["forward"]
+    for B, T, P in [(1, 1, 0), (1, 1, 4), (2, 7, 0), (3, 5, 9), (2, 1, 33)]:
+        random, S = np.random.default_rng([B, T, P]), P + T
+        shapes = {"q": (B, 4, T, 8), "k": (B, 2, T, 8), "past": (B, 2, P, 8)}
+        feeds = {name: random.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+        feeds["mask"] = random.integers(0, 2, (B, 1, T, S)).astype(bool)
+        feeds["bias"] = np.where(random.integers(0, 2, (4, T, S)), random.normal(size=(4, T, S)), -np.inf).astype("f")
+        feeds["filled"] = random.integers(0, S + 1, B)
+        expected = ReferenceEvaluator(proto).run(None, feeds)
+        found = forward(*(tvm.runtime.tensor(feeds[value.name]) for value in proto.graph.input), [])
+        for left, right in zip(found, expected, strict=True):
+            np.testing.assert_allclose(left.numpy(), right, rtol=1e-5, atol=2e-6)
 
 
 SMALL = {

@@ -14,6 +14,7 @@ from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     FEW,
     Indexed,
+    band,
     constant,
     depends_on,
     elements,
@@ -25,6 +26,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     settled,
     simplified,
     sizes_in,
+    smallest_of,
 )
 
 Value: TypeAlias = relax.Expr | Indexed
@@ -35,11 +37,14 @@ class Unequal(UserError):
 
 
 class Learnt(Exception):
-    """Says that a size of an input must be that of an expression of others: the file is read again with it."""
+    """Says that a size of an input must be that of an expression of others, or at most a number.
 
-    def __init__(self, symbol: tvm.tirx.Var, value: Any) -> None:
-        super().__init__(f"{symbol} = {value}")
-        self.symbol, self.value = symbol, value
+    The file is read again with it.
+    """
+
+    def __init__(self, symbol: tvm.tirx.Var, value: Any = None, most: int = 0) -> None:
+        super().__init__(f"{symbol} = {value}" if most == 0 else f"{symbol} <= {most}")
+        self.symbol, self.value, self.most = symbol, value, most
 
 
 @dataclass
@@ -47,12 +52,14 @@ class Reading:
     """Holds the weights, and the value of each ONNX name read so far.
 
     opset: of ONNX's own operators. sizes: the symbols of the inputs' dimensions, in the order of their inputs.
+    limits: the most that a size may be, as its formula is written, without reading behind the end of a weight.
     sequences: the values of each name that is a sequence of tensors. convert: converts a node of a subgraph.
     """
 
     opset: int = 0
     sizes: list[tvm.tirx.Var] = field(default_factory=list)
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    limits: dict[str, int] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     sequences: dict[str, list[Value]] = field(default_factory=dict)
@@ -60,9 +67,14 @@ class Reading:
     _computed: dict[str, relax.Expr] = field(default_factory=dict)
 
     def add_constant(self, name: str, array: np.ndarray) -> None:
-        """Give a name the value of an array in the file: a formula of few integers or of one number, else a weight."""
+        """Give a name the value of an array in the file: a formula of few integers, of one number, or of a mask.
+
+        Others are weights.
+        """
         few = array.size <= FEW and (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_)
-        if array.size == 1 or (few and array.size):
+        if (formula := band(array)) is not None:
+            self.values[name] = formula
+        elif array.size == 1 or (few and array.size):
             self.values[name] = constant(array)
         elif array.size:
             self.add_weight(name, array)
@@ -136,7 +148,16 @@ class Reading:
                 if is_number(solved) and (solved < 1 or solved * factor != -linear[1]):
                     raise Unequal(f"sizes {left} and {right} would be equal for {symbol} = {solved} only")
                 raise Learnt(symbol, solved)
+        for symbol, most in (*smallest_of(left), *smallest_of(right)):
+            self.limit(symbol, most)
+            raise Learnt(symbol, most=most)
         raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
+
+    def limit(self, size: Any, most: Any) -> None:
+        """Note that a size of inputs, a symbol or a sum of them, is at most a number where the file has a result."""
+        if not is_number(size) and is_number(most):
+            key = str(size)
+            self.limits[key] = min(int(most), self.limits.get(key, int(most)))
 
     def broadcast(self, *shapes: list[Any]) -> list[Any]:
         """Give the shape that several broadcast to. Sizes that are not known to be 1 must be equal: see same_size."""

@@ -50,7 +50,7 @@ class Curve:
         if found and self.of_number and not found[0].shape:
             element = found[0].element()
             if isinstance(element, tirx.FloatImm):
-                number = np.array(element.value, found[0].dtype)
+                number: Any = np.array(element.value, found[0].dtype)[()]
                 return constant(np.array(self.of_number(number), found[0].dtype))
         return self.steps(reading.emit, reading.tensor(node.input[0]), attributes)
 
@@ -81,7 +81,7 @@ def _where(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -
         if found and not reading.indexed(scores) and found[1].dtype == reading.dtype(scores) == "float32":
             choices = [found[1], nothing] if fill == chosen else [nothing, found[1]]
             mask = _on_each(reading, _select, [found[0], *choices], "float32")
-            hidden = hidden_later(reading, reading.tensor(scores), mask)
+            hidden = hidden_later(reading, reading.tensor(scores), mask, chosen=True)
             if hidden is not None:
                 return hidden
     return op.where(*map(reading.tensor, node.input))
@@ -173,7 +173,7 @@ def _clip(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     result = reading.tensor(names[0])
     for name, limit, of_two in zip(names[1:], limits, (op.maximum, op.minimum), strict=True):
         if limit is not None:
-            bound = reading.tensor(name) if name else relax.const(limit.element().value, dtype)  # type: ignore[union-attr]
+            bound = reading.tensor(name) if name else relax.const(limit.element().value, dtype)
             result = reading.emit(of_two(result, bound))
     return result
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from tvm import relax, te
+from tvm import relax
 from tvm.relax import op
 
 from gpt.cli import UserError
@@ -21,7 +21,6 @@ from tvm_frontend.frontends.onnx.operators.context import (
     given,
     refuse_unless,
 )
-from tvm_frontend.frontends.onnx.operators.masks import as_added, is_causal
 from tvm_frontend.frontends.onnx.operators.shapes import before_reshape
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     Indexed,
@@ -201,11 +200,11 @@ def _reduce(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
     axes = sorted(axis_in(axis, len(shape)) for axis in axes)
     of_formula = {"ReduceMax": tvm.tirx.Max, "ReduceMin": tvm.tirx.Min, "ReduceSum": _plus, "ReduceProd": _times}
     found = reading.indexed(node.input[0])
-    if found and node.op_type in of_formula and len(shape) <= 1 and dtype in ("int64", "int32"):
-        if all(map(is_number, shape)):
-            values = [tvm.tirx.const(e, "int64") if is_number(e) else e for e in elements(found[0])]
-            folded = simplified(reduce(of_formula[node.op_type], values)) if values else 0
-            return listed([folded], scalar=not (keep and shape), dtype=dtype)
+    folds = node.op_type in of_formula and len(shape) <= 1 and dtype in ("int64", "int32")
+    if found and folds and all(map(is_number, shape)):
+        values = [tvm.tirx.const(e, "int64") if is_number(e) else e for e in elements(found[0])]
+        folded = simplified(reduce(of_formula[node.op_type], values)) if values else 0
+        return listed([folded], scalar=not (keep and shape), dtype=dtype)
     return _reduced(reading, node.op_type, reading.tensor(node.input[0]), axes, keep)
 
 
@@ -279,78 +278,10 @@ def _einsum(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
     return op.einsum(tuple(map(reading.tensor, node.input)), equation)
 
 
-def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """Convert ai.onnx Attention on q, k, v of [B, nh, T, hs]; Relax's takes [B, T, nh, hs]."""
-    names = dict(zip(("q", "k", "v", "mask", "past key", "past value", "end"), node.input, strict=False))
-    shapes = [reading.shape(name) for name in node.input[:3]]
-    if names.get("mask") and (mask := reading.indexed(names["mask"])):
-        *before, T, _ = shapes[0]
-        if is_causal(as_added(mask[0]), [*before, T, shapes[1][-2]]):
-            names["mask"], attributes = "", attributes | {"is_causal": 1}
-    refuse_unless({"is_causal": 0} | attributes, is_causal=1, qk_matmul_output_mode=0, softcap=0.0)
-    if any(names.get(name) for name in ("mask", "past key", "past value")):
-        raise UserError("a mask or a growing cache is not supported; export with --with-cache for a preallocated one")
-    if any(len(shape) != 4 for shape in shapes) or len({int(shape[1]) for shape in shapes}) != 1:
-        raise UserError(f"q, k, v of shapes {shapes} are not supported, only [B, nh, T, hs] with one nh")
-    scale = attributes.get("scale")
-    if names.get("end"):
-        q, k, v, end = (reading.tensor(names[name]) for name in ("q", "k", "v", "end"))
-        return _attention_up_to(reading, q, k, v, end, scale)
-    q, k, v = (op.permute_dims(reading.tensor(name), [0, 2, 1, 3]) for name in node.input[:3])
-    y = op.nn.attention(q, k, v, scale=scale and tvm.tirx.const(scale, "float32"), causal_mask="TopLeft")
-    return op.permute_dims(y, [0, 2, 1, 3])
-
-
-def _attention_up_to(
-    reading: Reading, q: relax.Expr, k: relax.Expr, v: relax.Expr, end: relax.Expr, scale: float | None
-) -> relax.Expr:
-    """Attend with q [B, nh, T, hs] to k, v [B, nh, S, hs]: sequence b fills end[b] rows, its queries the last."""
-    scale = int(q.ty.shape.values[3]) ** -0.5 if scale is None else scale
-
-    def scores_up_to(scores: te.Tensor, end: te.Tensor) -> te.Tensor:
-        T = scores.shape[2]
-        return te.compute(
-            scores.shape,
-            lambda b, h, t, s: te.if_then_else(
-                s <= end[b] - T + t, scores[b, h, t, s], tvm.tirx.min_value(scores.dtype)
-            ),
-            name="scores_up_to",
-        )
-
-    emit = reading.builder.emit
-    q = emit(op.multiply(q, relax.const(scale, q.ty.dtype)))
-    scores = emit(op.matmul(q, emit(op.permute_dims(k, [0, 1, 3, 2]))))  # [B, nh, T, S]
-    seen = reading.builder.emit_te(scores_up_to, scores, end, primfunc_name_hint="scores_up_to")
-    return op.matmul(emit(op.nn.softmax(seen, axis=-1)), v)
-
-
-def _tensor_scatter(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
-    """Convert ai.onnx TensorScatter: write rows [B, nh, T, hs] into cache [B, nh, S, hs] from pos[b] on."""
-    refuse_unless({"axis": -2} | attributes, mode=b"linear")
-    cache, rows, pos = (reading.tensor(name) for name in node.input)
-    if len(cache.ty.shape.values) != 4 or attributes.get("axis", -2) not in (-2, 2):
-        raise UserError("only axis 2 of [B, nh, S, hs] is supported")
-
-    def tensor_scatter(cache: te.Tensor, rows: te.Tensor, pos: te.Tensor) -> te.Tensor:
-        T = rows.shape[2]
-        return te.compute(
-            cache.shape,
-            lambda b, h, s, d: te.if_then_else(
-                te.all(s >= pos[b], s < pos[b] + T),
-                rows[b, h, te.max(te.min(s - pos[b], T - 1), 0), d],
-                cache[b, h, s, d],
-            ),
-            name="tensor_scatter",
-        )
-
-    return reading.builder.emit_te(tensor_scatter, cache, rows, pos, primfunc_name_hint="tensor_scatter")
-
-
 REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 CONVERTERS: dict[str, Converter] = {
     "ArgMax": _arg,
     "ArgMin": _arg,
-    "Attention": _attention,
     "Dropout": _dropout,
     "Einsum": _einsum,
     "Gelu": _gelu,
@@ -361,6 +292,5 @@ CONVERTERS: dict[str, Converter] = {
     "RMSNormalization": _rms_norm,
     "RotaryEmbedding": _rotary_embedding,
     "Softmax": _softmax,
-    "TensorScatter": _tensor_scatter,
     **{f"Reduce{name}": _reduce for name in REDUCTIONS},
 }

@@ -7,54 +7,85 @@ import tvm
 from tvm import relax, te
 
 from tvm_frontend.frontends.onnx.operators.context import Reading
-from tvm_frontend.frontends.onnx.operators.symbolic import LARGE, Indexed, expression, is_one, position_symbols
+from tvm_frontend.frontends.onnx.operators.symbolic import (
+    LARGE,
+    Indexed,
+    analyzer_of,
+    expression,
+    is_one,
+    is_zero,
+    position_symbols,
+    simplified,
+)
 
-HIDE_LATER = "hide_later"  # the kernel by which `passes.recover_attention` knows such scores
-HIDDEN = -1e4  # a mask holds at most this for a hidden key: GPT-2's own code added that
+# The kernels by which `passes.recover_attention` knows scores whose later keys are hidden: by a number that no score
+# makes up for, and by one that hides them where the scores are small beside it.
+HIDE_LATER, HIDE_LATER_A_LITTLE = "hide_later", "later_hidden_a_little"
+SURELY_HIDDEN = -1e30  # a mask that adds at most this hides a key beside any score below 1e29
+HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little more: it hides among scores of some 1000
 
 
-def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed) -> relax.Expr | None:
-    """Hide later keys in scores [.., T, T] by the lowest number, if that is what adding the mask does; else None."""
-    shape = list(scores.ty.shape.values)
-    if not is_causal(mask, shape):
+def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen: bool = False) -> relax.Expr | None:
+    """Hide later keys in scores [.., T, S] as the mask does, if it does nothing else; None if it does.
+
+    chosen: the mask's number takes the place of a later key's score, and is not added to it.
+    """
+    hidden = hides_later(mask, list(scores.ty.shape.values))
+    if hidden is None:
         return None
 
     def hide_later(scores: te.Tensor) -> te.Tensor:
-        lowest = tvm.tirx.min_value(scores.dtype)
+        lowest = tvm.tirx.const(hidden, scores.dtype)
         return te.compute(
             scores.shape,
-            lambda *index: tvm.tirx.Select(index[-1] <= index[-2], scores(*index), lowest),
+            lambda *index: tvm.tirx.Select(
+                index[-1] <= index[-2] + scores.shape[-1] - scores.shape[-2],
+                scores(*index),
+                lowest if chosen else scores(*index) + lowest,
+            ),
             name=HIDE_LATER,
         )
 
-    return reading.builder.call_te(hide_later, scores, primfunc_name_hint=HIDE_LATER)
+    name = HIDE_LATER if hidden <= SURELY_HIDDEN else HIDE_LATER_A_LITTLE
+    return reading.builder.call_te(hide_later, scores, primfunc_name_hint=name)
 
 
 def is_causal(mask: Indexed, shape: list[Any]) -> bool:
-    """Prove that a mask added to scores of a shape is 0 where key ≤ query and at most HIDDEN elsewhere.
+    """Prove that a mask added to scores [.., T, S] of a shape hides the later keys, surely, and does nothing else."""
+    hidden = hides_later(mask, shape)
+    return hidden is not None and hidden <= SURELY_HIDDEN
 
-    Scores are [.., T, T], and the proof holds for every T.
+
+def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
+    """Give the number, at most HIDDEN, that a mask adds to the score of each later key if it adds 0 to all others.
+
+    Scores are of a shape [.., T, S], the queries being the last T of the S keys. The proof holds for every T and S: the
+    formula of the mask's element is simplified for a key that is any number of places before the query, and for one
+    that is any number behind it.
     """
     rank = len(mask.shape)
-    if not 2 <= rank <= len(shape) or not _equal([*mask.shape[-2:], *shape[-2:]]):
-        return False
+    if mask.dtype == "bool" or not 2 <= rank <= len(shape):
+        return None
+    if not all(same_sizes(sizes) for sizes in zip(mask.shape[-2:], shape[-2:], strict=True)):
+        return None
     outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
-    if not all(is_one(dims[0]) or _equal(dims) for dims in outer):
-        return False
-    *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
-    distance = tvm.tirx.Var("distance", "int64")
-    analyzer = tvm.sym.Analyzer()
-    for position in (*before, first, distance):
-        if isinstance(position, tvm.tirx.Var):
-            analyzer.bind(position, tvm.ir.Range(0, LARGE))
+    if not all(is_one(dims[0]) or same_sizes(dims) for dims in outer):
+        return None
+    *before, first, distance = position_symbols([*mask.shape[:-2], LARGE, LARGE])[0]
+    earlier = simplified(shape[-1] - shape[-2])  # the number of keys that no query is of
+    if not analyzer_of(earlier).can_prove(expression(earlier, "int64") >= 0):
+        return None
 
     def value(query: Any, key: Any) -> float | None:
-        element = analyzer.simplify(expression(mask.at(*before, query, key), mask.dtype))
-        number = isinstance(element, tvm.tirx.FloatImm | tvm.tirx.IntImm)
-        return float(element.value) if number and mask.dtype != "bool" else None
+        element = mask.element(*before, query, key)
+        element = analyzer_of(element).simplify(element)
+        return float(element.value) if isinstance(element, tvm.tirx.FloatImm | tvm.tirx.IntImm) else None
 
-    seen, hidden = value(first + distance, first), value(first, first + 1 + distance)
-    return seen == 0 and hidden is not None and hidden <= HIDDEN
+    # By the place of the key where queries and keys are the same, and by that of the query.
+    last = first if is_zero(earlier) else first + earlier
+    seen = value(first + distance, first) if is_zero(earlier) else value(first, last - distance)
+    hidden = value(first, last + 1 + distance)
+    return hidden if seen == 0 and hidden is not None and hidden <= HIDDEN else None
 
 
 def as_added(mask: Indexed) -> Indexed:
@@ -69,6 +100,7 @@ def as_added(mask: Indexed) -> Indexed:
     return Indexed(mask.shape, "float32", at)
 
 
-def _equal(sizes: Sequence[Any]) -> bool:
+def same_sizes(sizes: Sequence[Any]) -> bool:
+    """Tell if sizes, numbers or symbols, are provably equal."""
     analyzer = tvm.sym.Analyzer()
     return all(analyzer.can_prove_equal(sizes[0], size) for size in sizes)

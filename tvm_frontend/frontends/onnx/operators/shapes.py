@@ -282,7 +282,7 @@ def sliced(
     for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
         if step == 0:
             raise UserError("a step of 0")
-        first, last = (slice_bound(position, shape[axis], step) for position in (start, stop))
+        first, last = (slice_bound(reading, position, shape[axis], step) for position in (start, stop))
         length = simplified((last - first + step - 1) // step if step > 0 else (first - last - step - 1) // -step)
         pieces[axis] = (first, step, max(length, 0) if is_number(length) else length)
     pieces = {axis: piece for axis, piece in pieces.items() if not _is_whole(piece, shape[axis])}
@@ -319,7 +319,7 @@ def _is_whole(piece: tuple[Any, int, Any], size: Any) -> bool:
     return is_zero(first) and step == 1 and equal(length, size)
 
 
-def slice_bound(position: Any, size: Any, step: int = 1) -> Any:
+def slice_bound(reading: Reading, position: Any, size: Any, step: int = 1) -> Any:
     """Resolve a bound of a slice, counted from 0: a negative one counts from the end, and none is beyond it.
 
     An end before the first element is -1, if the step is negative.
@@ -337,7 +337,8 @@ def slice_bound(position: Any, size: Any, step: int = 1) -> Any:
         elif not at_least_none.can_prove(position >= 0) and not at_least_one.can_prove(position >= 0):
             negative = tvm.tirx.Select(position < 0, position + size, position)
             position = simplified(tvm.tirx.Max(negative, tvm.tirx.const(0, "int64")))
-        return position  # the file asks for no more than there is
+        reading.limit(position, size)  # the file asks for no more than there is
+        return position
     if position < 0:
         return simplified(size - 1 if position == -1 else tvm.tirx.Max(size + position, expression(lowest, "int64")))
     if position <= 1 and step > 0:  # any length of at least 1 has a first and a last position
@@ -401,12 +402,23 @@ def _from_the_front(reading: Reading, node: onnx.NodeProto, axis: int) -> relax.
         if node.input[0] in reading.weights and _is_checked(reading, tensor):
             return tensor
         return reading.emit(_wrapped(reading, tensor, size))
+    _limit_rows(reading, rows, size)
     positions, _ = position_symbols(rows.shape)
     first = simplified(rows.element(*positions))
     if analyzer_of(first).can_prove(first >= 0):
         return reading.tensor(node.input[1])
     wrapped = Indexed(rows.shape, rows.dtype, lambda *index: _wrap(rows.element(*index), size))
     return reading.emit(computed(reading, wrapped))
+
+
+def _limit_rows(reading: Reading, rows: Indexed, size: Any) -> None:
+    """Note which sizes a Gather of counted rows allows: a position may not be behind the last one of a table."""
+    if len(rows.shape) < 1 or not is_number(size):
+        return
+    positions, analyzer = position_symbols(rows.shape)
+    first = analyzer.simplify(rows.element(*positions) - [0, *positions][-1])
+    if not depends_on(first, positions):
+        reading.limit(simplified(first + rows.shape[-1]), size)
 
 
 def _wrap(row: tvm.ir.Expr, size: Any) -> tvm.ir.Expr:
@@ -670,13 +682,20 @@ def resolved(reading: Reading, before: list[Any], wanted: list[Any], allow_zero:
             raise Unequal(f"{many} elements in rows of {few}")
         size = simplified(many // few)
         if not equal(size * few, many):
-            if not is_number(few) and before and not equal(before[-1], few):
-                reading.same_size(before[-1], few)  # rows as they were
+            for left, right in zip(*_beside(before, shape, rest[0]), strict=False):
+                reading.same_size(left, right)
             raise UserError(f"{many} elements in rows of {few}: whether they are whole is only known when it runs")
         shape[rest[0]] = size
     elif not (is_zero(simplified(prod(before))) and is_zero(simplified(prod(shape)))):
         reading.same_size(simplified(prod(old)), simplified(prod(new)))
     return shape
+
+
+def _beside(before: list[Any], after: list[Any], rest: int) -> tuple[list[Any], list[Any]]:
+    """Give the dimensions that a Reshape most likely keeps, where a file does not say: those before or behind -1."""
+    if len(before) == len(after):
+        return before[:rest] + before[rest + 1 :], after[:rest] + after[rest + 1 :]
+    return (before[:rest], after[:rest]) if rest else (before[:0:-1], after[:0:-1])
 
 
 def _without_common(left: list[Any], right: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -1,6 +1,7 @@
 """Values that follow from shapes alone: formulas over sizes and positions, computed only where a tensor is needed."""
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,6 +11,8 @@ import tvm
 import tvm_ffi
 
 LARGE = 2**40  # more positions than any tensor has
+# The largest that a symbol may be, of the file that is being read.
+MOST: ContextVar[tuple[tuple[tvm.tirx.Var, int], ...]] = ContextVar("MOST", default=())
 FEW = 64  # elements of a value that is kept as a list
 
 
@@ -33,6 +36,37 @@ class Indexed:
 def constant(array: np.ndarray | np.generic) -> Indexed:
     """Make a value of a few numbers from the file."""
     return arranged(array.ravel().tolist(), list(array.shape), str(array.dtype))
+
+
+def band(array: np.ndarray) -> Indexed | None:
+    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
+
+    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
+    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
+    """
+    rows = array.shape[-1] if array.ndim > 1 else 1
+    if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
+        return None
+    square = array.reshape(rows, rows)
+    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
+        return None
+    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
+    inside = np.flatnonzero(by_distance == square[0, 0])
+    outside = np.unique(by_distance[by_distance != square[0, 0]])
+    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
+    if len(outside) != 1 or last - first + 1 != len(inside):
+        return None
+    dtype = str(array.dtype)
+    counted = "int64" if dtype == "int32" else dtype
+
+    def at(*index: Any) -> Any:
+        query, key = (expression(position, "int64") for position in index[-2:])
+        bounds = [key <= query - int(first)] if first > 1 - rows else []
+        bounds += [query - int(last) <= key] if last < rows - 1 else []
+        chosen = (tvm.tirx.const(each.item(), counted) for each in (square[0, 0], outside[0]))
+        return tvm.tirx.Select(tvm.tirx.all(*bounds), *chosen)
+
+    return Indexed(list(array.shape), dtype, at)
 
 
 def listed(values: list[Any], scalar: bool = False, dtype: str = "int64") -> Indexed:
@@ -123,7 +157,8 @@ def analyzer_of(*values: Any, least: int = 0) -> tvm.sym.Analyzer:
     analyzer = tvm.sym.Analyzer()
     for symbol in sizes_in(*values):
         if str(symbol.ty.dtype) == "int64":
-            analyzer.bind(symbol, tvm.ir.Range(least, LARGE))
+            most = next((most for other, most in MOST.get() if symbol.same_as(other)), LARGE)
+            analyzer.bind(symbol, tvm.ir.Range(least, most + 1))
     return analyzer
 
 
@@ -131,6 +166,14 @@ def simplified(value: Any) -> Any:
     """Simplify a size or an element, to a Python number if it is an integer."""
     value = analyzer_of(value).simplify(value) if isinstance(value, tvm.ir.Expr) else value
     return int(value) if is_number(value) and not isinstance(value, bool) else value
+
+
+def smallest_of(value: Any) -> list[tuple[tvm.tirx.Var, int]]:
+    """List the symbols and numbers in an expression of which it takes the smaller one."""
+    if isinstance(value, tvm.tirx.Min):
+        pairs = [(x, y) for x, y in ((value.a, value.b), (value.b, value.a)) if isinstance(x, tvm.tirx.Var)]
+        return [(x, int(y)) for x, y in pairs if is_number(y)]
+    return [pair for side in ("a", "b") if hasattr(value, side) for pair in smallest_of(getattr(value, side))]
 
 
 def equal(left: Any, right: Any) -> bool:
