@@ -18,7 +18,9 @@ from typing import Annotated
 import tyro
 
 from export.huggingface import export_huggingface
+from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError
+from gpt.config import GPTConfig
 from gpt.files import atomic_output, beside, check_replaceable, find_input, sha256_file
 from gpt.sealed import check_folder, read_folder, seal_folder
 
@@ -38,6 +40,7 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"CTranslate2's converter is not installed: pip install {' '.join(missing)}")
     check_replaceable(output, is_ours, "such model of ours")
+    _check_computed(checkpoint_path, load_checkpoint(checkpoint_path).config)
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging
 
@@ -48,6 +51,16 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
             TransformersConverter(str(source)).convert(str(folder), force=True)
         seal_folder(folder, DESCRIPTION, {ORIGIN: sha256_file(checkpoint_path)})
     return output
+
+
+def _check_computed(path: Path, config: GPTConfig) -> None:
+    """Raise UserError for what the converter would leave out of a GPT-2 without a word, and so compute otherwise."""
+    usual = GPTConfig()
+    for name in ("layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+        if (value := getattr(config, name)) != getattr(usual, name):
+            raise UserError(f"{path}: {name}={value!r}: CTranslate2's GPT-2 has {getattr(usual, name)!r} only")
+    if config.activation == "tanh":
+        raise UserError(f"{path}: activation='tanh': CTranslate2's GPT-2 does not have it")
 
 
 def is_ours(folder: Path) -> bool:
