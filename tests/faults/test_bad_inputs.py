@@ -71,7 +71,7 @@ gpt.train tiny --corpus corpus-up → corpus-up/manifest.json: is damaged
 gpt.train tiny --corpus corpus-cut → corpus-cut/train-00000.bin: is absent or not 1,584 tokens long
 gpt.train tiny --corpus corpus-gone → corpus-gone/val-00000.bin: is absent or not 176 tokens long
 gpt.train tiny --corpus corpus --tokenizer gpt2 → corpus: was made with tokenizer 'characters', not 'gpt2'
-gpt.train tiny --corpus text.txt --init-from not-here → no such file or folder, and not one of gpt2, gpt2-medium, gpt2-large
+gpt.train tiny --corpus text.txt --init-from not-here → no such file or folder, and not one of gpt2, gpt2-medium
 gpt.train tiny --corpus text.txt --init-from cut.pt → cut.pt: is truncated or damaged
 gpt.train tiny --corpus text.txt --init-from ckpt.pt → block_size=32: ckpt.pt has 16
 # Numbers out of range, choices that are none, flags that exclude each other

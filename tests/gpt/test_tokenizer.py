@@ -241,7 +241,7 @@ def test_without_the_package_a_tokenizer_of_hugging_faces_is_carried_along(monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tokenizer = HuggingFaceTokenizer.of(words("a"), "tokenizer.json")
     assert tokenizer_from_json(tokenizer.to_json()).vocab_size == 2
-    with pytest.raises(UserError, match="needs the package tokenizers; install it: pip install tokenizers"):
+    with pytest.raises(UserError, match="needs the package tokenizers; install it with: pip install tokenizers"):
         tokenizer.encode("a")
 
 
