@@ -123,7 +123,11 @@ def read_external(source: Path) -> External:
                 f"python -m bench --artifacts {source.parent}; or export it with --cache past"
             )
     check_readable(file.proto, source)
-    check_known(proto := inlined(file.proto))
+    proto = inlined(file.proto)
+    try:
+        check_known(proto)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     sha256 = sha256_onnx(file)
     if exported is not None and exported.form == "forward" and exported.precision in PRECISIONS:
         sha256 = exported.sha256  # as the compiler records it
