@@ -212,6 +212,8 @@ def check_readable(proto: onnx.ModelProto, source: Path) -> None:
     """
     if "ai.onnx" not in opsets_of(proto):
         raise UserError(f"{source}: names no opset of ONNX itself; export it again")
+    if not proto.graph.output:
+        raise UserError(f"{source}: gives no output; export it again")
     try:
         onnx.checker.check_model(without_weights(proto))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:

@@ -29,6 +29,7 @@ from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.passes.merge_projections import merge_projections
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.recover_layer_norm import recover_layer_norm
@@ -133,6 +134,7 @@ def graph_phases(
         ]
     if kernels is not None:
         rewrites += [
+            ("merge_projections", merge_projections),
             ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),
             ("fuse_cached_attention", lambda graph: fuse_cached_attention(graph, kernels)),
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),

@@ -293,7 +293,27 @@ tvm_frontend.compile not-here.onnx → not-here.onnx: no such file
 tvm_frontend.compile empty -o new → empty: holds no graph
 tvm_frontend.compile folder -o new → folder: a folder
 tvm_frontend.compile ckpt.pt -o new → ckpt.pt: not an ONNX file but a checkpoint
-tvm_frontend.compile theirs.onnx -o new → not an export of this project (no gpt_frontend.format=2 in its metadata)
+tvm_frontend.compile nan.onnx -o new → nan.onnx: weight 'transformer.wpe.weight' holds NaN or infinity
+tvm_frontend.compile dims.onnx -o new → dims.onnx: weight 'transformer.wpe.weight' does not fit its shape
+tvm_frontend.compile up.onnx -o new → said to lie at '../data', which is not beside it: refused
+tvm_frontend.compile absolute.onnx -o new → said to lie at '/etc/hostname', which is not beside it: refused
+tvm_frontend.compile nameless.onnx -o new → said to lie at '', which is not beside it: refused
+tvm_frontend.compile missing.onnx -o new → (not-here.data: No such file or directory); copy them beside it again
+tvm_frontend.compile short.onnx -o new → (text.txt: ends before the 2,048 bytes of 'transformer.wpe.weight' at 0)
+tvm_frontend.compile beyond.onnx -o new → ends before the 2,048 bytes of 'transformer.wpe.weight' at 10,000,000)
+tvm_frontend.compile negative.onnx -o new → (where 'transformer.wpe.weight' lies is not said)
+tvm_frontend.compile words.onnx -o new → (where 'transformer.wpe.weight' lies is not said)
+tvm_frontend.compile length.onnx -o new → 'transformer.wpe.weight' has 2,048 bytes, not the 17 at 0 that are said
+tvm_frontend.compile undefined.onnx -o new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
+tvm_frontend.compile twice.onnx -o new → ONNX's checker refuses it (Graph must be in single static assignment (SSA)
+tvm_frontend.compile operator.onnx -o new → operator Nonsense of domain ai.onnx (opset 23)
+tvm_frontend.compile domain.onnx -o new → ONNX's checker refuses it (No opset import for domain 'com.example'
+tvm_frontend.compile opset.onnx -o new → opset 99: supported are
+tvm_frontend.compile no-opset.onnx -o new → no-opset.onnx: names no opset of ONNX itself
+tvm_frontend.compile no-nodes.onnx -o new → no-nodes.onnx: holds no graph
+tvm_frontend.compile no-input.onnx -o new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
+tvm_frontend.compile no-output.onnx -o new → no-output.onnx: gives no output
+tvm_frontend.compile utf8.onnx -o new → utf8.onnx: not a readable ONNX file (a name in it is no UTF-8 text)
 tvm_frontend.compile flipped.onnx -o new → flipped.onnx: does not match its own hash, so it was damaged or edited
 tvm_frontend.compile cut.onnx -o new → cut.onnx: not a readable ONNX file
 tvm_frontend.compile text.txt -o new → text.txt: not a readable ONNX file

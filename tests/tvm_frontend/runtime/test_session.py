@@ -276,10 +276,15 @@ def test_the_last_position_alone(export, eager):
         session.last(ids_of(1, 9), [3])
 
 
-def test_a_form_that_is_not_compiled_is_named(export):
-    exported = export(CONFIG, "past")[1]
-    with pytest.raises(UserError, match=r"keeps its cache as past, .*; export with --with-cache"):
-        compile_model(exported.path)
+def test_a_past_becomes_a_preallocated_cache(export, eager):
+    checkpoint, exported = export(CONFIG, "past")
+    compiled = compile_model(exported.path, options=CompileOptions(check=True))
+    assert compiled.kernels["cached_attention"] == CONFIG.n_layer
+    session, ids = open_session(compiled, threads=2), ids_of(3, 20)
+    expected = eager(checkpoint, ids)
+    close(session.fill(ids[:, :17]), expected[:, 16])
+    for at in (17, 18, 19):
+        close(session.decode(ids[:, at : at + 1], at), expected[:, at])
 
 
 @pytest.mark.parametrize(("precision", "largest_error"), [("bf16", 0.05), ("int8", 0.1)])

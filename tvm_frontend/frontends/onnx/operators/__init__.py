@@ -2,10 +2,10 @@
 
 import onnx
 
-from tvm_frontend.frontends.onnx.operators import attention, contrib, elementwise, layers, quantized, shapes
+from tvm_frontend.frontends.onnx.operators import attention, contrib, control, elementwise, layers, quantized, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter
 
-KINDS = (attention, contrib, elementwise, layers, quantized, shapes)
+KINDS = (attention, contrib, control, elementwise, layers, quantized, shapes)
 # By the operator's name, with its domain before it where that is not ONNX's own: Gelu, com.microsoft.FastGelu.
 CONVERTERS: dict[str, Converter] = dict(sorted(pair for kind in KINDS for pair in kind.CONVERTERS.items()))
 

@@ -16,8 +16,8 @@ from tvm.relax import op
 
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
-from tvm_frontend.frontends.onnx.operators.masks import as_added, is_causal, is_zero, same_sizes
-from tvm_frontend.frontends.onnx.operators.symbolic import is_number, is_one, simplified
+from tvm_frontend.frontends.onnx.operators.masks import as_added, is_causal, same_sizes
+from tvm_frontend.frontends.onnx.operators.symbolic import is_number, is_one, is_zero, simplified
 
 INPUTS = ("q", "k", "v", "mask", "past_key", "past_value", "filled")  # of ai.onnx Attention, in its order
 FLOATS = (1, 10, 11, 16)  # ONNX's numbers of float, float16, double and bfloat16

@@ -12,26 +12,74 @@ from tvm.relax import op
 
 from gpt.cli import UserError
 from tvm_frontend.frontends.onnx.operators.symbolic import (
+    FEW,
     Indexed,
+    band,
+    constant,
     depends_on,
     elements,
+    equal,
     expression,
     is_number,
+    is_one,
     position_symbols,
+    settled,
     simplified,
+    sizes_in,
+    smallest_of,
 )
 
 Value: TypeAlias = relax.Expr | Indexed
 
 
+class Unequal(UserError):
+    """Says that two sizes differ which must be equal."""
+
+
+class Learnt(Exception):
+    """Says that a size of an input must be that of an expression of others, or at most a number.
+
+    The file is read again with it.
+    """
+
+    def __init__(self, symbol: tvm.tirx.Var, value: Any = None, most: int = 0) -> None:
+        super().__init__(f"{symbol} = {value}" if most == 0 else f"{symbol} <= {most}")
+        self.symbol, self.value, self.most = symbol, value, most
+
+
 @dataclass
 class Reading:
-    """Holds the weights, and the value of each ONNX name read so far."""
+    """Holds the weights, and the value of each ONNX name read so far.
 
+    opset: of ONNX's own operators. sizes: the symbols of the inputs' dimensions, in the order of their inputs.
+    limits: the most that a size may be, as its formula is written, without reading behind the end of a weight.
+    sequences: the values of each name that is a sequence of tensors. convert: converts a node of a subgraph.
+    """
+
+    opset: int = 0
+    sizes: list[tvm.tirx.Var] = field(default_factory=list)
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    limits: dict[str, int] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
+    sequences: dict[str, list[Value]] = field(default_factory=dict)
+    convert: Callable[[onnx.NodeProto], None] = lambda node: None
     _computed: dict[str, relax.Expr] = field(default_factory=dict)
+
+    def add_constant(self, name: str, array: np.ndarray) -> None:
+        """Give a name the value of an array in the file: a formula of few integers, of one number, or of a mask.
+
+        Others are weights.
+        """
+        few = array.size <= FEW and (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_)
+        if (formula := band(array)) is not None:
+            self.values[name] = formula
+        elif array.size == 1 or (few and array.size):
+            self.values[name] = constant(array)
+        elif array.size:
+            self.add_weight(name, array)
+        else:
+            self.values[name] = Indexed(list(array.shape), str(array.dtype), lambda *_: 0)
 
     def add_weight(self, name: str, array: np.ndarray) -> relax.Var:
         """Give the parameter of that name; make it if it is not there yet."""
@@ -62,9 +110,80 @@ class Reading:
             raise UserError(f"{name!r} is a tensor where a shape, known while compiling, is needed")
         return elements(value)
 
+    def numbers(self, name: str) -> list[int]:
+        """List the elements of a value that holds numbers alone. Raises UserError for another."""
+        found = self.integers(name)
+        if not all(map(is_number, found)):
+            raise UserError(f"{name!r} is {found}, where numbers, known while compiling, are needed")
+        return [int(each) for each in found]
+
     def shape(self, name: str) -> list:
         value = self.values[name]
         return list(value.shape if isinstance(value, Indexed) else value.ty.shape.values)
+
+    def dtype(self, name: str) -> str:
+        value = self.values[name]
+        return value.dtype if isinstance(value, Indexed) else str(value.ty.dtype)
+
+    def same_size(self, left: Any, right: Any) -> Any:
+        """Give the size that two sizes both are.
+
+        Where they are not known to be equal but must be, one symbol of an input's dimension follows from the others:
+        raises Learnt, upon which the file is read again. Raises Unequal if they cannot be equal, and UserError if no
+        size of an input follows.
+        """
+        if equal(left, right):
+            return left if is_number(left) or not is_number(right) else right
+        difference = simplified(left - right)
+        if is_number(difference):
+            raise Unequal(f"sizes {left} and {right} differ")
+        bare = [each for each in (left, right) if isinstance(each, tvm.tirx.Var)]
+        own = [symbol for symbol in reversed(self.sizes) if any(symbol.same_as(each) for each in sizes_in(difference))]
+        own.sort(key=lambda symbol: not any(symbol.same_as(each) for each in bare))
+        for symbol in own:
+            linear = tvm.sym.detect_linear_equation(difference, [symbol])
+            factor = int(linear[0]) if len(linear) == 2 and is_number(linear[0]) else 0
+            if factor and (is_number(linear[1]) or abs(factor) == 1):
+                solved = simplified(-linear[1] // factor if abs(factor) != 1 else -linear[1] * factor)
+                if is_number(solved) and (solved < 1 or solved * factor != -linear[1]):
+                    raise Unequal(f"sizes {left} and {right} would be equal for {symbol} = {solved} only")
+                raise Learnt(symbol, solved)
+        for symbol, most in (*smallest_of(left), *smallest_of(right)):
+            self.limit(symbol, most)
+            raise Learnt(symbol, most=most)
+        raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
+
+    def limit(self, size: Any, most: Any) -> None:
+        """Note that a size of inputs, a symbol or a sum of them, is at most a number where the file has a result."""
+        if not is_number(size) and is_number(most):
+            key = str(size)
+            self.limits[key] = min(int(most), self.limits.get(key, int(most)))
+
+    def broadcast(self, *shapes: list[Any]) -> list[Any]:
+        """Give the shape that several broadcast to. Sizes that are not known to be 1 must be equal: see same_size."""
+        rank = max(map(len, shapes))
+        padded = [[1] * (rank - len(shape)) + list(shape) for shape in shapes]
+        result = []
+        for dims in zip(*padded, strict=True):
+            kept = [dim for dim in dims if not is_one(dim)]
+            size = kept[0] if kept else 1
+            for dim in kept[1:]:
+                size = self.same_size(size, dim)
+            result.append(size)
+        return result
+
+    def bound(self, value: Any, name: str = "") -> Value:
+        """Bind a result of a converter to a variable of a name; let the elements of a formula be computed once.
+
+        Raises UserError for a tensor whose shape is only known when it runs.
+        """
+        if isinstance(value, Indexed):
+            return settled(value)
+        if not isinstance(value, relax.Var | tvm.ir.GenericConst):
+            value = self.builder.emit(value, name_hint=name)
+        if not isinstance(value.ty, relax.TensorType) or not isinstance(value.ty.shape, relax.ShapeExpr):
+            raise UserError("the shape of the result is only known when it runs")
+        return value
 
     def emit(self, expr: relax.Expr) -> relax.Expr:
         """Bind the expression to a variable, unless it is one or is a constant."""
@@ -72,6 +191,30 @@ class Reading:
 
 
 Converter = Callable[[Reading, onnx.NodeProto, dict[str, Any]], Value | tuple[Value, ...]]
+
+
+def given(node: onnx.NodeProto, position: int) -> str:
+    """Name the input at a position, or give "" where it is left out."""
+    return node.input[position] if len(node.input) > position else ""
+
+
+def axes_of(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> list[int] | None:
+    """List the axes of a node, which are its second input or, in older opsets, an attribute; None without either."""
+    if name := given(node, 1):
+        return reading.numbers(name)
+    return list(attributes["axes"]) if "axes" in attributes else None
+
+
+def axis_in(axis: int, rank: int) -> int:
+    """Count an axis from the front. Raises UserError for one that is not there."""
+    if not -rank <= axis < max(rank, 1):
+        raise UserError(f"axis {axis} of {rank} dimensions")
+    return axis % max(rank, 1)
+
+
+def held_as(dtype: str) -> str:
+    """Give the dtype in which values of another are held: 16-bit floats in float32."""
+    return "float32" if dtype in ("bfloat16", "float16") else dtype
 
 
 def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
@@ -84,12 +227,21 @@ def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:
 
 def computed(reading: Reading, value: Indexed) -> relax.Expr:
     """Compute a tensor of the value: a constant, a range, or a kernel that computes each element."""
-    if any(is_number(dim) and int(dim) == 0 for dim in value.shape) and all(map(is_number, value.shape)):
-        return relax.const(np.zeros([int(dim) for dim in value.shape], value.dtype), value.dtype)
+    if value.dtype == "int32":  # whose elements are counted in int64
+        whole = computed(reading, Indexed(value.shape, "int64", value.at))
+        if isinstance(whole, tvm.ir.GenericConst):
+            return relax.const(whole.value.numpy().astype("int32"), "int32")
+        return op.astype(reading.emit(whole), "int32")
+    known = all(map(is_number, value.shape))
+    shape = [int(dim) for dim in value.shape] if known else []
+    if known and np.prod(shape, dtype=int) <= FEW:
+        found = [getattr(element, "value", element) for element in elements(value)]
+        if not any(isinstance(element, tvm.ir.Expr) for element in found):
+            return relax.const(np.array(found, value.dtype).reshape(shape), value.dtype)
     positions, analyzer = position_symbols(value.shape)
     element = analyzer.simplify(expression(value.at(*positions), value.dtype))
-    if isinstance(element, tvm.tirx.IntImm | tvm.tirx.FloatImm) and all(map(is_number, value.shape)):
-        return relax.const(np.full([int(dim) for dim in value.shape], element.value, value.dtype), value.dtype)
+    if isinstance(element, tvm.tirx.IntImm | tvm.tirx.FloatImm) and known:
+        return relax.const(np.full(shape, element.value, value.dtype), value.dtype)
     if value.dtype == "int64":
         first = analyzer.simplify(element - [0, *positions][-1])
         if not depends_on(first, positions):

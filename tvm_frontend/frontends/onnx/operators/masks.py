@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax, te
 
@@ -11,10 +10,10 @@ from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     LARGE,
     Indexed,
-    bind_sizes,
+    analyzer_of,
     expression,
-    is_number,
     is_one,
+    is_zero,
     position_symbols,
     simplified,
 )
@@ -72,20 +71,14 @@ def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
     outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
     if not all(is_one(dims[0]) or same_sizes(dims) for dims in outer):
         return None
-    *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
-    distance = tvm.tirx.Var("distance", "int64")
+    *before, first, distance = position_symbols([*mask.shape[:-2], LARGE, LARGE])[0]
     earlier = simplified(shape[-1] - shape[-2])  # the number of keys that no query is of
-    analyzer = tvm.sym.Analyzer()
-    for position in (*before, first, distance):
-        if isinstance(position, tvm.tirx.Var):
-            analyzer.bind(position, tvm.ir.Range(0, LARGE))
-    if isinstance(earlier, tvm.ir.Expr):
-        bind_sizes(analyzer, earlier)
-    if not analyzer.can_prove(expression(earlier, "int64") >= 0):
+    if not analyzer_of(earlier).can_prove(expression(earlier, "int64") >= 0):
         return None
 
     def value(query: Any, key: Any) -> float | None:
-        element = analyzer.simplify(expression(mask.at(*before, query, key), mask.dtype))
+        element = mask.element(*before, query, key)
+        element = analyzer_of(element).simplify(element)
         return float(element.value) if isinstance(element, tvm.tirx.FloatImm | tvm.tirx.IntImm) else None
 
     # By the place of the key where queries and keys are the same, and by that of the query.
@@ -93,36 +86,6 @@ def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
     seen = value(first + distance, first) if is_zero(earlier) else value(first, last - distance)
     hidden = value(first, last + 1 + distance)
     return hidden if seen == 0 and hidden is not None and hidden <= HIDDEN else None
-
-
-def band(array: np.ndarray) -> Indexed | None:
-    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
-
-    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
-    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
-    """
-    rows = array.shape[-1] if array.ndim > 1 else 1
-    if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
-        return None
-    square = array.reshape(rows, rows)
-    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
-        return None
-    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
-    inside = np.flatnonzero(by_distance == square[0, 0])
-    outside = np.unique(by_distance[by_distance != square[0, 0]])
-    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
-    if len(outside) != 1 or last - first + 1 != len(inside):
-        return None
-    dtype = str(array.dtype)
-
-    def at(*index: Any) -> Any:
-        query, key = (expression(position, "int64") for position in index[-2:])
-        bounds = [key <= query - int(first)] if first > 1 - rows else []
-        bounds += [query - int(last) <= key] if last < rows - 1 else []
-        chosen = (tvm.tirx.const(each.item(), dtype) for each in (square[0, 0], outside[0]))
-        return tvm.tirx.Select(te.all(*bounds), *chosen)
-
-    return Indexed(list(array.shape), dtype, at)
 
 
 def as_added(mask: Indexed) -> Indexed:
@@ -135,10 +98,6 @@ def as_added(mask: Indexed) -> Indexed:
         return tvm.tirx.Select(expression(mask.at(*index), "bool"), nothing, lowest)
 
     return Indexed(mask.shape, "float32", at)
-
-
-def is_zero(size: Any) -> bool:
-    return is_number(size) and int(size) == 0
 
 
 def same_sizes(sizes: Sequence[Any]) -> bool:
