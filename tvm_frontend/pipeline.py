@@ -14,6 +14,7 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 from gpt.cli import UserError
 from gpt.files import atomic_output
 from gpt.progress import progress_bar
+from tvm_frontend.coverage import Coverage, coverage_of
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, FORGET, Graph
 from tvm_frontend.kernels import kernels_for
@@ -29,6 +30,7 @@ from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.passes.merge_projections import merge_projections
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.recover_layer_norm import recover_layer_norm
@@ -54,13 +56,14 @@ patch_attention()  # before any operator is lowered
 class Compiled:
     """Holds the executable that the phases made, the graph with its weights, and the seconds each phase took.
 
-    launches: as in `CompiledModel`.
+    launches, coverage: as in `CompiledModel`.
     """
 
     executable: relax.VMExecutable
     graph: Graph
     phases_s: dict[str, float]
     launches: dict[str, dict[str, Any]]
+    coverage: Coverage | None = None
 
 
 @dataclass
@@ -107,7 +110,10 @@ def compile_graph(
             return graph
 
         graph = run("import", import_graph)
+        coverage = None
         for name, phase in kept:
+            if name == "bundle_weights" and options.opt_level > 0 and search is None:
+                coverage = coverage_of(graph)
             graph = run(name, partial(phase, graph))
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
@@ -115,7 +121,7 @@ def compile_graph(
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()
-    return Compiled(executable, graph, trace.phases_s, launches)
+    return Compiled(executable, graph, trace.phases_s, launches, coverage)
 
 
 def graph_phases(
@@ -133,6 +139,7 @@ def graph_phases(
         ]
     if kernels is not None:
         rewrites += [
+            ("merge_projections", merge_projections),
             ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),
             ("fuse_cached_attention", lambda graph: fuse_cached_attention(graph, kernels)),
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),

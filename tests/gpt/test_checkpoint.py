@@ -134,7 +134,7 @@ def test_a_foreign_zip_file(path):
 @pytest.mark.parametrize("content", [{"model": {}}, [1, 2], {"kind": "other"}])
 def test_another_projects_checkpoint(path, content):
     torch.save(content, path)
-    with pytest.raises(UserError, match="not a checkpoint of this project"):
+    with pytest.raises(UserError, match="not a checkpoint: holds"):
         load_checkpoint(path)
 
 

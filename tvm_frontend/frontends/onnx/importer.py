@@ -40,14 +40,13 @@ class Attributes(dict[str, Any]):
 def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
     """Read a decoder of ONNX into a Relax function `forward(*inputs, *weights)`.
 
-    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
-    the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
-    the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's attribute
-    `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads behind a table's end
-    and has no result. keep_types: inputs and
-    outputs have the file's own types, those of 16 bits too, and are cast on the way in and out; else floats of 16 bits
-    are float32 there as well. Raises UserError for a file that cannot be read, naming the node with its operator,
-    domain and opset.
+    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions
+    that the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own;
+    where the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's
+    attribute `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads
+    behind a table's end and has no result. keep_types: inputs and outputs have the file's own types, those of 16
+    bits too, and are cast on the way in and out; else floats of 16 bits are float32 there as well. Raises UserError
+    for a file that cannot be read, naming the node with its operator, domain and opset.
     """
     opset = check_operators(proto)
     nodes = _in_order(proto.graph, list(_inlined(proto)))
@@ -111,7 +110,11 @@ def _linear(size: Any, symbol: tvm.tirx.Var) -> tuple[Any, Any]:
 
 
 def _read_with(
-    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, sizes: Sizes
+    proto: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    opset: int,
+    keep_types: bool,
+    sizes: Sizes,
 ) -> Graph:
     reading = Reading(opset)
     for symbol, most in MOST.get():
@@ -253,7 +256,7 @@ def _cast(tensor: relax.Expr, dtype: str) -> relax.Expr:
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
-    """Make weights parameters; lists of integers (shapes, axes), single numbers and masks become formulas."""
+    """Make weights parameters; lists of integers (shapes, axes) and single numbers become parts of formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         reading.add_constant(initializer.name, array.astype(held_as(str(array.dtype)), copy=False))

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
-from tests.tvm_frontend.frontends.onnx.judge import Case, compare
+from tests.tvm_frontend.frontends.onnx.judge import Case, compare, compiled, file_of
 from tvm_frontend.frontends.onnx.operators import quantized
 
 Random = np.random.Generator
@@ -291,3 +292,36 @@ def test_an_operator_gives_onnxruntimes_values(op: str) -> None:
     random = np.random.default_rng([list(CASES_OF).index(op), 23])
     # ONNX Runtime's QLinearSoftmax counts in integers, and is one unit off now and then.
     compare([CASES_OF[op](random) for _ in range(CASES)], atol=1 if op.endswith("QLinearSoftmax") else 2e-6)
+
+
+def product_file(M: int, K: int, N: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray], np.ndarray]:
+    """MatMulInteger of the largest integers of 8 bits, zero points at the other end, and its exact result."""
+    random = np.random.default_rng(3)
+    a = random.choice(np.array([0, 1, 254, 255], np.uint8), (1, M, K))
+    b = random.choice(np.array([-128, -127, 127], np.int8), (K, N))
+    b[:, 0], a[:, 0] = 127, 255  # one sum is the largest that there is
+    constants = {"az": np.array(0, np.uint8), "b": b, "bz": np.array(-128, np.int8)}
+    case = Case("MatMulInteger", ["a", "b", "az", "bz"], {"a": a}, constants)
+    proto, feeds = file_of([case])
+    return proto, feeds, a.astype(np.int64) @ (b.astype(np.int64) + 128)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_product_of_integers_is_exact_in_hand_kernels(precision: str) -> None:
+    proto, feeds, expected = product_file(3, 3000, 32)
+    assert np.abs(expected).max() > 10 * quantized.EXACT  # so that one sum in float32 would round
+    run = compiled(proto, 3, precision)
+    np.testing.assert_array_equal(run(feeds)[0], expected)
+    assert any(name.startswith("linear") for name in run.kernels)
+
+
+def test_parts_of_a_product_are_as_long_as_their_sums_are_exact() -> None:
+    whole = np.random.default_rng(0).integers(-255, 256, (5000, 3))
+    parts = quantized.exact_parts(whole)
+    assert [start for start, _ in parts[1:]] == [stop for _, stop in parts[:-1]]
+    assert (parts[0][0], parts[-1][1]) == (0, 5000)
+    for start, stop in parts:
+        assert (np.abs(whole[start:stop]).sum(0) * quantized.LARGEST).max() <= quantized.EXACT
+        longer = np.abs(whole[start : stop + 1]).sum(0) * quantized.LARGEST
+        assert stop == 5000 or longer.max() > quantized.EXACT
+    assert len(quantized.exact_parts(np.full((3072, 8), 20))) == 1  # as in GPT-2's weights

@@ -72,10 +72,10 @@ class Reading:
         Others are weights.
         """
         few = array.size <= FEW and (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_)
-        if array.size == 1 or (few and array.size):
-            self.values[name] = constant(array)
-        elif (formula := band(array)) is not None:
+        if (formula := band(array)) is not None:
             self.values[name] = formula
+        elif array.size == 1 or (few and array.size):
+            self.values[name] = constant(array)
         elif array.size:
             self.add_weight(name, array)
         else:
@@ -154,7 +154,7 @@ class Reading:
         raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
 
     def limit(self, size: Any, most: Any) -> None:
-        """Note that a size of the inputs, a symbol or a sum of them, is at most a number in whatever the file is for."""
+        """Note that a size of inputs, a symbol or a sum of them, is at most a number where the file has a result."""
         if not is_number(size) and is_number(most):
             key = str(size)
             self.limits[key] = min(int(most), self.limits.get(key, int(most)))

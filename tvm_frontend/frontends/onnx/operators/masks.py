@@ -71,15 +71,14 @@ def hides_later(mask: Indexed, shape: list[Any]) -> float | None:
     outer = zip(mask.shape[:-2], shape[-rank:-2], strict=True)
     if not all(is_one(dims[0]) or same_sizes(dims) for dims in outer):
         return None
-    *before, first = position_symbols([*mask.shape[:-2], LARGE])[0]
-    distance = tvm.tirx.Var("distance", "int64")
+    *before, first, distance = position_symbols([*mask.shape[:-2], LARGE, LARGE])[0]
     earlier = simplified(shape[-1] - shape[-2])  # the number of keys that no query is of
-    analyzer = analyzer_of(*before, first, distance, earlier)
-    if not analyzer.can_prove(expression(earlier, "int64") >= 0):
+    if not analyzer_of(earlier).can_prove(expression(earlier, "int64") >= 0):
         return None
 
     def value(query: Any, key: Any) -> float | None:
-        element = analyzer.simplify(expression(mask.at(*before, query, key), mask.dtype))
+        element = mask.element(*before, query, key)
+        element = analyzer_of(element).simplify(element)
         return float(element.value) if isinstance(element, tvm.tirx.FloatImm | tvm.tirx.IntImm) else None
 
     # By the place of the key where queries and keys are the same, and by that of the query.
