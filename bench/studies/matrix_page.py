@@ -28,8 +28,8 @@ the others of transformers, are exported as their users do, changed by the tools
 are by `python -m tvm_frontend.compile FILE`, and run. A number is the largest error of any output over all runs of a
 file, divided by the largest number of that output; the reference is ONNX Runtime on the same file, with its own
 optimisations off, as they change what QDQ files compute. The runs are of one token, of odd lengths and of the longest;
-with padding behind and before, where there is a mask; of one and four tokens after a past, and of text from a prompt on,
-where there is a cache.
+with padding behind and before, where there is a mask; of one and four tokens after a past, and of text from a prompt
+on, where there is a cache.
 
 {judged} files run in ONNX Runtime. **{right} of them ({share:.1%}) compile and agree, {wrong} give other numbers,
 {refused} are refused**{crashed}. {unjudged} more files cannot be judged, as ONNX Runtime refuses them itself.
