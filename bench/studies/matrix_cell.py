@@ -31,13 +31,15 @@ class Outcome:
     """Says what a cell came to.
 
     words: of a refusal or an error, or which case is wrong. errors: of each case, the largest difference of any output
-    as a share of its largest number. left_out: cases that ONNX Runtime itself refuses.
+    as a share of its largest number. left_out: cases that ONNX Runtime itself refuses. coverage: the share of the
+    FLOPs that this project's kernels do, as `tvm_frontend.coverage` counts it; None if it was not compiled.
     """
 
     kind: str
     words: str = ""
     errors: dict[str, float] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)
+    coverage: float | None = None
 
     @property
     def error(self) -> float:
@@ -155,17 +157,19 @@ def try_file(path: Path) -> Outcome:
     errors: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            session: Any = open_session(compile_model(path, Path(folder) / "tvm", CompileOptions(opt_level=3)))
+            compiled = compile_model(path, Path(folder) / "tvm", CompileOptions(opt_level=3))
+            session: Any = open_session(compiled)
             for case, wanted in expected:
                 errors[case.name] = difference(session.run(case.given), wanted, case.seen)
             if reference.past and "2x7" in errors:
                 errors["generated"] = _generated(session, reference)
         except UserError as error:
-            return Outcome(REFUSED, _words(error, path), errors, tuple(left_out))
+            return Outcome(REFUSED, _words(error, path), errors, left_out)
         except Exception as error:
-            return Outcome(CRASHED, _trace(error), errors, tuple(left_out))
+            return Outcome(CRASHED, _trace(error), errors, left_out)
     wrong = [name for name, error in errors.items() if not error <= tolerance_of(variant_of(path))]
-    return Outcome(WRONG if wrong else RIGHT, ", ".join(wrong), errors, tuple(left_out))
+    coverage = compiled.coverage["flops_share"] if compiled.coverage else None
+    return Outcome(WRONG if wrong else RIGHT, ", ".join(wrong), errors, left_out, coverage)
 
 
 def _generated(session: Any, reference: Reference) -> float:

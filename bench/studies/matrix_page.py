@@ -23,8 +23,8 @@ COLUMNS = {
 }
 TEXT = """## Files that others exported
 
-Tiny models with random weights, {layouts} in the layout of their repositories and
-the others of transformers, are exported as their users do, changed by the tools that their users take, compiled as they
+Tiny models with random weights, nanogpt, build-nanogpt and mingpt in the layout of their repositories and the others
+of transformers, are exported as their users do, changed by the tools that their users take, compiled as they
 are by `python -m tvm_frontend.compile FILE`, and run. A number is the largest error of any output over all runs of a
 file, divided by the largest number of that output; the reference is ONNX Runtime on the same file, with its own
 optimisations off, as they change what QDQ files compute. The runs are of one token, of odd lengths and of the longest;
@@ -43,6 +43,7 @@ on, where there is a cache.
   for the same, they take turns.
 - Agreement is {fp32:.0e} for fp32 and int4, {fp16:.0e} for fp16, and {int8:.0e} for int8 and QDQ, where a sum that
   differs in its last bit may round an activation to the next of 255 steps.
+- A percentage is the share of the FLOPs in products that this project's own kernels do; TVM's code does the rest.
 - `{wrong_mark}` marks other numbers, `no` a refusal with its number below, `–` a file that ONNX Runtime refuses. An
   empty cell is a file that was not made.
 - Versions: {versions}.
@@ -50,9 +51,7 @@ on, where there is a cache.
 WRONG_MARK = "WRONG"
 
 
-def foreign_part(
-    results: Iterable[tuple[Recipe, Result]], refused: Mapping[str, str], layouts: Sequence[str], versions: str
-) -> str:
+def foreign_part(results: Iterable[tuple[Recipe, Result]], refused: Mapping[str, str], versions: str) -> str:
     """Format the part: counts, errors by model and exporter, all cells, and the words of all refusals.
 
     refused: the words of exporters and tools by the names of the files that they did not make.
@@ -63,7 +62,6 @@ def foreign_part(
     crashed = f", {counts[CRASHED]} end in an error that nobody foresaw" if counts[CRASHED] else ""
     numbers: dict[str, int] = {}
     text = TEXT.format(
-        layouts=", ".join(layouts),
         judged=judged,
         right=counts[RIGHT],
         share=counts[RIGHT] / (judged or 1),
@@ -154,7 +152,8 @@ def _cells(results: Sequence[tuple[Recipe, Result]], numbers: dict[str, int]) ->
     def cell(result: Result) -> str:
         outcome = result.outcome
         if outcome.kind == RIGHT:
-            return short(outcome.error)
+            covered = "" if outcome.coverage is None else f", {outcome.coverage:.0%}"
+            return f"{short(outcome.error)}{covered}"
         if outcome.kind == WRONG:
             return f"{WRONG_MARK} {short(outcome.error)}"
         said = numbers.setdefault(general(outcome.words), len(numbers) + 1)
