@@ -16,6 +16,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_zero,
     position_symbols,
     simplified,
+    sizes_in,
 )
 
 # The kernels by which `passes.recover_attention` knows scores whose later keys are hidden: by a number that no score
@@ -34,12 +35,18 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
     if hidden is None:
         return None
 
-    def hide_later(scores: te.Tensor) -> te.Tensor:
-        lowest = tvm.tirx.const(hidden, scores.dtype)
+    T, S = scores.ty.shape.values[-2:]
+    earlier = simplified(S - T)
+    sizes = sizes_in(earlier)
+
+    def hide_later(scores: te.Tensor, *passed: tvm.tirx.Var) -> te.Tensor:
+        lowest, first = tvm.tirx.const(hidden, scores.dtype), earlier
+        for size, given in zip(sizes, passed, strict=True):  # a kernel knows only the sizes of its arguments
+            first = tvm.tirx.Let(size, given, first)
         return te.compute(
             scores.shape,
             lambda *index: tvm.tirx.Select(
-                index[-1] <= index[-2] + scores.shape[-1] - scores.shape[-2],
+                index[-1] <= index[-2] + first,
                 scores(*index),
                 lowest if chosen else scores(*index) + lowest,
             ),
@@ -47,7 +54,7 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
         )
 
     name = HIDE_LATER if hidden <= SURELY_HIDDEN else HIDE_LATER_A_LITTLE
-    return reading.builder.call_te(hide_later, scores, primfunc_name_hint=name)
+    return reading.builder.call_te(hide_later, scores, *sizes, primfunc_name_hint=name)
 
 
 def is_causal(mask: Indexed, shape: list[Any]) -> bool:
