@@ -37,6 +37,7 @@ from bench.harness.work import phases_of
 from bench.models import external
 from bench.models.artifacts import Artifacts
 from bench.models.build import CannotMake, choose_artifacts, config_of, prepare, remake_stale
+from bench.models.shape import Model, shape_of
 from bench.report import cliffs
 from bench.report.build_stats import compiled_of
 from bench.report.page import RESULTS, table_text, write_report
@@ -44,11 +45,10 @@ from bench.report.summary import GROUPED, in_group, statements
 from bench.roofline.bounds import Roofline, best_of
 from gpt.arguments import parse_settings
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 from gpt.files import hold_output, sha256_file
 from gpt.version import PROJECT, project_version
 
-BASELINES = {"fp32": "eager"}  # the label that speed-ups are relative to
+BASELINE, BASELINE_OF_ONNX = "eager", "onnxruntime"  # the label that speed-ups in float32 are relative to
 OURS = "tvm", "O3"  # engine and variant in float32 that they are relative to in fewer bits
 SWEEP_B, SWEEP_T = (1, 4), (64, 128, 256, 512, 1024)
 SWEEP_CONTEXTS = (128, 900)
@@ -61,7 +61,7 @@ class BenchConfig:
 
     artifacts: Path = Path("artifacts")  # the folder of the model; the report is written there too
     seeded: str | None = None  # compare on a model with random weights: demo, char, gpt2 or bigram
-    onnx: Path | None = None  # compare on somebody else's ONNX file (python -m export.inspect says if it can be used)
+    onnx: Path | None = None  # compare on somebody's ONNX file, as it is (python -m export.inspect says what is in it)
     engine: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # only this engine; may be given again
     precision: tuple[Literal["fp32", "bf16", "int8", "int4", "all"], ...] = ("fp32",)  # format of products; a race each
     phases: tuple[str, ...] = ()  # prefill, decode, generate; by default all that the model has
@@ -91,7 +91,7 @@ def _run_held(config: BenchConfig, by_precision: dict[str, list[Candidate]], art
     model, reference_class = config_of(artifacts), external.Reference if config.onnx else reference.Reference
     plan = _plan_of(config, model)
     by_precision = {
-        precision: those_that_can(candidates, artifacts, plan.phases, plan.prompts, onnx_alone=config.onnx is not None)
+        precision: those_that_can(candidates, artifacts, plan.phases, plan.prompts)
         for precision, candidates in by_precision.items()
     }
     refuse_absent(config.engine, list(chain.from_iterable(by_precision.values())))
@@ -99,10 +99,11 @@ def _run_held(config: BenchConfig, by_precision: dict[str, list[Candidate]], art
         raise UserError(f"none of the engines asked for has a phase of {', '.join(plan.phases)}")
     prepare(artifacts, [])
     held_out = loss.find_held_out(artifacts, config.text)
+    baseline = BASELINE_OF_ONNX if config.onnx else BASELINE
     races = {}
     for precision, candidates in by_precision.items():
         print(f"comparing {len(candidates)} engines on {words}, {precision}, {plan.threads} threads", file=sys.stderr)
-        race = replace(plan, precision=precision, baseline=BASELINES.get(precision, " ".join(OURS)))
+        race = replace(plan, precision=precision, baseline=baseline if precision == "fp32" else " ".join(OURS))
         result = compare(
             artifacts, candidates, race, f"{reference_class.__module__}:{reference_class.__name__}", held_out.windows
         )
@@ -113,10 +114,13 @@ def _run_held(config: BenchConfig, by_precision: dict[str, list[Candidate]], art
         "model": {
             "words": words,
             "config": asdict(model),
+            "about": shape_of(model).about,
             "source": "ONNX file" if config.onnx else "Checkpoint",
             "sha256": sha256_file(config.onnx or artifacts.checkpoint),
         },
         "truth": reference_class.summary,
+        "measure": reference_class.measure,
+        "judges": reference_class.judges,
         "text": held_out.words,
         "phases": list(plan.phases),
         "rounds": ROUNDS,
@@ -140,19 +144,17 @@ def those_that_can(
     artifacts: Artifacts,
     phases: tuple[str, ...],
     prompts: tuple[tuple[int, int], ...] = (),
-    *,
-    onnx_alone: bool = False,
 ) -> list[Candidate]:
     """Make the files of the candidates that have one of the phases, and return those candidates.
 
     A candidate whose files cannot be made of this model is returned as absent. prompts: the shapes (B, T) of prefill.
-    onnx_alone: somebody's ONNX file is all there is. Raises UserError for a file that is not of this model.
+    Raises UserError for a file that is not of this model.
     """
     found = []
     for each in candidates:
         if not set(each.phases) & set(phases):
             continue
-        able = external.without_checkpoint(each) if onnx_alone else each
+        able = external.that_can(each, artifacts) if artifacts.onnx else each
         if not able.absent:
             try:
                 prepare(artifacts, [able], phases, prompts)
@@ -183,9 +185,9 @@ def unless_many_shapes(candidate: Candidate, config: BenchConfig) -> Candidate:
     return replace(candidate, absent=candidate.absent or MANY_SHAPES.format(engine=candidate.engine))
 
 
-def _plan_of(config: BenchConfig, model: GPTConfig) -> Plan:
+def _plan_of(config: BenchConfig, model: Model) -> Plan:
     """Make the plan of all races, but for their precision. Raises UserError for values that make no sense."""
-    phases = external.checked_phases(config.phases) if config.onnx else config.phases
+    phases = config.phases
     shapes, contexts = list(config.shapes), list(config.contexts)
     if config.odd:
         phases = phases or ("prefill",)

@@ -23,8 +23,8 @@ from bench.harness.work import PHASES, Work
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
 from bench.models.build import choose_artifacts, config_of, prepare
+from bench.models.shape import Model
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 from gpt.version import PROJECT, project_version
 
 SETUP = pytest.StashKey["Setup"]()
@@ -38,7 +38,7 @@ class Setup:
 
     artifacts: Artifacts
     words: str
-    config: GPTConfig
+    config: Model
     candidates: list[Candidate]
     plan: Plan
 

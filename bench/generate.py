@@ -1,5 +1,6 @@
 """python -m bench.generate --engine onnxruntime --prompt "def " --tokens 40
 python -m bench.generate --engine openvino --artifacts my-model
+python -m bench.generate --engine tvm --onnx theirs.onnx --prompt "def "
 
 Continue a text greedily with any engine that has a KV cache, and print the tokens as they come.
 """
@@ -19,15 +20,17 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from bench.backends import Backend, Candidate, find_candidates
+from bench.backends import Backend, Candidate, find_candidates, refuse_absent
 from bench.harness.machine import checked_threads
 from bench.harness.work import Generate, phases_of
+from bench.models import external
 from bench.models.artifacts import Artifacts
 from bench.models.build import choose_artifacts, config_of, prepare
+from bench.models.shape import Model
 from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError
-from gpt.config import GPTConfig
-from gpt.tokenizer import Tokenizer, check_ids, tokenizer_from_json
+from gpt.foreign.huggingface import TOKENIZER, read_json
+from gpt.tokenizer import HuggingFaceTokenizer, NoTokenizer, Tokenizer, gpt2_or_none, tokenizer_from_json
 
 MOST_TOKENS = 200  # default upper limit of the tokens to generate
 
@@ -39,6 +42,8 @@ def run(
     artifacts: Path = Path("artifacts"),
     threads: int | None = None,
     precision: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
+    onnx: Path | None = None,
+    prompt_ids: tuple[int, ...] = (),
 ) -> None:
     """Continue a text greedily with any engine that has a KV cache, and print the tokens as they come.
 
@@ -49,24 +54,54 @@ def run(
         artifacts: the folder of the model; files that the engine needs are built there if they are absent
         threads: the engine's threads; by default one per physical core that this process may use
         precision: the precision of the matrix products
+        onnx: generate by somebody's ONNX file, as it is, which needs inputs for keys and values of earlier tokens
+        prompt_ids: the tokens to continue, in the place of a text; those that come are printed as numbers too
     """
     threads = checked_threads(threads)
     candidate = _candidate_of(engine, precision)
-    found, words = choose_artifacts(artifacts, None)
+    found, words = choose_artifacts(artifacts, None, onnx)
     config = config_of(found)
     if Generate.phase not in phases_of(config):
-        raise UserError(f"{words} has no KV cache to generate with; use python -m gpt.generate {found.checkpoint}")
-    prepare(found, [candidate], [Generate.phase])
-    tokenizer = tokenizer_from_json(load_checkpoint(found.checkpoint).tokenizer)
-    ids = tokenizer.encode(prompt)
-    check_ids(ids, config)
+        instead = f"use python -m gpt.generate {found.checkpoint}"
+        if found.onnx:
+            instead = "export it with inputs of past keys and values, as past_key_values.0.key"
+        raise UserError(f"{words} has no KV cache to generate with; {instead}")
+    if found.onnx:
+        candidate = external.that_can(candidate, found)
+        refuse_absent([engine], [candidate])
+    tokenizer = None if prompt_ids else _tokenizer_of(found, config)
+    ids = list(prompt_ids) if tokenizer is None else tokenizer.encode(prompt)
     wanted = _room_for(ids, tokens, config)
+    prepare(found, [candidate], [Generate.phase])
     loaded = _load(candidate, found, config, threads)
-    print(prompt, end="", flush=True)
+    if tokenizer is not None:
+        print(prompt, end="", flush=True)
     seconds = _print_stream(loaded, tokenizer, ids, wanted)
     first_ms, rest_ms = seconds[0] * 1e3, sum(seconds[1:]) * 1e3
     each = f", {rest_ms / len(seconds[1:]):.3g} ms for each of {len(seconds) - 1} more" if seconds[1:] else ""
     print(f"{candidate.label}: {first_ms:.3g} ms to the first token{each}", file=sys.stderr)
+
+
+def _tokenizer_of(artifacts: Artifacts, config: Model) -> Tokenizer:
+    """Return the model's tokenizer; of an ONNX file the one beside it, or GPT-2's where it has as many tokens.
+
+    Raises UserError where none is known.
+    """
+    if artifacts.onnx is None:
+        return tokenizer_from_json(load_checkpoint(artifacts.checkpoint).tokenizer)
+    beside, own = artifacts.onnx.with_name(TOKENIZER), external.read_external(artifacts.onnx).tokenizer
+    if own is not None:
+        tokenizer = tokenizer_from_json(own)
+    elif beside.is_file():
+        tokenizer = HuggingFaceTokenizer.of(read_json(beside), str(beside))
+    else:
+        tokenizer = gpt2_or_none(config.vocab_size)
+    if isinstance(tokenizer, NoTokenizer):
+        raise UserError(
+            f"{artifacts.onnx}: nothing says what its {config.vocab_size:,} tokens are, as a {TOKENIZER} beside it "
+            "would; put it there, or give the prompt in numbers, by --prompt-ids"
+        )
+    return tokenizer
 
 
 def _candidate_of(engine: str, precision: str) -> Candidate:
@@ -80,7 +115,7 @@ def _candidate_of(engine: str, precision: str) -> Candidate:
     return able[0]
 
 
-def _room_for(ids: list[int], tokens: int | None, config: GPTConfig) -> int:
+def _room_for(ids: list[int], tokens: int | None, config: Model) -> int:
     """Return the number of tokens to add to a prompt. Raises UserError unless they fit in block_size after it."""
     room = config.block_size - len(ids) + 1  # the last token is never fed back
     wanted = min(MOST_TOKENS, max(room, 1)) if tokens is None else tokens
@@ -93,15 +128,15 @@ def _room_for(ids: list[int], tokens: int | None, config: GPTConfig) -> int:
     return wanted
 
 
-def _load(candidate: Candidate, artifacts: Artifacts, config: GPTConfig, threads: int) -> Backend:
+def _load(candidate: Candidate, artifacts: Artifacts, config: Model, threads: int) -> Backend:
     module, name = candidate.factory.split(":")
     engine: Backend = getattr(importlib.import_module(module), name)()
     engine.load(artifacts, config, threads, candidate.variant)
     return engine
 
 
-def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens: int) -> list[float]:
-    """Print each token's text as it comes, and return the seconds that each took."""
+def _print_stream(engine: Backend, tokenizer: Tokenizer | None, ids: list[int], tokens: int) -> list[float]:
+    """Print each token's text, or its number without a tokenizer, as it comes; return the seconds that each took."""
     seconds: list[float] = []
 
     def chosen_ids() -> Iterator[int]:
@@ -111,7 +146,7 @@ def _print_stream(engine: Backend, tokenizer: Tokenizer, ids: list[int], tokens:
             yield int(chosen[0])  # its text is printed before the next one is timed
             last_s = time.perf_counter()
 
-    for piece in tokenizer.pieces(chosen_ids()):
+    for piece in map("{} ".format, chosen_ids()) if tokenizer is None else tokenizer.pieces(chosen_ids()):
         print(piece, end="", flush=True)
     print()
     return seconds

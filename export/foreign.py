@@ -1,7 +1,7 @@
 """Find out whether ONNX files that others wrote can be used by the project, and if so, bring them to our form."""
 
 import hashlib
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from export import storage
 from export.artifact import ExportedModel, OnnxFile, load_exported, metadata_of, read_proto, write_exported
 from export.graph import FLOATS, MASK, POSITIONS, GraphReader, dims_of, dtype_of, opsets_of, without_weights
 from export.masks import say_causal
+from export.signature import Signature
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import atomic_output, hold_output, sha256_file
@@ -159,6 +160,48 @@ def _faults_of_logits(logits: ValueInfoProto) -> list[str]:
     if dtype != "float32":
         return [f"output {logits.name}: is {dtype}, must be float32"]
     return [f"output {logits.name}: its shape {dims} must be [B, T, V]"] if dims and len(dims) != 3 else []
+
+
+def check_callable(signature: Signature) -> None:
+    """Raise UserError, saying why, unless a model gives logits [B, T, V] for token ids [B, T] and what follows of them.
+
+    Logits [B, 1, V] of the last position are as good.
+    """
+    if signature.ids is None:
+        raise UserError("no input of token ids, of whole numbers [B, T], could be told among its inputs")
+    if signature.logits is None:
+        raise UserError("no output of logits, of floating numbers [B, T, V], could be told among its outputs")
+    ids = signature.input(signature.ids)
+    logits = next(port for port in signature.outputs if port.name == signature.logits)
+    if len(ids.dims) != 2:
+        raise UserError(f"input {ids.name} is [{_listed(ids.dims)}]: must be [B, T]")
+    if len(logits.dims) not in (0, 3):
+        raise UserError(f"output {logits.name} is [{_listed(logits.dims)}]: must be [B, T, V]")
+    if tokens_of(signature) is None:
+        raise UserError("nothing says how many token ids it knows: no table that they look up, and no size of logits")
+    signature.feed(np.zeros([dim if isinstance(dim, int) else 1 for dim in ids.dims], np.int64))
+
+
+def tokens_of(signature: Signature) -> int | None:
+    """Return how many token ids a model knows: the rows of the table that they look up, or else its logits."""
+    sizes = [port.dims[-1] for port in signature.outputs if port.name == signature.logits and port.dims]
+    return signature.vocab_size or next((size for size in sizes if isinstance(size, int)), None)
+
+
+def goes_on(signature: Signature) -> bool:
+    """Tell whether a model can go on from keys and values of earlier tokens by any number of tokens.
+
+    Not if it gives the last position's logits alone, as then what it makes of several tokens cannot be seen.
+    """
+    if not signature.past or signature.ids is None:
+        return False
+    T = signature.input(signature.ids).dims[1]
+    logits = next(port.dims for port in signature.outputs if port.name == signature.logits)
+    return not isinstance(T, int) and not (logits and logits[1] == 1)
+
+
+def _listed(dims: Sequence[int | str]) -> str:
+    return ", ".join(map(str, dims))
 
 
 def check_readable(proto: onnx.ModelProto, source: Path) -> None:

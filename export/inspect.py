@@ -1,4 +1,4 @@
-"""Show what is in an ONNX file, ours or somebody else's, and whether the project can use it.
+"""Show what is in an ONNX file, ours or somebody else's, how it is called, and which commands take it.
 
 python -m export.inspect                               # artifacts/model.onnx
 python -m export.inspect theirs.onnx
@@ -20,13 +20,23 @@ import tyro
 from onnx.external_data_helper import uses_external_data
 
 from export.artifact import PREFIX, ExportedModel, exported_from, read_onnx
-from export.foreign import examine
+from export.foreign import check_callable, check_numbers, check_readable, goes_on, tokens_of
 from export.graph import GraphReader, dims_of, dtype_of, opsets_of
-from export.storage import place_of
+from export.interface import signature_of
+from export.signature import COUNTED, PAST, SEEN, ZEROS, Signature
+from export.storage import place_of, read_weights
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.costs import prefill_flops_per_token
 from gpt.files import find_input
+
+# What an input is, by its role in `export.signature.Signature`.
+ROLES = {
+    SEEN: "mask, 1 for each token that is to be seen",
+    COUNTED: "positions",
+    PAST: "past, given back longer as {}",
+    ZEROS: "zeros",
+}
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -38,10 +48,18 @@ def describe(path: Path) -> Iterator[str]:
     exported = exported_from(file) if ours else None
     yield from _file_lines(path, proto)
     yield from _metadata_lines(exported) if exported else ["metadata: none of this project"]
-    yield from ("", *_interface_lines(reader), "", *_node_lines(reader), "", *_parameter_lines(path, reader))
+    signature = signature_of(proto)
+    yield from (
+        "",
+        *_interface_lines(reader, None if exported else signature),
+        "",
+        *_node_lines(reader),
+        "",
+        *_parameter_lines(path, reader),
+    )
     yield from ("", *_flops_lines(reader, exported.config if exported else None))
     if not exported:
-        yield from ("", *_verdict_lines(path, proto))
+        yield from ("", *_model_lines(signature, reader), "", *_use_lines(path, proto, signature))
 
 
 def _file_lines(path: Path, proto: onnx.ModelProto) -> Iterator[str]:
@@ -67,10 +85,13 @@ def _metadata_lines(exported: ExportedModel) -> Iterator[str]:
     yield f"sha256 {exported.sha256}"
 
 
-def _interface_lines(reader: GraphReader) -> Iterator[str]:
+def _interface_lines(reader: GraphReader, signature: Signature | None) -> Iterator[str]:
+    """Yield the inputs and outputs, with what they are if a signature is given."""
     for direction, values in (("input", reader.inputs), ("output", reader.graph.output)):
         for value in values:
-            yield f"{direction:6}  {value.name}: {dtype_of(value)} [{', '.join(map(str, dims_of(value)))}]"
+            role = _role(signature, value.name) if signature else ""
+            dims = ", ".join(map(str, dims_of(value)))
+            yield f"{direction:6}  {value.name}: {dtype_of(value)} [{dims}]{f': {role}' if role else ''}"
 
 
 def _node_lines(reader: GraphReader) -> Iterator[str]:
@@ -115,17 +136,46 @@ def _flops_lines(reader: GraphReader, config: GPTConfig | None) -> Iterator[str]
     yield f"  with attention over T = {T} tokens, causal: {prefill_flops_per_token(config, T):,.0f}"
 
 
-def _verdict_lines(path: Path, proto: onnx.ModelProto) -> Iterator[str]:
-    found = examine(proto)
-    if found.config:
-        words = ", ".join(f"{name}={value}" for name, value in vars(found.config).items())
+def _role(signature: Signature, name: str) -> str:
+    """Return what an input or output is, as far as names and shapes tell."""
+    if name in (signature.ids, signature.logits):
+        return "token ids" if name == signature.ids else "logits"
+    if name in signature.unknown:
+        return "nothing is known to give it"
+    return ROLES[signature.roles[name]].format(signature.presents.get(name)) if name in signature.roles else ""
+
+
+def _model_lines(signature: Signature, reader: GraphReader) -> Iterator[str]:
+    """Yield the sizes of the model, and whether it is a GPT-2."""
+    V, longest = tokens_of(signature), signature.longest
+    known = "token ids: nothing says how many" if V is None else f"token ids: 0 … {V - 1:,}"
+    yield known + ("; nothing says how many it takes" if longest is None else f"; positions for {longest:,} of them")
+    try:
+        words = ", ".join(f"{name}={value}" for name, value in vars(reader.config()).items())
         yield f"a GPT-2, read from the graph: {words}"
-    yield f"form: {found.form}"
-    if found.missing:
-        yield "cannot be used as it is:"
-        yield from (f"  - {line}" for line in found.missing)
+    except UserError as error:
+        yield f"not a GPT-2 that could be recognised: {error}"
+
+
+def _use_lines(path: Path, proto: onnx.ModelProto, signature: Signature) -> Iterator[str]:
+    """Yield the commands that take the file, or why none does; what becomes of each node is the compiler's to say."""
+    try:
+        read_weights(proto, path)
+        check_readable(proto, path)
+        check_numbers(proto, path)
+    except UserError as error:
+        yield f"cannot be used: {str(error).removeprefix(f'{path}: ')}"
+        return
+    try:
+        check_callable(signature)
+    except UserError as error:
+        yield f"cannot be called by token ids alone, so not by python -m bench: {error}"
     else:
-        yield f"can be used: python -m bench --onnx {path}"
+        phases = "prefill, decode, generate" if goes_on(signature) else "prefill, as it has no KV cache to go on from"
+        yield f"python -m bench --onnx {path}  # every engine that can run it, against it in float64: {phases}"
+        if goes_on(signature):
+            yield f"python -m bench.generate --engine onnxruntime --onnx {path}  # what it writes after a prompt"
+    yield f"python -m tvm_frontend.compile {path}  # as it is; says which node it cannot compile, if there is one"
 
 
 def inspect_command(
@@ -133,7 +183,7 @@ def inspect_command(
 ) -> None:
     """Show an ONNX file's metadata, inputs and outputs, operators, parameter bytes and FLOPs per token.
 
-    Of a file that this project did not write it also says whether it can be used, and what is missing if not.
+    Of a file that this project did not write it also says how it is called, and which commands take it as it is.
 
     Args:
         model: any ONNX file

@@ -30,6 +30,7 @@ from gpt.batches import Tokens
 from gpt.cli import UserError
 from gpt.documents import Document, Source, find_source, read_text, standard_library
 from gpt.files import atomic_output, hold_output, sha256_file
+from gpt.foreign.nanogpt import is_token_folder, open_tokens
 from gpt.progress import progress_bar
 from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, TextTokenizer, tokenizer_from_json
 
@@ -125,8 +126,9 @@ class CorpusConfig:
 def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus:
     """Read a text file, tokenised here (by characters unless `tokenizer` is `gpt2`), or a folder of `build_corpus`.
 
-    None is Python's own sources. The first 90 % of a text's characters are trained on. Raises UserError for what
-    cannot be read, or a folder of another tokenizer than the one asked for.
+    A folder may also be nanoGPT's, with train.bin and val.bin: its characters are those of its meta.pkl, without which
+    the tokens are GPT-2's. None is Python's own sources. The first 90 % of a text's characters are trained on. Raises
+    UserError for what cannot be read, or a folder of another tokenizer than the one asked for.
     """
     if path is not None and Path(path).is_dir():
         return open_corpus(Path(path), tokenizer)
@@ -138,20 +140,32 @@ def load_corpus(path: Path | str | None, tokenizer: str | None = None) -> Corpus
 
 
 def open_corpus(folder: Path, tokenizer: str | None = None) -> Corpus:
-    """Map the corpus in a folder of `build_corpus` into memory. Raises UserError, also for a half-made one."""
+    """Map the corpus in a folder of `build_corpus`, or of nanoGPT's, into memory.
+
+    nanoGPT's files are read once, for their hashes. Raises UserError, also for a half-made folder.
+    """
     manifest = _read_manifest(folder)
-    if manifest is None:
+    if manifest is None and is_token_folder(folder):
+        corpus = _open_nanogpt(folder)
+    elif manifest is None:
         raise UserError(f"{folder}: no corpus ({MANIFEST} is absent); make one with: python -m gpt.corpus TEXT -o …")
-    if not manifest["complete"]:
+    elif not manifest["complete"]:
         raise UserError(f"{folder}: is half made; run the command that began it again, and it goes on")
-    coder = _coder_of(folder, manifest)
-    found = "gpt2" if isinstance(coder, GPT2Tokenizer) else "characters"
+    else:
+        train, val = (Tokens([_map(folder, shard, manifest["dtype"]) for shard in manifest[part]]) for part in PARTS)
+        shards = {part: [_shard(folder, shard) for shard in manifest[part]] for part in PARTS}
+        corpus = Corpus(str(folder), _coder_of(folder, manifest), train, val, shards)
+    found = "gpt2" if isinstance(corpus.tokenizer, GPT2Tokenizer) else "characters"
     if tokenizer not in (None, found):
         raise UserError(f"{folder}: was made with tokenizer {found!r}, not {tokenizer!r}; leave --tokenizer out")
-    train, val = (Tokens([_map(folder, shard, manifest["dtype"]) for shard in manifest[part]]) for part in PARTS)
-    return Corpus(
-        str(folder), coder, train, val, {part: [_shard(folder, shard) for shard in manifest[part]] for part in PARTS}
-    )
+    return corpus
+
+
+def _open_nanogpt(folder: Path) -> Corpus:
+    coder, tokens = open_tokens(folder)
+    files = {part: {"file": f"{part}.bin", "sha256": sha256_file(folder / f"{part}.bin")} for part in PARTS}
+    shards = {part: [_shard(folder, file)] for part, file in files.items()}
+    return Corpus(str(folder), coder, Tokens([tokens["train"]]), Tokens([tokens["val"]]), shards)
 
 
 def build_corpus(config: CorpusConfig) -> Corpus:
@@ -384,7 +398,7 @@ def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
     """Return the tokenizer of a manifest. Raises UserError for one that is not ours, or that knows no text."""
     coder = tokenizer_from_json(manifest["tokenizer"])
     if not isinstance(coder, CharTokenizer | GPT2Tokenizer):
-        raise UserError(f"{folder / MANIFEST}: names no tokenizer of a corpus; remove {folder} and make it again")
+        raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
     return coder
 
 

@@ -16,6 +16,8 @@ from gpt.tokenizer import check_unicode
 
 DEFAULT_LIMIT = 4_000_000  # characters of Python's sources: the demo reads 1.5 million, and loading is under a second
 KEPT = frozenset(string.printable) - frozenset("\r\v\f")  # printable ASCII, newline and tab
+CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # characters of no text, but for one that strayed into it
+CONTROL_SHARE = 0.01  # from which on a file is no text
 HUGGING_FACE = re.compile(r"hf:(?P<path>[^:@]+)(:(?P<name>[^@]+))?(@(?P<revision>.+))?")
 # OpenWebText's main branch is a script, which datasets 4 and later refuse; its Parquet copy is a branch of its own
 NAMED = {
@@ -81,7 +83,11 @@ def find_source(name: str, text_field: str = "text") -> Source:
 
 
 def read_text(path: Path | str) -> str:
-    """Read a text file (UTF-8), every character kept. Raises UserError if it is missing, not a text file, or empty."""
+    """Read a text file (UTF-8), every character kept. Raises UserError if it is missing, not a text file, or empty.
+
+    Numbers are often valid UTF-8, such as the tokens of a small vocabulary; what tells them is that they hold NUL, or
+    other control characters in numbers.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,6 +98,13 @@ def read_text(path: Path | str) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a text file") from error
     if not text:
         raise UserError(f"{path}: is empty; give a text file with something in it")
+    controls = CONTROL.findall(text)
+    if "\0" in controls or len(controls) > CONTROL_SHARE * len(text):
+        first = controls[0] if "\0" not in controls else "\0"
+        raise UserError(
+            f"{path}: not text but bytes (it holds {first!r}, place {text.index(first)}); give a plain text file, or a "
+            "folder of token files: of python -m gpt.corpus, or nanoGPT's with train.bin and val.bin"
+        )
     return text
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from gpt import onednn
 from gpt.batches import Batches
 from gpt.bigram import Bigram
-from gpt.checkpoint import Checkpoint, load_checkpoint, load_training, state_of
+from gpt.checkpoint import Checkpoint, load_training, state_of
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.corpus import Corpus
@@ -23,6 +23,7 @@ from gpt.device import check_memory
 from gpt.distributed import Ranks
 from gpt.model import GPT
 from gpt.optimizer import optimizer_of, precision_of
+from gpt.pretrained import load_pretrained
 from gpt.run_folder import plain
 from gpt.tokenizer import NoTokenizer, tokenizer_from_json
 from gpt.train_config import TrainConfig
@@ -154,11 +155,13 @@ def _beginning(config: TrainConfig, corpus: Corpus) -> tuple[GPTConfig, dict[str
     tokenizer = corpus.tokenizer
     if config.init_from is None:
         return config.model_config(tokenizer.vocab_size), None
-    found = _load_weights(config.init_from)
-    is_other = not isinstance(tokenizer_from_json(found.tokenizer), NoTokenizer) and (
-        found.tokenizer != tokenizer.to_json()
+    found = load_pretrained(config.init_from)
+    # a vocabulary that was padded has ids that no text is encoded to; without a tokenizer its size is all there is
+    is_same = found.tokenizer == tokenizer.to_json() or (
+        isinstance(tokenizer_from_json(found.tokenizer), NoTokenizer)
+        and found.config.vocab_size == tokenizer.vocab_size
     )
-    if is_other or found.config.vocab_size != tokenizer.vocab_size:
+    if not is_same:
         raise UserError(f"--init-from {config.init_from}: has another vocabulary than {corpus.name}; see --tokenizer")
     if config.block_size > found.config.block_size:
         raise UserError(f"block_size={config.block_size}: {config.init_from} has {found.config.block_size}; be below")
@@ -179,14 +182,6 @@ def _check_room(shape: GPTConfig, batches: Batches, device: torch.device) -> Non
     check_memory(weights if device.type != "cpu" else 4 * weights, "the model and its training", LESS_MEMORY)
     if device.type == "cpu":
         check_memory(4 * sequences * shape.block_size * shape.vocab_size, "a micro-batch's logits", LESS_MEMORY)
-
-
-def _load_weights(source: str) -> Checkpoint:
-    if Path(source).is_file():
-        return load_checkpoint(source)
-    from gpt.pretrained import load_pretrained
-
-    return load_pretrained(source)
 
 
 def _wrap(raw: GPT | Bigram, config: TrainConfig, ranks: Ranks) -> tuple[nn.Module, nn.Module]:

@@ -48,7 +48,8 @@ class CompiledModel:
     `graph` is called. parts: its libraries, by the word in their names, each with the names of its `weights` in
     order, its `entry_points` and its `caches`: `` for the file as it is, `plain` for masks of ones and positions
     that count on, `cached` for a cache that is preallocated where the file has one that grows; other models have
-    one library and no parts.
+    one library and no parts. coverage: `Coverage` as JSON, how much of the work is in this project's kernels; None
+    where there are none.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class CompiledModel:
     search: dict[str, Any] | None = None
     signature: Signature | None = None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    coverage: dict[str, Any] | None = None
 
     @property
     def libraries(self) -> list[Path]:

@@ -43,6 +43,7 @@ from tvm_frontend.artifact import (
     save_compiled,
 )
 from tvm_frontend.check import check_only, check_or_why_not
+from tvm_frontend.coverage import Coverage
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
 from tvm_frontend.graph import Graph
@@ -135,6 +136,7 @@ def compile_model(
                 "exported_sha256": source.sha256,
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
+                "coverage": compiled.coverage.to_json() if compiled.coverage else None,
                 "signature": source.signature and source.signature.to_json(),
                 "parts": {
                     part: {
@@ -369,6 +371,8 @@ def compile_command(
         f"wrote {compiled.path} ({size_mb:.1f} MB, {target} {for_what}, opt level {opt_level}, "
         f"{sum(compiled.phases_s.values()):.1f} s)"
     )
+    if compiled.coverage is not None:
+        print(Coverage.from_json(compiled.coverage))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_generic
 from gpt.cli import UserError
 from gpt.files import atomic_output
 from gpt.progress import progress_bar
+from tvm_frontend.coverage import Coverage, coverage_of
 from tvm_frontend.cuda_toolchain import cuda_machine_code
 from tvm_frontend.graph import ENTRY, FORGET, Graph
 from tvm_frontend.kernels import kernels_for
@@ -29,9 +30,11 @@ from tvm_frontend.passes.fuse_cached_attention import fuse_cached_attention
 from tvm_frontend.passes.fuse_embedding import fuse_embedding
 from tvm_frontend.passes.fuse_layer_norm import fuse_layer_norm
 from tvm_frontend.passes.fuse_linear import fuse_linear
+from tvm_frontend.passes.merge_projections import merge_projections
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.recover_layer_norm import recover_layer_norm
+from tvm_frontend.passes.rewrite import OPAQUE
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
 from tvm_frontend.tvm_patches import patch_attention
@@ -54,13 +57,14 @@ patch_attention()  # before any operator is lowered
 class Compiled:
     """Holds the executable that the phases made, the graph with its weights, and the seconds each phase took.
 
-    launches: as in `CompiledModel`.
+    launches, coverage: as in `CompiledModel`.
     """
 
     executable: relax.VMExecutable
     graph: Graph
     phases_s: dict[str, float]
     launches: dict[str, dict[str, Any]]
+    coverage: Coverage | None = None
 
 
 @dataclass
@@ -107,7 +111,10 @@ def compile_graph(
             return graph
 
         graph = run("import", import_graph)
+        coverage = None
         for name, phase in kept:
+            if name == "bundle_weights" and options.opt_level > 0 and search is None:
+                coverage = coverage_of(graph)
             graph = run(name, partial(phase, graph))
         bar.set_postfix_str("machine_code")
         start = time.perf_counter()
@@ -115,7 +122,7 @@ def compile_graph(
         (kernels,) = executable.mod.imports
         trace.record("machine_code", time.perf_counter() - start, lambda: kernels.inspect_source("ll"), "ll")
         bar.update()
-    return Compiled(executable, graph, trace.phases_s, launches)
+    return Compiled(executable, graph, trace.phases_s, launches, coverage)
 
 
 def graph_phases(
@@ -133,6 +140,7 @@ def graph_phases(
         ]
     if kernels is not None:
         rewrites += [
+            ("merge_projections", merge_projections),
             ("fuse_attention", lambda graph: fuse_attention(graph, kernels)),
             ("fuse_cached_attention", lambda graph: fuse_cached_attention(graph, kernels)),
             ("fuse_linear", lambda graph: fuse_linear(graph, kernels)),
@@ -208,8 +216,12 @@ def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
 
 
 def bundle_weights(graph: Graph) -> Graph:
-    """Make all weights one argument: forward(*inputs, *weights) → forward(*inputs, weights)."""
-    return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
+    """Make all weights one argument: forward(*inputs, *weights) → forward(*inputs, weights).
+
+    Kernels that nothing calls any more are dropped.
+    """
+    called = relax.transform.DeadCodeElimination(graph.entry_points)(graph.module)
+    return Graph(relax.transform.BundleModelParams("weights")(called), graph.weights)
 
 
 def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:
@@ -221,7 +233,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     builder = relax.BlockBuilder(graph.module)
     with builder.function(FORGET, [], attrs={"global_symbol": FORGET}):
         builder.emit_func_output(relax.prim_value(0))
-    module = builder.get()
+    module = unfused_counts(builder.get())
     if target.kind == "cuda":
         passes = [
             *schedule_cuda(target),
@@ -242,6 +254,22 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     with tvm_target:
         module = tvm.transform.Sequential(passes)(module)
     return Graph(module, graph.weights)
+
+
+def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
+    """Keep ranges that start at a size, as positions behind a past, from being fused with what reads them.
+
+    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one whose start and whose length are both sizes.
+    """
+    calls = [binding.value for block in module[ENTRY].body.blocks for binding in block.bindings]
+    ranges = [call.args for call in calls if getattr(getattr(call, "op", None), "name", "") == "relax.arange"]
+    if not any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges):
+        return module
+    module = relax.transform.LegalizeOps()(module)
+    for name, function in module.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc) and name.name_hint.rstrip("0123456789") == "arange":
+            module.update_func(name, function.with_attr("op_pattern", OPAQUE))
+    return module
 
 
 def machine_code(

@@ -17,6 +17,7 @@ from bench.correctness.loss import nats_of
 from bench.correctness.rounding import Rounding
 from bench.harness.worker import OURS, Interpreter
 from bench.models.artifacts import Artifacts
+from bench.models.shape import Model
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 
@@ -69,11 +70,18 @@ class Backend(ABC, Generic[ArtifactsT]):
         """Return the Python interpreter to run it in. Only called if it can run here."""
         return OURS
 
-    def load(self, artifacts: ArtifactsT, config: GPTConfig, threads: int, variant: str) -> None:
+    def load(self, artifacts: ArtifactsT, config: Model, threads: int, variant: str) -> None:
         """Prepare to run on exactly `threads` threads. Called once, in the engine's own process."""
         self.config, self.variant = config, self.variants[variant]
         self._cached: tuple[int, int] = (0, 0)  # (sequences, tokens) in the KV cache
         self._load(artifacts, threads)
+
+    @property
+    def gpt(self) -> GPTConfig:
+        """The shape of a GPT of this project, for what makes its cache. Raises UserError for another model."""
+        if not isinstance(self.config, GPTConfig):
+            raise UserError("the model is somebody's ONNX file, and this needs one of this project")
+        return self.config
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         """Compute logits float32 [B, T, V] of ids int64 [B, T]; may return a view that the next call overwrites.
@@ -183,6 +191,11 @@ class Backend(ABC, Generic[ArtifactsT]):
         if int(ids.view(np.uint64).max()) >= V:  # a negative id seen as unsigned is very large
             bad = ids[(ids < 0) | (ids >= V)][0]
             raise UserError(f"token id {bad}: must be in 0 … {V - 1} (vocab_size={V})")
+
+
+def in_float32(logits: np.ndarray) -> np.ndarray:
+    """Return the logits of a file that gives them in another type as float32; others as they are."""
+    return logits.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Engine(Backend[Artifacts]):
 
         from gpt.cache import KVCache
 
-        self._cache = KVCache(self.config, len(ids), dtype=getattr(torch, self.arithmetic))
+        self._cache = KVCache(self.gpt, len(ids), dtype=getattr(torch, self.arithmetic))
         return self._step(ids)
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:

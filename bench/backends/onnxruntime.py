@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.backends import Backend, Variant
+from bench.backends import Backend, Variant, in_float32
 from bench.correctness.rounding import Rounding, by_matrix, by_tensor_with_offset
 from bench.models.artifacts import CACHED, CACHED_INT8, EXPORTED, EXPORTED_INT8, Artifacts
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, IOBinding
+    from onnxruntime import InferenceSession, IOBinding, OrtValue
+
+    from bench.models.inputs import Inputs
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -39,13 +41,18 @@ class Engine(Backend[Artifacts]):
     }
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
-        self._folder, self._threads = artifacts.folder, threads
+        self._artifacts, self._threads = artifacts, threads
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        return self._forward.run(["logits"], {"ids": ids})[0]
+        if self._artifacts.onnx is None:
+            return self._forward.run(["logits"], {"ids": ids})[0]
+        given = self._inputs(ids) | self._inputs.empty(len(ids))
+        return in_float32(self._forward.run([self._inputs.signature.logits], given)[0])
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
-        B, config = len(ids), self.config
+        if self._artifacts.onnx is not None:
+            return self._fill_past(ids)
+        B, config = len(ids), self.gpt
         shape = (B, config.n_head, config.block_size, config.head_size)
         self._cache = {
             f".{layer}.{part}": np.zeros(shape, np.float32)
@@ -60,6 +67,8 @@ class Engine(Backend[Artifacts]):
         return logits[:, -1]
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
+        if self._artifacts.onnx is not None:
+            return self._decode_past(ids, context)
         self._ids[:], self._pos[:] = ids, context
         self._with_cache.run_with_iobinding(self._step)
         return self._logits[:, 0]
@@ -78,22 +87,80 @@ class Engine(Backend[Artifacts]):
             binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         return binding
 
+    def _fill_past(self, ids: np.ndarray) -> np.ndarray:
+        """Do `_fill` with a file that is given the past and gives it back longer."""
+        from onnxruntime import OrtValue
+
+        empty = [OrtValue.ortvalue_from_numpy(array) for array in self._inputs.empty(len(ids)).values()]
+        self._past: list[OrtValue] = []
+        logits, self._longer = self._step_past(ids, empty, 0)
+        self._tokens = ids.shape[1] - 1  # in the past, one fewer than in the longer one
+        return logits
+
+    def _decode_past(self, ids: np.ndarray, context: int) -> np.ndarray:
+        """Do `_decode` so. The past before the last call is kept, for a call that does the same again."""
+        if context == self._tokens + 1:
+            self._past = self._longer
+        elif context != self._tokens or not self._past:
+            self._past = self._shortened(context)
+        self._tokens = context
+        logits, self._longer = self._step_past(ids, self._past, context)
+        return logits
+
+    def _step_past(self, ids: np.ndarray, past: "list[OrtValue]", tokens: int) -> "tuple[np.ndarray, list[OrtValue]]":
+        """Return the last position's logits [B, V], and the past with the keys and values of ids, none of it copied."""
+        from onnxruntime import OrtValue
+
+        signature, binding = self._inputs.signature, self._forward.io_binding()
+        given = self._inputs(ids, tokens)  # stays until the call is over, as its memory is only borrowed
+        for name, array in given.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for name, value in zip(signature.past, past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for output in [signature.logits, *(signature.presents[name] for name in signature.past)]:
+            binding.bind_output(output)
+        self._forward.run_with_iobinding(binding)
+        logits, *longer = binding.get_outputs()
+        return in_float32(logits.numpy()[:, -1]), longer
+
+    def _shortened(self, context: int) -> "list[OrtValue]":
+        """Copy the first `context` tokens of the longest keys and values at hand."""
+        from onnxruntime import OrtValue
+
+        signature = self._inputs.signature
+        arrays = [value.numpy() for value in self._longer]
+        return [
+            OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(array[(slice(None),) * signature.length_axis(name) + (slice(context),)])
+            )
+            for name, array in zip(signature.past, arrays, strict=True)
+        ]
+
+    @cached_property
+    def _inputs(self) -> "Inputs":
+        from bench.models.inputs import inputs_of
+
+        return inputs_of(self._artifacts.exported)
+
     @cached_property
     def _forward(self) -> "InferenceSession":
-        return self._open(self._folder / self.variant.files["prefill"])
+        return self._open(self._artifacts.path(self.variant.files["prefill"]))
 
     @cached_property
     def _with_cache(self) -> "InferenceSession":
-        return self._open(self._folder / self.variant.files["decode"])
+        return self._open(self._artifacts.path(self.variant.files["decode"]))
 
     def _open(self, path: Path) -> "InferenceSession":
         import onnxruntime
 
         from export.artifact import exported_from, read_onnx
+        from export.storage import external_tensors
 
         file = read_onnx(path)
+        if self._artifacts.onnx is None:
+            exported_from(file)  # checks that it is whole
         # Weights in a second file are found beside the graph, so both are opened again.
-        model = str(path) if exported_from(file).weights else file.content
+        model = str(path) if any(external_tensors(file.proto)) else file.content
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1

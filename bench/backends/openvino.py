@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bench.backends import Backend, Variant
+from bench.backends import Backend, Variant, in_float32
 from bench.correctness.rounding import Rounding, by_32, by_row_with_offset, int4_by_group
 from bench.models.artifacts import EXPORTED, OPENVINO, OPENVINO_PAST, PAST, Artifacts
+from export.signature import SEEN
 from gpt.cli import UserError
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model, Tensor
+
+    from bench.models.inputs import Inputs
 
 CAPABILITIES = "OPTIMIZATION_CAPABILITIES"  # the name of OpenVINO's list of what the plugin has kernels for
 
@@ -52,7 +55,7 @@ class Engine(Backend[Artifacts]):
         self._core = openvino.Core()
         if self.variant.precision == "bf16" and "BF16" not in self._core.get_property("CPU", CAPABILITIES):
             raise UserError("OpenVINO has no bfloat16 on this CPU: it would compute in float32")
-        self._folder = artifacts.folder
+        self._artifacts = artifacts
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             # the default is bfloat16 on a CPU that has it
@@ -67,16 +70,19 @@ class Engine(Backend[Artifacts]):
         if self._of_shape is None or self._of_shape[0] != ids.shape:
             self._of_shape = None  # free it first: each compiled model copies the weights, ten of GPT-2 took 13 GB
             model = self._read("prefill")
-            model.reshape(list(ids.shape))
+            if not self._whole.signature.past:  # of no tokens, which is no shape to the plugin
+                model.reshape({name: list(array.shape) for name, array in self._whole(ids).items()})
             self._of_shape = ids.shape, self._compile(model)
-        return self._of_shape[1](ids, share_inputs=True, share_outputs=True)[0]
+        given = self._whole(ids) | self._whole.empty(len(ids))
+        results = self._of_shape[1](given, share_inputs=True, share_outputs=True)
+        return in_float32(results[self._whole.signature.logits])
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
         from openvino import Tensor
 
         B = len(ids)
-        empty = Tensor(np.zeros((B, self.config.n_head, 0, self.config.head_size), np.float32))
-        logits = self._run(self._prompt, ids, [empty] * len(self._past_names))
+        empty = [Tensor(array) for array in self._stepwise.empty(B).values()]
+        logits = self._run(self._prompt, ids, empty, 0)
         self._past, self._past_tokens = self._present_of(self._prompt), ids.shape[1]
         if self._steps[0] != B:
             step = self._compile(self._one_token(B))
@@ -90,32 +96,48 @@ class Engine(Backend[Artifacts]):
             self._steps[1].reverse()
         elif context != self._past_tokens:
             self._past, self._next, self._past_tokens = self._shortened(context), None, context
-        logits = self._run(self._steps[1][0], ids, self._past)
+        logits = self._run(self._steps[1][0], ids, self._past, context)
         self._next = self._present_of(self._steps[1][0])
         return logits
 
-    def _run(self, request: "InferRequest", ids: np.ndarray, past: "list[Tensor]") -> np.ndarray:
-        """Run a request and return a view of the last position's logits [B, V]."""
+    def _run(self, request: "InferRequest", ids: np.ndarray, past: "list[Tensor]", tokens: int) -> np.ndarray:
+        """Run a request after a past of so many tokens, and return a view of the last position's logits [B, V]."""
         from openvino import Tensor
 
-        request.set_tensor("input_ids", Tensor(np.ascontiguousarray(ids)))
-        for name, tensor in zip(self._past_names, past, strict=True):
+        for name, array in self._stepwise(ids, tokens).items():
+            request.set_tensor(name, Tensor(array))
+        for name, tensor in zip(self._stepwise.signature.past, past, strict=True):
             request.set_tensor(name, tensor)
         request.infer()
-        return request.get_tensor("logits").data[:, -1]
+        return in_float32(request.get_tensor(self._stepwise.signature.logits).data[:, -1])
 
     def _present_of(self, request: "InferRequest") -> "list[Tensor]":
-        return [request.get_tensor(name.replace("past_key_values", "present")) for name in self._past_names]
+        signature = self._stepwise.signature
+        return [request.get_tensor(signature.presents[name]) for name in signature.past]
 
     def _shortened(self, context: int) -> "list[Tensor]":
         """Copy the first `context` rows of the longest keys and values at hand."""
         from openvino import Tensor
 
-        return [Tensor(tensor.data[:, :, :context].copy()) for tensor in self._next or self._past]
+        signature = self._stepwise.signature
+        return [
+            Tensor(tensor.data[(slice(None),) * signature.length_axis(name) + (slice(context),)].copy())
+            for name, tensor in zip(signature.past, self._next or self._past, strict=True)
+        ]
 
     @cached_property
-    def _past_names(self) -> list[str]:
-        return [f"past_key_values.{i}.{part}" for i in range(self.config.n_layer) for part in ("key", "value")]
+    def _whole(self) -> "Inputs":
+        """What the file for prefill is given."""
+        from bench.models.inputs import inputs_of
+
+        return inputs_of(self._artifacts.path(EXPORTED))
+
+    @cached_property
+    def _stepwise(self) -> "Inputs":
+        """What the file with a past is given."""
+        from bench.models.inputs import inputs_of
+
+        return inputs_of(self._artifacts.path(PAST))
 
     @cached_property
     def _prompt(self) -> "InferRequest":
@@ -125,22 +147,35 @@ class Engine(Backend[Artifacts]):
         """Read the model with static shapes for one token of B sequences; only the length of the past stays dynamic."""
         from openvino import Dimension
 
-        model = self._read("decode")
-        past = [B, self.config.n_head, Dimension(1, self.config.block_size - 1), self.config.head_size]
-        model.reshape({"input_ids": [B, 1]} | dict.fromkeys(self._past_names, past))
+        model, signature, past = (
+            self._read("decode"),
+            self._stepwise.signature,
+            Dimension(1, self.config.block_size - 1),
+        )
+        shapes = {}
+        for name, array in self._stepwise(np.zeros((B, 1), np.int64), 1).items():
+            is_mask = signature.roles.get(name) == SEEN  # which is as long as the past and the token
+            shapes[name] = [B, Dimension(2, self.config.block_size)] if is_mask else list(array.shape)
+        for name, array in self._stepwise.empty(B).items():
+            axis = signature.length_axis(name)
+            shapes[name] = [past if place == axis else size for place, size in enumerate(array.shape)]
+        model.reshape(shapes)
         return model
 
     def _read(self, phase: str) -> "Model":
         from export.artifact import exported_from, read_onnx
         from export.quantize import read_openvino
+        from export.storage import external_tensors
 
-        path = self._folder / self.variant.files[phase]
+        path = self._artifacts.path(self.variant.files[phase])
         if path.is_dir():  # a compressed model
             graph, weights = read_openvino(path)
             return self._core.read_model(graph, weights)
         file = read_onnx(path)
+        if self._artifacts.onnx is None:
+            exported_from(file)  # checks that it is whole
         # Weights in a second file are found beside the graph, so both are opened again.
-        return self._core.read_model(path if exported_from(file).weights else file.content)
+        return self._core.read_model(path if any(external_tensors(file.proto)) else file.content)
 
     def _compile(self, model: "Model") -> "CompiledModel":
         return self._core.compile_model(model, "CPU", self._settings)

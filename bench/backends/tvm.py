@@ -1,17 +1,16 @@
 """Runs the exported files compiled by TVM: O0 is TVM's own untuned pipeline, O3 has this project's kernels."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bench.backends import Backend, Variant
+from bench.backends import Backend, Variant, in_float32
 from bench.correctness.rounding import Rounding, by_32, by_row, int4_by_32
 from bench.models.artifacts import COMPILED_CACHED, COMPILED_LOW, COMPILED_O0, COMPILED_O3, Artifacts
 
 if TYPE_CHECKING:
     from tvm_frontend.artifact import CompiledModel
-    from tvm_frontend.runtime.session import CachedSession, Session
 
 
 def _files(forward: str, with_cache: str) -> dict[str, str]:
@@ -39,26 +38,32 @@ class Engine(Backend[Artifacts]):
     }
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
-        self._folder, self._threads = artifacts.folder, threads
+        self._artifacts, self._threads = artifacts, threads
 
     def _prefill(self, ids: np.ndarray) -> np.ndarray:
-        return self._forward.prefill(ids)
+        return in_float32(self._forward.prefill(ids))
 
     def _fill(self, ids: np.ndarray) -> np.ndarray:
-        return self._with_cache.fill(ids)
+        return in_float32(self._with_cache.fill(ids))
 
     def _decode(self, ids: np.ndarray, context: int) -> np.ndarray:
-        return self._with_cache.decode(ids, context)
+        return in_float32(self._with_cache.decode(ids, context))
 
     @cached_property
-    def _forward(self) -> "Session":
+    def _forward(self) -> Any:
+        if self._artifacts.onnx is not None:
+            from tvm_frontend.runtime import open_session
+
+            return open_session(self._compiled("prefill"), self._threads)
         from bench.models.sessions import open_as
         from tvm_frontend.runtime.session import Session
 
         return open_as(Session, self._compiled("prefill"), self._threads)
 
     @cached_property
-    def _with_cache(self) -> "CachedSession":
+    def _with_cache(self) -> Any:
+        if self._artifacts.onnx is not None:
+            return self._forward
         from bench.models.sessions import open_as
         from tvm_frontend.runtime.session import CachedSession
 
@@ -67,7 +72,7 @@ class Engine(Backend[Artifacts]):
     def _compiled(self, phase: str) -> "CompiledModel":
         from tvm_frontend.artifact import load_compiled
 
-        return load_compiled(self._folder / self.variant.files[phase])
+        return load_compiled(self._artifacts.path(self.variant.files[phase]))
 
     def versions(self) -> dict[str, str]:
         import tvm

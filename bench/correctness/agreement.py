@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt.config import GPTConfig
+from bench.models.shape import Model, fitted
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Agreement:
 def measure_allowed(
     judge: Callable[[np.ndarray], np.ndarray],
     eager: Callable[[np.ndarray], np.ndarray],
-    config: GPTConfig,
+    config: Model,
     seed: int,
 ) -> Errors:
     """Return the errors that an engine is allowed: FACTORS times those of `eager` against `judge`, on fresh random ids.
@@ -116,10 +116,11 @@ def errors_of(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Errors:
     return Errors(math.sqrt(float(np.mean(squares))), math.sqrt(max(squares)), worst)
 
 
-def calibration_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+def calibration_shapes(config: Model) -> list[tuple[int, int]]:
     """List the (B, T) at which eager's errors are measured: short ones of `odd_shapes`, and one of many positions."""
     T = min(CALIBRATION_T, config.block_size)
-    return [shape for shape in odd_shapes(config) if shape[1] < T] + [(max(2, -(-CALIBRATION_TOKENS // T)), T)]
+    shapes = [shape for shape in odd_shapes(config) if shape[1] < T] + [(max(2, -(-CALIBRATION_TOKENS // T)), T)]
+    return fitted(config, shapes)
 
 
 def compare_logits(reference: np.ndarray, logits: np.ndarray, allowed: Errors) -> Agreement:
@@ -196,16 +197,16 @@ def margin_of(reference: np.ndarray) -> np.ndarray:
     return top[..., 1] - top[..., 0]
 
 
-def odd_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+def odd_shapes(config: Model) -> list[tuple[int, int]]:
     """List the (B, T) at which every engine is checked whatever is timed: one token, few, no round number, the longest.
 
     A mistake about a single key shows best where there are few.
     """
     T = config.block_size
-    return list(dict.fromkeys([(1, 1), (2, min(3, T)), (3, min(17, T)), (1, T)]))
+    return fitted(config, [(1, 1), (2, min(3, T)), (3, min(17, T)), (1, T)])
 
 
-def random_ids(config: GPTConfig, B: int, T: int, seed: int) -> np.ndarray:
+def random_ids(config: Model, B: int, T: int, seed: int) -> np.ndarray:
     """Draw random ids, int64 [B, T], which depend on the seed and the shape alone."""
     return np.random.default_rng([seed, B, T]).integers(0, config.vocab_size, (B, T))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from bench.correctness.rounding import Array, Rounding
 from bench.harness.runner import CALL_DEADLINE_S, LOAD_DEADLINE_S
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
-from gpt.config import GPTConfig
+from bench.models.shape import Model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Reference(eager.Engine):
     """Eager in float64; its logits are float64 [B, T, V]. Not an engine: it is never timed."""
 
     summary = "eager in float64"
+    measure = "PyTorch itself"
+    judges: ClassVar[dict[str, str]] = {name: precision.judge for name, precision in PRECISIONS.items()}
     arithmetic = "float64"
 
     def _load(self, artifacts: Artifacts, threads: int) -> None:
@@ -158,7 +160,7 @@ class ReferenceModel:
     """
 
     def __init__(
-        self, artifacts: Artifacts, config: GPTConfig, threads: int, factory: str = FACTORY, seed: int = 0
+        self, artifacts: Artifacts, config: Model, threads: int, factory: str = FACTORY, seed: int = 0
     ) -> None:
         self._worker = Worker(factory, threads)
         self._arguments = (artifacts, config, threads, "")

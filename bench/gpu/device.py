@@ -7,9 +7,9 @@ from bench.gpu.clock import sample_on
 from bench.harness.machine import describe_machine
 from bench.harness.worker import Worker
 from bench.models.artifacts import Artifacts
+from bench.models.shape import Model
 from bench.roofline.bounds import Roofline, weight_bytes
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 from tvm_frontend.cuda_toolchain import gpu_arch
 
 DEVICES = ("cuda", "cpu")  # on a CPU the command can be tried without a GPU
@@ -105,7 +105,7 @@ class Probe:
         return 2 * n**3 / seconds
 
 
-def measure_limits(probe: Worker, precisions: list[str], config: GPTConfig, threads: int) -> dict[str, Roofline]:
+def measure_limits(probe: Worker, precisions: list[str], config: Model, threads: int) -> dict[str, Roofline]:
     """Measure the limits of each precision for one model. probe: a worker of a loaded `Probe`. Raises WorkerError."""
     bandwidth = probe.call("copied_bytes_per_s")
     return {

@@ -11,7 +11,7 @@ import numpy as np
 from bench.backends import Backend
 from bench.gpu.clock import sample_on
 from bench.gpu.device import DeviceArtifacts
-from gpt.config import GPTConfig
+from bench.models.shape import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class DeviceEngine(Backend[DeviceArtifacts]):
 
     any_shape: ClassVar[bool] = True
 
-    def load(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, variant: str) -> None:
+    def load(self, artifacts: DeviceArtifacts, config: Model, threads: int, variant: str) -> None:
         """Load as `Backend.load` does."""
         self.device, self.variant_name = artifacts.device, variant
         self._positions: dict[tuple[int, int], Tensor] = {}

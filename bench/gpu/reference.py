@@ -11,7 +11,7 @@ from bench.correctness.rounding import Rounding
 from bench.gpu.device import DeviceArtifacts
 from bench.harness.runner import CALL_DEADLINE_S
 from bench.harness.worker import WorkerError
-from gpt.config import GPTConfig
+from bench.models.shape import Model
 
 FACTORY = f"{__name__}:Reference"
 
@@ -19,7 +19,7 @@ FACTORY = f"{__name__}:Reference"
 class Reference:
     """The model with explicit attention, every product, sum and function in float64; it runs in a worker."""
 
-    def load(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, variant: str) -> None:
+    def load(self, artifacts: DeviceArtifacts, config: Model, threads: int, variant: str) -> None:
         """Load the checkpoint; the arguments are those of an engine's `load`."""
         import torch
 
@@ -53,7 +53,7 @@ class DeviceReferenceModel(ReferenceModel):
     Raises WorkerError, whose message says that it is the reference's.
     """
 
-    def __init__(self, artifacts: DeviceArtifacts, config: GPTConfig, threads: int, seed: int) -> None:
+    def __init__(self, artifacts: DeviceArtifacts, config: Model, threads: int, seed: int) -> None:
         super().__init__(artifacts, config, threads, FACTORY, seed)
         self._asked: tuple[bytes, tuple[int, ...]] | None = None
         self._known: np.ndarray | None = None

@@ -8,8 +8,8 @@ import numpy as np
 
 from bench.harness.machine import checked_threads
 from bench.harness.work import PHASES, Decode, Prefill, Work, phases_of
+from bench.models.shape import Model, fitted, shape_of
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 
 ROUNDS = 5  # turns of each engine at each work
 
@@ -24,7 +24,7 @@ class Plan:
     engine that speed-ups are relative to.
     """
 
-    config: GPTConfig
+    config: Model
     works: tuple[Work, ...]
     threads: int
     minutes: float = 0.75
@@ -67,7 +67,7 @@ class Plan:
 
 
 def works_of(
-    config: GPTConfig, phases: Collection[str] = (), shapes: Collection[str] = (), contexts: Collection[int] = ()
+    config: Model, phases: Collection[str] = (), shapes: Collection[str] = (), contexts: Collection[int] = ()
 ) -> tuple[Work, ...]:
     """List the works to time of a model: of the phases asked for, by default of all that it has.
 
@@ -82,24 +82,29 @@ def works_of(
     for given, phase, what in ((shapes, Prefill.phase, "shape"), (contexts, Decode.phase, "context")):
         if given and phase not in (phases or has):
             raise UserError(f"{what} {next(iter(given))}: is of {phase}, which is not among the phases compared")
+    B = shape_of(config).fixed[0] or 1
     asked = {
         # The small shapes come first, so that a slow engine is known before the large ones.
         Prefill.phase: tuple(Prefill(*shape) for shape in sorted({parse_shape(text, config) for text in shapes})),
-        Decode.phase: tuple(Decode(1, 1, _checked_context(context, config)) for context in contexts),
+        Decode.phase: tuple(Decode(B, 1, _checked_context(context, config)) for context in contexts),
     }
     names = [name for name in has if name in (phases or has)]
     return tuple(work for name in names for work in asked.get(name) or PHASES[name].timed(config))
 
 
-def parse_shape(text: str, config: GPTConfig) -> tuple[int, int]:
+def parse_shape(text: str, config: Model) -> tuple[int, int]:
     """Read `BxT` as two numbers. Raises UserError unless B is at least 1 and T in 1 … block_size."""
     B, separator, T = text.partition("x")
     if not (separator and B.isdecimal() and T.isdecimal() and int(B) >= 1 and 1 <= int(T) <= config.block_size):
         raise UserError(f"shape {text!r}: must be BxT, as 1x64, with B at least 1 and T in 1 … {config.block_size}")
-    return int(B), int(T)
+    shape = int(B), int(T)
+    if fitted(config, [shape]) != [shape]:
+        takes = "x".join(str(size or "any") for size in shape_of(config).fixed)
+        raise UserError(f"shape {text!r}: the file's inputs are {takes}")
+    return shape
 
 
-def _checked_context(context: int, config: GPTConfig) -> int:
+def _checked_context(context: int, config: Model) -> int:
     if not 1 <= context < config.block_size:
         raise UserError(f"context {context}: must be in 1 … {config.block_size - 1}, so that a token fits behind it")
     return context

@@ -12,7 +12,7 @@ from bench.harness.measure import Measurement
 from bench.harness.work import References, Work
 from bench.harness.worker import Worker, WorkerError
 from bench.models.artifacts import Artifacts
-from gpt.config import GPTConfig
+from bench.models.shape import Model
 
 FEWEST_ROUNDS = 3  # of an engine over its share of the time; with fewer, one outlier could be the median
 LOAD_DEADLINE_S = 300.0
@@ -63,7 +63,7 @@ class Runner:
         """Estimate the seconds of a call from the works of its phase that were checked; 0 if none was."""
         return self._seconds_per_token.get(work.phase, 0.0) * work.B * work.T
 
-    def load(self, artifacts: Artifacts, config: GPTConfig, threads: int) -> None:
+    def load(self, artifacts: Artifacts, config: Model, threads: int) -> None:
         """Load the engine in the worker, on `threads` threads."""
         try:
             arguments = (artifacts, config, threads, self.candidate.variant)

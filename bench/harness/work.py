@@ -21,6 +21,7 @@ from bench.correctness.agreement import (
     random_ids,
 )
 from bench.correctness.rounding import Rounding
+from bench.models.shape import Model, fitted, shape_of
 from bench.report.format import shape_name
 from bench.roofline.bounds import (
     Bound,
@@ -31,7 +32,6 @@ from bench.roofline.bounds import (
     prefill_bound,
     prefill_bytes,
 )
-from gpt.config import GPTConfig
 
 CONTEXTS = (32, 128)  # tokens in the cache before a decode, if the model has room; the longest is added
 STEPS = 8  # decodes, one after the other, that are checked
@@ -79,11 +79,11 @@ class Work(ABC):
 
     @classmethod
     @abstractmethod
-    def timed(cls, config: GPTConfig) -> tuple["Work", ...]:
+    def timed(cls, config: Model) -> tuple["Work", ...]:
         """List the works that are timed of a model by default."""
 
     @classmethod
-    def checked(cls, config: GPTConfig) -> tuple["Work", ...]:
+    def checked(cls, config: Model) -> tuple["Work", ...]:
         """List the works that are checked whatever is timed, at sizes that are no round numbers."""
         return ()
 
@@ -102,7 +102,7 @@ class Work(ABC):
         """Return True if its time per token predicts that of other works of the phase."""
         return True
 
-    def ids(self, config: GPTConfig, seed: int) -> np.ndarray:
+    def ids(self, config: Model, seed: int) -> np.ndarray:
         """Draw random ids, int64 [B, ≥ context + T], which depend on the seed and the work alone."""
         return random_ids(config, self.B, self.context + self.T, seed)
 
@@ -122,11 +122,11 @@ class Work(ABC):
         """
 
     @abstractmethod
-    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: Model) -> Bound:
         """Compute the least time that a unit can take on a machine."""
 
     @abstractmethod
-    def moved_bytes(self, config: GPTConfig, precision: str) -> int | None:
+    def moved_bytes(self, config: Model, precision: str) -> int | None:
         """Count the bytes that a unit must read or write at least; None if that is not one number."""
 
 
@@ -140,14 +140,15 @@ class Prefill(Work):
     columns: ClassVar[tuple[str, ...]] = ("median", "spread", "× eager", "of limit", "error", "top-1")
 
     @classmethod
-    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
+    def timed(cls, config: Model) -> tuple[Work, ...]:
         """List a short prompt, a longer one and a batch; no batch of a large model: it takes untuned code minutes."""
+        shapes = [(1, max(1, config.block_size // 4)), (1, config.block_size), (8, config.block_size)]
         if config.block_size >= 512:
-            return cls(1, 16), cls(1, 64), cls(1, 128)
-        return cls(1, max(1, config.block_size // 4)), cls(1, config.block_size), cls(8, config.block_size)
+            shapes = [(1, 16), (1, 64), (1, 128)]
+        return tuple(cls(*shape) for shape in fitted(config, shapes))
 
     @classmethod
-    def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
+    def checked(cls, config: Model) -> tuple[Work, ...]:
         return tuple(cls(*shape) for shape in odd_shapes(config))
 
     @property
@@ -164,10 +165,10 @@ class Prefill(Work):
     def check(self, ask: Ask, reference: Reference, ids: np.ndarray, allowed: Errors) -> Agreement:
         return compare_logits(reference(ids), ask("prefill", ids), allowed)
 
-    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: Model) -> Bound:
         return prefill_bound(limits, config, self.B, self.T)
 
-    def moved_bytes(self, config: GPTConfig, precision: str) -> int:
+    def moved_bytes(self, config: Model, precision: str) -> int:
         return prefill_bytes(config, self.B, self.T, precision)
 
 
@@ -184,20 +185,20 @@ class Decode(Work):
     columns: ClassVar[tuple[str, ...]] = ("ms/token", "spread", "× eager", "GB/s", "of limit", "error", "top-1")
 
     @classmethod
-    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        longest = config.block_size - 1
-        return tuple(cls(1, 1, context) for context in dict.fromkeys((*CONTEXTS, longest)) if 1 <= context <= longest)
+    def timed(cls, config: Model) -> tuple[Work, ...]:
+        longest, B = config.block_size - 1, shape_of(config).fixed[0] or 1
+        return tuple(cls(B, 1, context) for context in dict.fromkeys((*CONTEXTS, longest)) if 1 <= context <= longest)
 
     @classmethod
-    def checked(cls, config: GPTConfig) -> tuple[Work, ...]:
-        longest = config.block_size - 1
-        return tuple(cls(B, 1, min(context, longest)) for B, context in ((1, 1), (3, 13)) if longest)
+    def checked(cls, config: Model) -> tuple[Work, ...]:
+        longest, fixed = config.block_size - 1, shape_of(config).fixed[0]
+        return tuple(cls(fixed or B, 1, min(context, longest)) for B, context in ((1, 1), (3, 13)) if longest)
 
     @property
     def name(self) -> str:
         return f"context {self.context}" + (f", {self.B} sequences" if self.B > 1 else "")
 
-    def ids(self, config: GPTConfig, seed: int) -> np.ndarray:
+    def ids(self, config: Model, seed: int) -> np.ndarray:
         """Draw random ids for the context and for the steps that are checked."""
         return random_ids(config, self.B, min(self.context + STEPS, config.block_size), seed)
 
@@ -214,10 +215,10 @@ class Decode(Work):
         steps += [ask("decode", ids[:, position : position + 1], position) for position in at]
         return compare_steps(reference(ids, [self.context - 1, *at]), steps, allowed)
 
-    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: Model) -> Bound:
         return decode_bound(limits, config, self.B, self.context)
 
-    def moved_bytes(self, config: GPTConfig, precision: str) -> int:
+    def moved_bytes(self, config: Model, precision: str) -> int:
         return decode_bytes(config, self.B, self.context, precision)
 
 
@@ -231,9 +232,9 @@ class Generate(Work):
     columns: ClassVar[tuple[str, ...]] = ("ms/token", "tok/s", "spread", "× eager", "of limit", "same tokens")
 
     @classmethod
-    def timed(cls, config: GPTConfig) -> tuple[Work, ...]:
-        prompt = min(PROMPT, config.block_size // 2)
-        return (cls(1, min(TOKENS, config.block_size - prompt), prompt),) if prompt else ()
+    def timed(cls, config: Model) -> tuple[Work, ...]:
+        prompt, B = min(PROMPT, config.block_size // 2), shape_of(config).fixed[0] or 1
+        return (cls(B, min(TOKENS, config.block_size - prompt), prompt),) if prompt else ()
 
     @property
     def name(self) -> str:
@@ -253,16 +254,16 @@ class Generate(Work):
         seen = np.concatenate([prompt, tokens[:, :-1]], axis=1)  # the tokens before each one
         return compare_tokens(reference(seen, range(self.context - 1, seen.shape[1])), tokens, allowed)
 
-    def bound(self, limits: Roofline, config: GPTConfig) -> Bound:
+    def bound(self, limits: Roofline, config: Model) -> Bound:
         return generation_bound(limits, config, self.B, self.context, self.T)
 
-    def moved_bytes(self, config: GPTConfig, precision: str) -> None:
+    def moved_bytes(self, config: Model, precision: str) -> None:
         return None
 
 
 PHASES: dict[str, type[Work]] = {each.phase: each for each in (Prefill, Decode, Generate)}
 
 
-def phases_of(config: GPTConfig) -> tuple[str, ...]:
-    """List the phases that a model has: a bigram keeps no keys and values, so it has no cache to decode with."""
-    return (Prefill.phase,) if config.model == "bigram" else tuple(PHASES)
+def phases_of(config: Model) -> tuple[str, ...]:
+    """List the phases that a model has: one without keys and values, as a bigram, has no cache to decode with."""
+    return tuple(PHASES) if shape_of(config).has_cache else (Prefill.phase,)

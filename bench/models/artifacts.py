@@ -28,13 +28,22 @@ DEVICE_COMPILED = (
     "tvm-{}-O0-unproven-cache",
     "tvm-{}-O3-bf16-unproven-cache",
 )  # {} is a target's name; compiled from DEVICE_CACHED
+# An external ONNX file is one for all phases, and so is what is made of it: each of these names is that of another.
+OF_ONE_FILE = {
+    CACHED: EXPORTED,
+    PAST: EXPORTED,
+    COMPILED_CACHED: COMPILED_O3,
+    CACHED_INT8: EXPORTED_INT8,
+    **{COMPILED_LOW[1].format(precision): COMPILED_LOW[0].format(precision) for precision in ("bf16", "int8", "int4")},
+    **{OPENVINO_PAST.format(bits): OPENVINO.format(bits) for bits in (8, 4)},
+}
 
 
 @dataclass(frozen=True)
 class Artifacts:
     """The folder of one model: its checkpoint, exports and compiled forms, each built from one of those before it.
 
-    onnx: the external ONNX file that it was made of, if it was.
+    onnx: the external ONNX file that stands for the exports, if there is one; the folder then has what is made of it.
     """
 
     folder: Path
@@ -55,9 +64,18 @@ class Artifacts:
     @property
     def exported(self) -> Path:
         """Return the path of the ONNX file of the forward pass."""
-        return self.folder / EXPORTED
+        return self.path(EXPORTED)
 
     @property
     def cached(self) -> Path:
         """Return the path of the ONNX file with a preallocated KV cache."""
-        return self.folder / CACHED
+        return self.path(CACHED)
+
+    def name_of(self, name: str) -> str:
+        """Return the name under which a file is kept: of an external ONNX file, one serves all phases."""
+        return name if self.onnx is None else OF_ONE_FILE.get(name, name)
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the files, by its name."""
+        name = self.name_of(name)
+        return self.onnx if self.onnx is not None and name == EXPORTED else self.folder / name

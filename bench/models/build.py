@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.backends import Candidate
 from bench.harness.memory import give_memory_back
 from bench.harness.work import phases_of
+from bench.harness.worker import MOST_CHARACTERS
 from bench.models.artifacts import (
     CACHED,
     CACHED_INT8,
@@ -35,7 +36,8 @@ from bench.models.artifacts import (
     PAST,
     Artifacts,
 )
-from bench.models.external import adopt_external, is_external
+from bench.models.external import open_external, read_external
+from bench.models.shape import Model
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.files import ARTIFACTS, find_input, sha256_file
@@ -89,10 +91,10 @@ class BuildRule:
         """List what was built under a name: the path itself, or its subfolders with a shape each."""
         return sorted(path.glob("*x*")) if self.static else [path] if path.exists() else []
 
-    def is_of(self, path: Path, source: Path) -> bool:
-        """Return whether a file is whole and was built from a source."""
+    def is_of(self, path: Path, sha256: str) -> bool:
+        """Return whether a file is whole and was built from a source of that hash."""
         try:
-            return self.origin(path) == sha256_file(source)
+            return self.origin(path) == sha256
         except UserError:
             return False
 
@@ -101,13 +103,13 @@ def choose_artifacts(folder: Path, seeded: str | None, onnx: Path | None = None)
     """Choose the model to work on: return its artifacts and a description of it, before anything is built.
 
     This is the folder's own model, unless a seeded one is asked for or the folder has none. A seeded model has its own
-    subfolder, so it never replaces a trained one. onnx: an external ONNX file, which is read at once for the model's
-    shape and also gets a subfolder. Raises UserError for an unknown seeded model and an unusable file.
+    subfolder, so it never replaces a trained one. onnx: an external ONNX file, which is read at once and stays as it
+    is; what is made of it gets a subfolder. Raises UserError for an unknown seeded model and an unusable file.
     """
     if onnx is not None:
         if seeded is not None:
             raise UserError(f"seeded {seeded!r} and {onnx}: which of the two models is it to be? Leave one out")
-        return adopt_external(find_input(onnx), folder)
+        return open_external(find_input(onnx), folder)
     if seeded is not None and seeded not in SEEDED:
         raise UserError(f"seeded {seeded!r}: not known; known are {', '.join(SEEDED)}")
     own = Artifacts(folder)
@@ -128,63 +130,71 @@ def prepare(
     candidates: Iterable[Candidate],
     phases: Iterable[str] | None = None,
     prompts: Iterable[tuple[int, int]] = (),
-) -> GPTConfig:
-    """Build or verify all files that installed candidates need for some phases, and return the model's config.
+) -> Model:
+    """Build or verify all files that installed candidates need for some phases, and return the model's sizes.
 
     phases: by default all of the model's. prompts: the (B, T) shapes for which static engines need files. Raises
     UserError if a file was not built from the source that is there, naming both, all that is stale with it and the
     command that rebuilds them, and CannotMake if one cannot be built.
     """
-    config = config_of(artifacts) if is_external(artifacts) else _prepare_checkpoint(artifacts)
+    config = config_of(artifacts) if artifacts.onnx else _prepare_checkpoint(artifacts)
     asked = phases_of(config) if phases is None else tuple(phases)
-    needed = {file for each in candidates if not each.absent for phase, file in each.files if phase in asked}
-    needed |= {BUILD_RULES[file].source for file in needed if file in BUILD_RULES}
+    files = {file for each in candidates if not each.absent for phase, file in each.files if phase in asked}
+    files |= {BUILD_RULES[file].source for file in files if file in BUILD_RULES}
+    needed = set(map(artifacts.name_of, files))
     for name, rule in BUILD_RULES.items():
-        if name in needed and not (rule.source == CHECKPOINT and is_external(artifacts)):
-            path = artifacts.folder / name
+        if name in needed and not (rule.source == CHECKPOINT and artifacts.onnx):
+            path = artifacts.path(name)
             for each in [path / f"{B}x{T}" for B, T in dict.fromkeys(prompts)] if rule.static else [path]:
                 _prepare_made(artifacts, each, rule)
     return config
 
 
-def config_of(artifacts: Artifacts) -> GPTConfig:
-    """Return the shape of a folder's model, also of a seeded one that is not built yet."""
-    if is_external(artifacts):
-        from export.artifact import load_exported
-
-        return load_exported(artifacts.exported).config
+def config_of(artifacts: Artifacts) -> Model:
+    """Return the sizes of a folder's model, also of a seeded one that is not built yet."""
+    if artifacts.onnx is not None:
+        return read_external(artifacts.onnx).shape
     if artifacts.checkpoint.exists():
         from gpt.checkpoint import load_checkpoint
 
         return load_checkpoint(artifacts.checkpoint).config
-    return SEEDED[artifacts.folder.name.removeprefix("seeded-")]
+    return _seeded_config(artifacts)
 
 
-def _prepare_checkpoint(artifacts: Artifacts) -> GPTConfig:
-    config = config_of(artifacts)
+def _prepare_checkpoint(artifacts: Artifacts) -> Model:
     if not artifacts.checkpoint.exists():
         from gpt.checkpoint import save_checkpoint, seeded_checkpoint
 
         _say(f"making a model with random weights (seed 0): {artifacts.checkpoint}")
-        save_checkpoint(artifacts.checkpoint, seeded_checkpoint(config, seed=0))
-    return config
+        save_checkpoint(artifacts.checkpoint, seeded_checkpoint(_seeded_config(artifacts), seed=0))
+    return config_of(artifacts)
 
 
-def _make(source: Path, path: Path, rule: BuildRule) -> None:
+def _seeded_config(artifacts: Artifacts) -> GPTConfig:
+    return SEEDED[artifacts.folder.name.removeprefix("seeded-")]
+
+
+def _make(artifacts: Artifacts, source: Path, path: Path, rule: BuildRule) -> None:
     _say(f"{source} is {rule.done} to {path}")
     try:
         rule.make(source, path)
     except UserError as error:
         raise CannotMake(str(error)) from error
+    except Exception as error:
+        if artifacts.onnx is None:
+            raise
+        # What a tool has not foreseen in somebody's file is no reason for others not to run it.
+        line = next(filter(None, map(str.strip, str(error).splitlines())), "")
+        raise CannotMake(f"{type(error).__name__}: {line[:MOST_CHARACTERS]}") from error
     finally:
         give_memory_back()  # building all files of a GPT-2 leaves 6 GB, which the engines would lack
 
 
 def _prepare_made(artifacts: Artifacts, path: Path, rule: BuildRule) -> None:
-    source = artifacts.folder / rule.source
+    source = artifacts.path(rule.source)
     if not path.exists():
-        _make(source, path, rule)
-    elif rule.origin(path) != sha256_file(source):
+        _make(artifacts, source, path, rule)
+    elif rule.origin(path) != _sha256_of(artifacts, source):
         others = [each for each, *_ in _stale(artifacts) if each != path]
         shape = dict(zip("BT", path.name.split("x"), strict=True)) if rule.static else {}
         command = rule.command.format(source=source, path=path, **shape)
@@ -197,18 +207,22 @@ def _prepare_made(artifacts: Artifacts, path: Path, rule: BuildRule) -> None:
         )
 
 
+def _sha256_of(artifacts: Artifacts, source: Path) -> str:
+    return read_external(source).sha256 if source == artifacts.onnx else sha256_file(source)
+
+
 def remake_stale(artifacts: Artifacts) -> list[Path]:
     """Make again, each from the file before it, all files that are damaged or not of the model that is there.
 
     Returns them. Raises UserError for one that cannot be made.
     """
-    if not (artifacts.checkpoint.exists() or is_external(artifacts)):
+    if not (artifacts.checkpoint.exists() or artifacts.onnx):
         return []
     found = list(_stale(artifacts))
     for path, source, rule in found:
         if not source.exists():  # what it was made from is no file of this folder any more
             raise UserError(f"{path} is stale, and {source} that it was made from is gone: remove {path}")
-        _make(source, path, rule)
+        _make(artifacts, source, path, rule)
     return [path for path, *_ in found]
 
 
@@ -216,11 +230,11 @@ def _stale(artifacts: Artifacts) -> Iterator[tuple[Path, Path, BuildRule]]:
     """Yield the files that are damaged or not built from what is there, each after those that it is built from."""
     stale = set()
     for name, rule in BUILD_RULES.items():
-        source = artifacts.folder / rule.source
-        if rule.source == CHECKPOINT and is_external(artifacts):
+        source = artifacts.path(rule.source)
+        if artifacts.onnx and (rule.source == CHECKPOINT or artifacts.name_of(name) != name):
             continue
         for path in rule.made(artifacts.folder / name):
-            if source in stale or (source.exists() and not rule.is_of(path, source)):
+            if source in stale or (source.exists() and not rule.is_of(path, _sha256_of(artifacts, source))):
                 stale.add(path)
                 yield path, source, rule
 

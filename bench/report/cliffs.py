@@ -7,8 +7,8 @@ from statistics import median
 
 import numpy as np
 
+from bench.models.shape import Model
 from bench.report.summary import medians_by_round
-from gpt.config import GPTConfig
 
 BAR = 1.25  # a cliff takes more than 1.25 times the time interpolated from its neighbours
 STEP = 16  # neighbours are multiples of 16
@@ -21,7 +21,7 @@ def neighbours(T: int) -> tuple[int, ...]:
     return (below, below + STEP) if below else (2,)
 
 
-def sizes(config: GPTConfig) -> list[int]:
+def sizes(config: Model) -> list[int]:
     """List all lengths to time: CLIFF_LENGTHS with their neighbours, as far as they fit in block_size."""
     groups = [(T, *neighbours(T)) for T in CLIFF_LENGTHS]
     return sorted({T for group in groups if max(group) <= config.block_size for T in group})

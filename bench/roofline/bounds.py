@@ -6,8 +6,7 @@ weights.
 
 from dataclasses import astuple, dataclass
 
-from gpt.config import GPTConfig
-from gpt.costs import decode_flops_per_token, matmul_parameters, prefill_flops_per_token
+from bench.models.shape import Model, Shape, shape_of
 
 FLOAT32_BYTES = 4
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
@@ -51,73 +50,80 @@ class Bound:
     binds: str
 
 
-def prefill_flops(config: GPTConfig, B: int, T: int) -> float:
-    """Count the floating-point operations of a prefill's matmuls, a lower bound on all; see `gpt.costs`."""
-    return B * T * prefill_flops_per_token(config, T)
+def prefill_flops(config: Model, B: int, T: int) -> float:
+    """Count the floating-point operations of a prefill's matmuls, a lower bound on all.
+
+    As `gpt.costs.prefill_flops_per_token` counts them: each query meets half of the keys.
+    """
+    shape = shape_of(config)
+    return B * T * (2 * shape.weights + 2 * shape.kept * (T + 1))
 
 
-def weight_bytes(config: GPTConfig, precision: str = "fp32") -> int:
+def weight_bytes(config: Model, precision: str = "fp32") -> int:
     """Count the bytes of the weight matrices with their scales, which a prefill reads once; or of a bigram's table.
 
-    int8 has a float32 scale per column, int4 two bytes per group of a column. Embedding tables do not count, as only
-    the rows of the ids are read.
+    int8 has a float32 scale per column, int4 two bytes per group of a column. A file may hold them in fewer bytes than
+    that. Embedding tables do not count, as only the rows of the ids are read.
     """
-    weights = matmul_parameters(config)
-    if not weights:
+    shape = shape_of(config)
+    if not shape.weights:
         return FLOAT32_BYTES * config.vocab_size**2
-    return int(WEIGHT_BYTES[precision] * weights) + _scale_bytes(config, precision, weights)
+    size = int(WEIGHT_BYTES[precision] * shape.weights) + _scale_bytes(shape, precision)
+    return size if shape.weight_bytes is None else min(size, shape.weight_bytes)
 
 
-def _scale_bytes(config: GPTConfig, precision: str, weights: int) -> int:
+def _scale_bytes(shape: Shape, precision: str) -> int:
     if precision == "int8":
-        # 3C, C, n_inner and C columns in a layer, and those of the head
-        return FLOAT32_BYTES * ((5 * config.n_embd + config.mlp_width) * config.n_layer + config.vocab_size)
+        return FLOAT32_BYTES * shape.columns
     if precision == "int4":
         from tvm_frontend.kernels.cpu.packing import GROUP_SIZE  # loads TVM, which other precisions do without
 
-        return 2 * weights // GROUP_SIZE
+        return 2 * shape.weights // GROUP_SIZE
     return 0
 
 
-def prefill_bytes(config: GPTConfig, B: int, T: int, precision: str = "fp32") -> int:
+def prefill_bytes(config: Model, B: int, T: int, precision: str = "fp32") -> int:
     """Count the bytes that a prefill must move: weights and ids read, logits written. A lower bound.
 
     Activations may stay in caches. A bigram may need a single row of its table, where all ids are the same.
     """
-    read = weight_bytes(config, precision) if matmul_parameters(config) else FLOAT32_BYTES * config.vocab_size
+    read = weight_bytes(config, precision) if shape_of(config).weights else FLOAT32_BYTES * config.vocab_size
     return read + B * T * 8 + FLOAT32_BYTES * B * T * config.vocab_size
 
 
-def decode_bytes(config: GPTConfig, B: int, context: int, precision: str = "fp32") -> int:
+def decode_bytes(config: Model, B: int, context: int, precision: str = "fp32") -> int:
     """Count the bytes read for the next token of B sequences: weights once, keys and values of `context` tokens.
 
     The KV cache counts in this project's format: two bytes per element in bf16; in int8 and int4 one byte, and a
-    float32 scale per head.
+    float32 scale per head. That of a file counts in the file's.
     """
+    shape = shape_of(config)
     per_element, per_head = CACHE_BYTES[precision]
-    per_token = per_element * config.n_embd + per_head * config.n_head
-    return weight_bytes(config, precision) + 2 * config.n_layer * B * context * per_token
+    per_token = 2 * (per_element * shape.kept + per_head * shape.heads)
+    kept_bytes = per_token if shape.kept_bytes is None else shape.kept_bytes
+    return weight_bytes(config, precision) + B * context * kept_bytes
 
 
-def prefill_bound(roofline: Roofline, config: GPTConfig, B: int, T: int) -> Bound:
+def prefill_bound(roofline: Roofline, config: Model, B: int, T: int) -> Bound:
     """Bound the time of the logits at all positions of B prompts of T tokens."""
     return _bound_of(roofline, prefill_flops(config, B, T), prefill_bytes(config, B, T, roofline.precision))
 
 
-def decode_bound(roofline: Roofline, config: GPTConfig, B: int, context: int) -> Bound:
+def decode_bound(roofline: Roofline, config: Model, B: int, context: int) -> Bound:
     """Bound the time of one more token for each of B sequences with `context` tokens in a KV cache."""
-    flops = B * decode_flops_per_token(config, context + 1)
+    shape = shape_of(config)
+    flops = B * (2 * shape.weights + 4 * shape.kept * (context + 1))  # as `gpt.costs.decode_flops_per_token` counts
     return _bound_of(roofline, flops, decode_bytes(config, B, context, roofline.precision))
 
 
-def first_token_bound(roofline: Roofline, config: GPTConfig, B: int, T: int) -> Bound:
+def first_token_bound(roofline: Roofline, config: Model, B: int, T: int) -> Bound:
     """Bound the time of a prompt's last logits: the head multiplies one row per sequence; only weights are read."""
-    head_flops = 2 * config.n_embd * config.vocab_size
+    head_flops = 2 * shape_of(config).width * config.vocab_size
     flops = prefill_flops(config, B, T) - B * (T - 1) * head_flops
     return _bound_of(roofline, flops, weight_bytes(config, roofline.precision))
 
 
-def generation_bound(roofline: Roofline, config: GPTConfig, B: int, context: int, tokens: int) -> Bound:
+def generation_bound(roofline: Roofline, config: Model, B: int, context: int, tokens: int) -> Bound:
     """Bound the time per generated token: (first token of a `context` prompt + tokens - 1 decode steps) / tokens."""
     fill = first_token_bound(roofline, config, B, context)
     steps = [decode_bound(roofline, config, B, context + done) for done in range(tokens - 1)]

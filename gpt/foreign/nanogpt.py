@@ -64,5 +64,5 @@ def open_tokens(folder: Path) -> tuple[CharTokenizer | GPT2Tokenizer, dict[str, 
         found[part] = np.memmap(path, DTYPE, "r")
         if (most := int(found[part].max())) >= tokenizer.vocab_size:
             whose = f"its {META} has" if (folder / META).exists() else f"there is no {META}, and GPT-2 has"
-            raise UserError(f"{path}: has the token {most}; {whose} {tokenizer.vocab_size}")
+            raise UserError(f"{path}: has the token {most}, and {whose} {tokenizer.vocab_size} of them")
     return tokenizer, found

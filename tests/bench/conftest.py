@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.backends import find_candidates
+from bench.correctness.agreement import PRECISIONS
 from bench.models.artifacts import Artifacts
 from bench.models.build import SEEDED, choose_artifacts, prepare
 from gpt.config import GPTConfig
@@ -106,11 +107,14 @@ def results() -> dict:
         "model": {
             "words": "the seeded model 'tiny'",
             "config": SEEDED["tiny"].__dict__,
+            "about": "2 layers, 2 heads, 32 wide",
             "source": "Checkpoint",
             "sha256": "ab" * 32,
         },
         "phases": ["prefill", "decode", "generate"],
         "truth": "eager in float64",
+        "measure": "PyTorch itself",
+        "judges": {name: precision.judge for name, precision in PRECISIONS.items()},
         "text": "no trained model: no loss",
         "precisions": ["fp32"],
         "baselines": {"fp32": "eager"},

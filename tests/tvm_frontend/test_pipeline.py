@@ -92,8 +92,10 @@ def test_every_phase_is_timed_in_order(compilation):
     assert list(compilation.phases_s) == [
         "import",
         "recover_gelu",
+        "recover_layer_norm",
         "recover_attention",
         "cancel_transposes",
+        "merge_projections",
         "fuse_attention",
         "fuse_cached_attention",
         "fuse_linear",

@@ -6,7 +6,7 @@ from tvm.relax.dpl import DFPattern, is_op, wildcard
 
 from tvm_frontend.graph import Graph
 from tvm_frontend.kernels import Kernels
-from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, is_transpose, same_shape
 
 ACTIVATIONS = {"relax.nn.gelu_tanh": "gelu_tanh", "relax.nn.gelu": "gelu", "relax.nn.relu": "relu"}
 
@@ -15,7 +15,8 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
     """Rewrite x · W [+ bias] [→ activation | + residual] → one kernel, the longest form first."""
     rewriting = Rewriting(graph)
     x, weight, transposed, bias, residual = (wildcard() for _ in range(5))
-    product = is_op("relax.matmul")(x, is_op("relax.permute_dims")(transposed)) | is_op("relax.matmul")(x, weight)
+    turned = is_op("relax.permute_dims")(transposed)
+    product = is_op("relax.matmul")(x, turned) | is_op("relax.matmul")(x, weight)
     biased = add_of(product, bias)
 
     def rewrite(pattern: DFPattern, *, activation: str | None = None) -> None:
@@ -23,6 +24,8 @@ def fuse_linear(graph: Graph, kernels: Kernels) -> Graph:
             source = matched.get(weight, matched.get(transposed))
             W = rewriting.weight(source)
             if W is None or W.ndim != 2 or W.dtype != np.float32 or len(call.ty.shape.values) < 2:
+                return None
+            if transposed in matched and not is_transpose(matched[turned]):
                 return None
             if residual in matched and not same_shape(matched[residual].ty.shape.values, call.ty.shape.values):
                 return None

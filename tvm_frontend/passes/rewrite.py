@@ -12,6 +12,7 @@ from tvm.relax.dpl import DFPattern, is_op, rewrite_call
 from tvm_frontend.graph import ENTRY, Graph
 
 Matched = dict[DFPattern, relax.Expr]
+NARROW = ("bfloat16", "float16")
 OPAQUE = 8  # kOpaque of TVM's relax/op_attr_types.h: TVM does not fuse it with others
 
 # Operators that `Rewriting.number` computes of numbers.
@@ -64,6 +65,10 @@ class Rewriting:
         """Give the value that a variable is bound to; a parameter, or another expression, as it is."""
         return self._bound.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
+    def value_read_once(self, expr: relax.Expr) -> relax.Expr | None:
+        """Give the value that a variable is bound to if one operation alone reads it, else None."""
+        return self.value(expr) if isinstance(expr, relax.Var) and len(self._readers(expr)) == 1 else None
+
     def number(self, expr: relax.Expr) -> float | None:
         """Give the number that a constant of one element is, or that is computed from such; None for other values.
 
@@ -88,10 +93,11 @@ class Rewriting:
         return self.variables[name]
 
     def is_narrowed(self, call: relax.Expr) -> bool:
-        """Tell if every reader of a call's result casts it to another type."""
+        """Tell if every reader of a call's result casts it to 16 bits."""
         var = next((var for var, value in self._bound.items() if value.same_as(call)), None)
         readers = [] if var is None else self._readers(var)
-        return bool(readers) and all(calls(reader, "astype") for reader in readers)
+        casts = [str(reader.ty.dtype) in NARROW for reader in readers if calls(reader, "astype")]
+        return bool(readers) and len(casts) == len(readers) and all(casts)
 
     def call(self, name: str, kernel: tvm.tirx.PrimFunc, arguments: list[relax.Expr], like: relax.Expr) -> relax.Expr:
         """Call `kernel`, which gives [B, T, C], in the place of `like` [.., C]; equal kernels are kept once.
@@ -186,6 +192,13 @@ def both_ways(value: relax.Expr) -> Iterator[tuple[relax.Expr, relax.Expr]]:
         first, second = value.args
         yield first, second
         yield second, first
+
+
+def is_transpose(value: relax.Expr) -> bool:
+    """Tell if a value is a matrix whose rows and columns are exchanged."""
+    if not calls(value, "permute_dims") or len(value.args[0].ty.shape.values) != 2:
+        return False
+    return value.attrs.axes is None or [int(axis) % 2 for axis in value.attrs.axes] == [1, 0]
 
 
 def number_of(value: relax.Expr) -> float | None:

@@ -41,7 +41,7 @@ class Engine(DeviceEngine):
 
         if self._cache is None or self._cache.keys.shape[1] != len(ids):
             self._cache = None  # before there are two
-            self._cache = KVCache(self.config, len(ids), torch.device(self.device), torch.bfloat16)
+            self._cache = KVCache(self.gpt, len(ids), torch.device(self.device), torch.bfloat16)
         return self._next(ids, 0)
 
     def _next(self, ids: "Tensor", context: int) -> "Tensor":

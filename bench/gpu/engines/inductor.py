@@ -88,10 +88,10 @@ class Engine(eager.Engine):
     def _make_cache(self, B: int, rows: int) -> None:
         import torch
 
-        shape = (B, self.config.n_head, rows, self.config.head_size)
+        shape = (B, self.gpt.n_head, rows, self.gpt.head_size)
         self._rows, self._keys, self._values = rows, [], []
         for tensors in (self._keys, self._values):
-            for _ in range(self.config.n_layer):
+            for _ in range(self.gpt.n_layer):
                 tensor = torch.zeros(shape, dtype=torch.bfloat16, device=self.device)
                 torch._dynamo.mark_static_address(tensor)  # else a CUDA graph could not write to it
                 tensors.append(tensor)

@@ -73,11 +73,11 @@ class Engine(DeviceEngine):
         import torch
 
         if not self._cache or len(next(iter(self._cache.values()))) != len(ids):
-            shape = (len(ids), self.config.n_head, self.config.block_size, self.config.head_size)
+            shape = (len(ids), self.gpt.n_head, self.config.block_size, self.gpt.head_size)
             self._bound.clear()
             self._cache = {
                 f".{layer}.{part}": torch.zeros(shape, dtype=self._dtype, device=self.device)
-                for layer in range(self.config.n_layer)
+                for layer in range(self.gpt.n_layer)
                 for part in ("key", "value")
             }
         return self._next(ids, 0)

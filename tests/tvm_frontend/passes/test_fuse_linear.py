@@ -63,6 +63,11 @@ ALONE = {
     "a weight that is computed": (lambda emit, x, v: op.matmul(x, v), X | {"v": ((K, N), "float32")}, {}),
     "a product with itself": (lambda emit, x: op.matmul(x, emit(op.permute_dims(x, [0, 2, 1]))), X, {}),
     "a batch of weights": (lambda emit, x, w: op.matmul(x, w), {"x": ((3, T, K), "float32")}, {"w": normal(3, K, N)}),
+    "a weight whose axes stay in their order": (
+        lambda emit, x, w: op.matmul(x, emit(op.permute_dims(w, [0, 1]))),
+        X,
+        {"w": normal(K, K)},
+    ),
     "a product of integers": (
         lambda emit, x, w: op.matmul(x, w),
         {"x": ((B, T, K), "int32")},

@@ -44,11 +44,11 @@ def read(model: Path, fixed_shape: tuple[int, int] | None, shapes: Mapping[str, 
 
 def _read_as_it_is(file: OnnxFile, exported: ExportedModel | None, shapes: Mapping[str, Sequence[int]]) -> Source:
     """Read a file with its own inputs and outputs."""
-    proto = file.proto
-    check_readable(proto, file.path)
+    proto, sha256 = file.proto, sha256_onnx(file)
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     read_weights(proto, file.path)
+    check_readable(proto, file.path)
     check_numbers(proto, file.path)
     if shapes:
         with_shapes(proto, shapes)
@@ -62,8 +62,8 @@ def _read_as_it_is(file: OnnxFile, exported: ExportedModel | None, shapes: Mappi
         tokenizer=exported.tokenizer if exported else NoTokenizer().to_json(),
         dtype="float32",
         form="graph",
-        sha256=sha256_onnx(file),
-        checkpoint_sha256=exported.checkpoint_sha256 if exported else sha256_onnx(file),
+        sha256=sha256,
+        checkpoint_sha256=exported.checkpoint_sha256 if exported else sha256,
         import_graph=import_graph,
         import_plain=import_plain,
         run=partial(run_file, file.path),

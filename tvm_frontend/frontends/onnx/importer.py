@@ -110,7 +110,11 @@ def _linear(size: Any, symbol: tvm.tirx.Var) -> tuple[Any, Any]:
 
 
 def _read_with(
-    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], opset: int, keep_types: bool, sizes: Sizes
+    proto: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    opset: int,
+    keep_types: bool,
+    sizes: Sizes,
 ) -> Graph:
     reading = Reading(opset)
     for symbol, most in MOST.get():
@@ -251,7 +255,7 @@ def _cast(tensor: relax.Expr, dtype: str) -> relax.Expr:
 
 
 def _declare_initializers(reading: Reading, graph: onnx.GraphProto) -> None:
-    """Make weights parameters; lists of integers (shapes, axes), single numbers and masks become formulas."""
+    """Make weights parameters; lists of integers (shapes, axes) and single numbers become parts of formulas."""
     for initializer in graph.initializer:
         array = numpy_helper.to_array(initializer)
         reading.add_constant(initializer.name, array.astype(held_as(str(array.dtype)), copy=False))

@@ -85,9 +85,11 @@ def by_onnxruntime(proto: onnx.ModelProto | str, feeds: Feeds, *, optimized: boo
     return session.run(None, feeds)
 
 
-def compiled(proto: onnx.ModelProto, opt_level: int = 0) -> Callable[[Feeds], list[np.ndarray]]:
+def compiled(
+    proto: onnx.ModelProto, opt_level: int = 0, precision: str = "fp32"
+) -> Callable[[Feeds], list[np.ndarray]]:
     """The file compiled at an opt level: from what it is fed to its outputs."""
-    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=opt_level))
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=opt_level, precision=precision))
     machine = relax.VirtualMachine(made.executable, tvm.cpu())
     weights = [tvm.runtime.tensor(array) for array in made.graph.weights.values()]
 
@@ -111,6 +113,23 @@ def compare(cases: list[Case], *, opt_level: int = 0, rtol: float = 1e-5, atol: 
         assert (left.shape, left.dtype) == (right.shape, right.dtype), message
         cut = case.compared.get(number, lambda array: array)
         np.testing.assert_allclose(cut(left), cut(right), rtol=rtol, atol=atol, err_msg=message)
+
+
+def compare_at(make: Callable[..., Case], shapes: list[tuple], opt_level: int = 0) -> dict[str, int]:
+    """Compile the node of the first shape, whose `dims` are symbols, and compare it at each; give its kernels.
+
+    make: from a shape to a case, all of the same constants.
+    """
+    proto, _ = file_of([make(*shapes[0])])
+    run = compiled(proto, opt_level)
+    for shape in shapes:
+        case = make(*shape)
+        feeds = file_of([case])[1]
+        for number, left, right in zip(case.results, run(feeds), by_onnxruntime(proto, feeds), strict=True):
+            assert (left.shape, left.dtype) == (right.shape, right.dtype), shape
+            cut = case.compared.get(number, lambda array: array)
+            np.testing.assert_allclose(cut(left), cut(right), rtol=1e-5, atol=2e-6, err_msg=str(shape))
+    return run.kernels
 
 
 def refusal(case: Case, **how: Any) -> str:

@@ -3,16 +3,19 @@
 There is no reference of these operators but ONNX Runtime's own kernels.
 """
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
-from tests.tvm_frontend.frontends.onnx.judge import Case, compare
+from tests.tvm_frontend.frontends.onnx.judge import Case, compare, compare_at, compiled, file_of, refusal
 from tvm_frontend.frontends.onnx.operators import contrib
 
 Random = np.random.Generator
-CASES = 5  # of each operator, compiled together
+CASES = 4  # of each operator, compiled together
 
 
 def floats(random: Random, *shape: int) -> np.ndarray:
@@ -119,7 +122,11 @@ def group_query_attention(random: Random) -> Case:
         attributes |= {"do_rotary": 1, "rotary_interleaved": int(chance(random))}
         half = 8  # ONNX Runtime takes multiples of 8
         constants |= {name: floats(random, 12, half) for name in ("cos", "sin")}
-    names = ("q", "k", "v", "past_k", "past_v", "seqlens", "total", "cos", "sin")
+        if chance(random):
+            inputs["positions"] = random.integers(0, 12, (B, T))
+    if chance(random, 3):
+        inputs["bias"] = floats(random, int(random.choice([1, B])), int(random.choice([1, nh])), T, total)
+    names = ("q", "k", "v", "past_k", "past_v", "seqlens", "total", "cos", "sin", "positions", "bias")
     order = [name if name in inputs or name in constants else "" for name in names]
     while not order[-1]:
         order.pop()
@@ -265,3 +272,162 @@ def test_every_operator_is_tried() -> None:
 def test_an_operator_gives_onnxruntimes_values(op: str) -> None:
     random = np.random.default_rng([list(CASES_OF).index(op), 23])
     compare([CASES_OF[op](random) for _ in range(CASES)])
+
+
+SHAPES = [(1, 1, 0), (2, 3, 4), (1, 5, 0), (3, 1, 6)]  # B, T, and the length P of a past
+
+
+def attention_with_past(B: int, T: int, P: int) -> Case:
+    random = np.random.default_rng(5)
+    constants = {"w": floats(random, 8, 24), "b": floats(random, 24)}
+    inputs = {"x": floats(random, B, T, 8), "mask": random.integers(0, 2, (B, P + T)).astype(np.int32)}
+    inputs["past"] = floats(random, 2, B, 2, P, 4)
+    dims = {"x": ["B", "T", 8], "mask": ["B", "S"], "past": [2, "B", 2, "P", 4]}
+    attributes = {"num_heads": 2, "unidirectional": 1}
+    names = ["x", "w", "b", "mask", "past"]
+    return Case("com.microsoft.Attention", names, inputs, constants, attributes, (1, 1), dims)
+
+
+def heads_with_past(B: int, T: int, P: int) -> Case:
+    random = np.random.default_rng(6)
+    inputs = {name: floats(random, B, T, 8) for name in "qkv"}
+    inputs |= {name: floats(random, B, 2, P, 4) for name in ("past_k", "past_v")}
+    dims = {name: ["B", "T", 8] for name in "qkv"} | {name: ["B", 2, "P", 4] for name in ("past_k", "past_v")}
+    names = ["q", "k", "v", "", "", "", "past_k", "past_v"]
+    attributes = {"num_heads": 2, "unidirectional": 1}
+    return Case("com.microsoft.MultiHeadAttention", names, inputs, {}, attributes, (1, 1, 1), dims)
+
+
+def grouped_with_past(B: int, T: int, P: int) -> Case:
+    """The lengths as the model builder of ONNX Runtime writes them: from a mask of ones, whose width is the total."""
+    random = np.random.default_rng(7)
+    B = B if T == 1 or P == 0 else 1  # several tokens behind a past are of one sequence
+    inputs = {"q": floats(random, B, T, 64), "k": floats(random, B, T, 32), "v": floats(random, B, T, 32)}
+    inputs |= {name: floats(random, B, 2, P, 16) for name in ("past_k", "past_v")}
+    inputs |= {"mask": np.ones((B, P + T), np.int32), "seqlens": np.full(B, P + T - 1, np.int32)}
+    dims = {"q": ["B", "T", 64], "k": ["B", "T", 32], "v": ["B", "T", 32], "mask": ["B", "S"], "seqlens": ["B"]}
+    dims |= {name: ["B", 2, "P", 16] for name in ("past_k", "past_v")}
+    constants = {"one": np.array(1)} | {name: floats(random, 20, 8) for name in ("cos", "sin")}
+    before = (
+        ("Shape", ["mask"], "shape", {}),
+        ("Gather", ["shape", "one"], "width", {"axis": 0}),
+        ("Cast", ["width"], "total", {"to": 6}),
+    )
+    names = ["q", "k", "v", "past_k", "past_v", "seqlens", "total", "cos", "sin"]
+    attributes = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "local_window_size": 4}
+    return Case(
+        "com.microsoft.GroupQueryAttention", names, inputs, constants, attributes, (1, 1, 1), dims, before=before
+    )
+
+
+@pytest.mark.parametrize("make", [attention_with_past, heads_with_past, grouped_with_past])
+def test_lengths_are_symbols(make: Callable[..., Case]) -> None:
+    compare_at(make, SHAPES)
+
+
+def plain_attention(B: int, T: int) -> Case:
+    random = np.random.default_rng(8)
+    constants = {"w": floats(random, 8, 24), "b": floats(random, 24)}
+    attributes = {"num_heads": 2, "unidirectional": 1}
+    x = {"x": floats(random, B, T, 8)}
+    return Case("com.microsoft.Attention", ["x", "w", "b"], x, constants, attributes, dims={"x": ["B", "T", 8]})
+
+
+def test_causal_attention_is_one_kernel() -> None:
+    kernels = compare_at(plain_attention, [(1, 1), (2, 7), (1, 33)], opt_level=3)
+    assert sorted(name.rstrip("0123456789") for name in kernels) == ["causal_attention", "linear"]
+
+
+def attention_with_ones(B: int, T: int) -> Case:
+    """With a mask that hides nothing: ones, of the shape of the input."""
+    ones = numpy_helper.from_array(np.array([1], np.int32))
+    before = (("Shape", ["x"], "shape", {"end": 2}), ("ConstantOfShape", ["shape"], "mask", {"value": ones}))
+    return replace(plain_attention(B, T), order=["x", "w", "b", "mask"], before=before)
+
+
+def test_a_mask_of_ones_hides_nothing() -> None:
+    kernels = compare_at(attention_with_ones, [(1, 1), (2, 7)], opt_level=3)
+    assert sorted(name.rstrip("0123456789") for name in kernels) == ["causal_attention", "linear"]
+
+
+def packed(count: int) -> tuple[Case, Case]:
+    """MultiHeadAttention of q, k and v in one input (3), or of k and v in one (2), and the same of three inputs."""
+    random = np.random.default_rng(9)
+    parts = [floats(random, 2, 5, 3, 4) for _ in "qkv"]
+    apart = {name: part.reshape(2, 5, 12) for name, part in zip("qkv", parts, strict=True)}
+    together = np.stack(parts[-count:], axis=3)
+    inputs = {"q": together} if count == 3 else {"q": apart["q"], "k": together}
+    how = {"op": "com.microsoft.MultiHeadAttention", "attributes": {"num_heads": 3}}
+    return Case(order=list(inputs), inputs=inputs, **how), Case(order=list("qkv"), inputs=apart, **how)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_packed_heads_are_those_of_separate_inputs(count: int) -> None:
+    """ONNX Runtime packs heads on GPUs alone."""
+    found, expected = (compiled(proto)(feeds) for proto, feeds in (file_of([case]) for case in packed(count)))
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+X = np.zeros((2, 3, 8), np.float32)
+W = {"w": np.zeros((8, 24), np.float32)}
+ONE = {"num_heads": 2}
+GROUPED = {"num_heads": 2, "kv_num_heads": 1}
+LENGTHS = {"seqlens": np.zeros(2, np.int32), "total": np.array(3, np.int32)}
+
+
+def of_attention(more: dict[str, np.ndarray], order: list[str], **attributes) -> Case:
+    return Case("com.microsoft.Attention", order, {"x": X} | more, W, ONE | attributes)
+
+
+def of_groups(order: list[str], outputs: tuple[int, ...] = (1, 1, 1), **attributes) -> Case:
+    inputs = {"q": np.zeros((2, 3, 32), np.float32), "seqlens": LENGTHS["seqlens"]}
+    inputs |= {name: np.zeros((2, 3, 16), np.float32) for name in "kv"} | {"given": LENGTHS["total"]}
+    sink = {"sink": np.zeros(2, np.float32)}
+    return Case("com.microsoft.GroupQueryAttention", order, inputs, LENGTHS | sink, GROUPED | attributes, outputs)
+
+
+GQA = ["q", "k", "v", "", "", "seqlens", "total"]
+REFUSED = {
+    "rotary positions in Attention": (of_attention({}, ["x", "w"], do_rotary=1), "attribute do_rotary=1 is not"),
+    "a shared buffer": (
+        of_attention({}, ["x", "w"], past_present_share_buffer=1),
+        "attribute past_present_share_buffer=1 is not supported",
+    ),
+    "a mask of four dimensions": (
+        of_attention({"m": np.zeros((2, 1, 9, 9), np.int32)}, ["x", "w", "", "m"]),
+        "mask 'm0' of shape .2, 1, 9, 9. is not supported, only .2, 3., .2, 3, 3., .2., .4.",
+    ),
+    "a bias of other heads": (
+        of_attention({"bias": np.zeros((1, 3, 3, 3), np.float32)}, ["x", "w", "", "", "", "bias"]),
+        "attention_bias 'bias0' of shape .1, 3, 3, 3. is not supported, only .2, 2, 3, 3.",
+    ),
+    "rotary positions without angles": (of_groups(GQA, do_rotary=1), "do_rotary=1 without cos_cache and sin_cache"),
+    "heads that do not divide": (of_attention({}, ["x", "w"], num_heads=3), "is divisible by 3"),
+    "a sink": (of_groups([*GQA, "", "", "", "", "sink"]), "input head_sink .'sink0'. is not supported"),
+    "a length that is only known when it runs": (
+        of_groups([*GQA[:6], "given"]),
+        "'given0' is a tensor where a shape, known while compiling, is needed",
+    ),
+    "smooth softmax": (of_groups(GQA, smooth_softmax=1), "attribute smooth_softmax=1 is not supported"),
+    "a key without a value": (of_groups(["q", "k", "", "", "", "seqlens", "total"]), "only supported together"),
+    "the mean of a skipped LayerNorm": (
+        Case(
+            "com.microsoft.SkipLayerNormalization",
+            ["x", "x", "g"],
+            {"x": X},
+            {"g": np.ones(8, np.float32)},
+            outputs=(1, 1),
+        ),
+        "output 'y0_1', the mean, is not supported",
+    ),
+    "an activation": (
+        Case("com.microsoft.FusedGemm", ["a", "a"], {"a": np.zeros((2, 2), np.float32)}, {}, {"activation": "Elu"}),
+        "activation 'Elu' is not supported, only Relu, Sigmoid, Tanh",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_supported_is_named(what: str) -> None:
+    case, said = REFUSED[what]
+    assert re.search(f"node 'node0'.*{said}", refusal(case))

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from tvm_frontend.frontends.onnx.importer import import_onnx
-from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_A_LITTLE
+from tvm_frontend.frontends.onnx.operators.masks import HIDE_LATER, HIDE_LATER_BY
 from tvm_frontend.frontends.onnx.operators.symbolic import band
 from tvm_frontend.options import CompileOptions
 from tvm_frontend.pipeline import compile_graph
@@ -20,7 +20,7 @@ LENGTHS = (1, 2, 7, 8, 9, 33, 64)
 HEAD = """
 <ir_version: 10, opset_import: ["" : 20]>
 f (float[B,2,T,6] q) => (float[B,2,T,6] y, float[D0,D1] m)
-<int64 zero = {0}, int64 one = {1}, int64[1] zeros = {0}, int64[1] ones = {1},
+<int64 zero = {0}, int64 one = {1}, int64[1] zeros = {0}, int64[1] ones = {1}, int64 two = {2}, int64[2] inner = {1, 2},
  float nothing = {0}, float low = {LOW}, int64 w = {WIDTH}, int64 a = {A}, int64 b = {B}>
 {
     T1 = Shape <start = 2, end = 3> (q)
@@ -64,9 +64,22 @@ OTHERS = {
     "a first key for all": "c = LessOrEqual (j, i)\nd = Equal (j, b)\nseen = Or (c, d)",
     "shifted": "c = Add (i, w)\nseen = LessOrEqual (j, c)",
     "causal up to a length": "c = LessOrEqual (j, i)\nd = Greater (i, w)\nseen = Or (c, d)",
+    "a head that sees all": "heads = Range (zero, two, one)\nh = Unsqueeze (heads, inner)\nc = LessOrEqual (j, i)\n"
+    "d = Equal (h, one)\nseen = Or (c, d)",
     "all": "c = Equal (j, j)\nd = Equal (i, i)\nseen = And (c, d)",
     "the other triangle": "seen = GreaterOrEqual (j, i)",
 }
+# What is added as each is, with a slope for each head, as ALiBi does.
+SLOPES = """
+    seen = LessOrEqual (j, i)
+    heads = Range (one, three, one)
+    h = Unsqueeze (heads, inner)
+    product = Mul (distance, h)
+    real = Cast <to = 1> (product)
+    slopes = Mul (real, tenth)
+    m = Where (seen, slopes, low)
+    masked = Add (m, scores)
+"""
 WAYS = {
     "added": "m = Where (seen, nothing, low)\nmasked = Add (m, scores)",
     "chosen": "masked = Where (seen, scores, low)\nm = Where (seen, nothing, low)",
@@ -79,16 +92,23 @@ def graph(seen, way="added", low="-3.4e38", width=5, a=3, b=6):
     return onnx.parser.parse_model(f"{head}{seen}\n{before}{WAYS[way]}\n    weights{after[0]}")
 
 
+def with_slopes():
+    head = HEAD.replace("int64 two", "int64 three = {3}, float tenth = {-0.1}, int64 two")
+    head = head.replace("LOW", "-3e38").replace("WIDTH", "1").replace("A}", "0}").replace("{B}", "{0}")
+    before, after = TAIL.split("    weights")
+    return onnx.parser.parse_model(f"{head}{before}{SLOPES}\n    weights{after}")
+
+
 def found(proto):
     """The kernel that hides later keys in the imported file, None if its mask was not taken to be causal."""
     names = [name.name_hint for name in import_onnx(proto).module.get_global_vars()]
-    return next((name for name in names if name in (HIDE_LATER, HIDE_LATER_A_LITTLE)), None)
+    return next((name for name in names if name.startswith(HIDE_LATER)), None)
 
 
 def is_causal_in_fact(proto, lengths):
     for T in lengths:
         _, mask = ReferenceEvaluator(proto).run(None, {"q": np.zeros((1, 2, T, 6), "float32")})
-        if not np.array_equal(mask == 0, np.tri(T, dtype=bool)):
+        if not np.array_equal(mask == 0, np.broadcast_to(np.tri(T, dtype=bool), mask.shape)):
             return False
     return True
 
@@ -112,13 +132,17 @@ def test_a_mask_that_is_not_causal_for_every_length_is_not(name):
         assert found(proto) is None
 
 
+def test_slopes_are_no_mask():
+    assert found(with_slopes()) is None
+
+
 @pytest.mark.parametrize(
     ("low", "kernel"),
     [
         ("-inf", HIDE_LATER),
         ("-1e30", HIDE_LATER),
-        ("-65504", HIDE_LATER_A_LITTLE),
-        ("-10000", HIDE_LATER_A_LITTLE),
+        ("-65504", f"{HIDE_LATER_BY}65504_"),
+        ("-10000", f"{HIDE_LATER_BY}10000_"),
         ("-9999", None),
         ("-10", None),
         ("0", None),
@@ -133,11 +157,15 @@ def test_how_far_down_a_key_is_hidden(low, kernel):
     assert found(proto) == kernel
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_file_whatever_the_mask():
     target = resolve_target()
     random = np.random.default_rng(0)
     for names in (list(OTHERS)[:7], list(OTHERS)[7:], ["key at most query"]):
-        protos = [graph((OTHERS | CAUSAL)[name], ("added", "chosen")[n % 2], "-3e4") for n, name in enumerate(names)]
+        more = [with_slopes()] if len(names) == 1 else []
+        protos = more + [
+            graph((OTHERS | CAUSAL)[name], ("added", "chosen")[n % 2], "-3e4") for n, name in enumerate(names)
+        ]
         joined = protos[0]
         for number, proto in enumerate(protos[1:]):
             joined = onnx.compose.merge_models(joined, onnx.compose.add_prefix(proto, f"p{number}_"), io_map=[])

@@ -74,10 +74,10 @@ class Reading:
         Others are weights.
         """
         few = array.size <= FEW and (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_)
-        if array.size == 1 or (few and array.size):
-            self.values[name] = constant(array)
-        elif (formula := band(array)) is not None:
+        if (formula := band(array)) is not None:
             self.values[name] = formula
+        elif array.size == 1 or (few and array.size):
+            self.values[name] = constant(array)
         elif array.size:
             self.add_weight(name, array)
         else:

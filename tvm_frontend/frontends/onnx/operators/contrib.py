@@ -19,6 +19,7 @@ from tvm_frontend.frontends.onnx.operators import layers
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
 from tvm_frontend.frontends.onnx.operators.symbolic import (
     Indexed,
+    equal,
     expression,
     is_number,
     is_one,
@@ -54,12 +55,6 @@ def refuse_inputs(given: dict[str, str], *names: str) -> None:
             raise UserError(f"input {name} ({given[name]!r}) is not supported")
 
 
-def equal(*sizes: Any) -> bool:
-    """Tell if sizes, numbers or expressions, are provably equal."""
-    analyzer = tvm.sym.Analyzer()
-    return all(analyzer.can_prove_equal(sizes[0], size) for size in sizes[1:])
-
-
 def number(attributes: dict[str, Any], name: str) -> int:
     """Give an attribute that must be a positive integer."""
     found = int(attributes.get(name, 0))
@@ -78,7 +73,9 @@ def heads_of(reading: Reading, x: relax.Expr, heads: int, what: str) -> relax.Ex
     """Divide x [B, T, heads · hs] in heads: [B, T, heads, hs]."""
     B, T, C = x.ty.shape.values
     if not is_number(C) or int(C) % heads:
-        raise UserError(f"{what} of shape {[B, T, C]} is not supported, only [B, T, C] whose C is divisible by {heads}")
+        raise UserError(
+            f"{what} of shape {sizes_of([B, T, C])} is not supported, only [B, T, C] whose C is divisible by {heads}"
+        )
     return reading.emit(op.reshape(x, [B, T, heads, int(C) // heads]))
 
 
@@ -108,14 +105,23 @@ class Scores:
     of_hidden: list[relax.Expr] = field(default_factory=list)
     sizes: list[Any] = field(default_factory=list)
 
-    def add_bias(self, bias: relax.Expr) -> None:
-        """Add a tensor that broadcasts to [B, nh, T, S]."""
-        shape = list(bias.ty.shape.values)
-        if len(shape) != 4:
-            raise UserError(f"an attention bias of shape {shape} is not supported, only [B, nh, T, S]")
-        self.added.append(
-            (bias, lambda x: lambda *index: x(*(0 if is_one(d) else i for d, i in zip(x.shape, index, strict=True))))
-        )
+    def add_bias(self, reading: Reading, name: str, sizes: list[Any]) -> None:
+        """Add a value that broadcasts to sizes [B, nh, T, S]."""
+        bias = with_shape(reading, reading.tensor(name), sizes)
+        if bias is None:
+            found, wanted = sizes_of(reading.shape(name)), sizes_of(sizes)
+            raise UserError(f"attention_bias {name!r} of shape {found} is not supported, only {wanted}")
+
+        def element(x: te.Tensor) -> Element:
+            def at(*index: Any) -> tvm.ir.Expr:
+                value = x(*(0 if is_one(size) else i for size, i in zip(x.shape, index, strict=True)))
+                # A cache may be longer than what is in it, and the bias.
+                is_there = expression(index[3], "int64") < expression(x.shape[3], "int64")
+                return value if is_one(x.shape[3]) else te.if_then_else(is_there, value, tvm.tirx.const(0.0, "float32"))
+
+            return at
+
+        self.added.append((bias, element))
 
     @property
     def are_plain(self) -> bool:
@@ -203,18 +209,32 @@ def add_mask(reading: Reading, how: Scores, name: str, sizes: tuple[Any, Any, An
 
         return at
 
-    if len(shape) == 2 and equal(shape[1], S):
-        how.added.append((mask, by_key))
-    elif len(shape) == 3 and equal(shape[1], T) and equal(shape[2], S):
-        how.added.append((mask, by_query))
-    elif len(shape) == 1 and equal(shape[0], B):
-        how.added.append((mask, by_length))
-    elif len(shape) == 1 and equal(shape[0], 2 * B):
-        how.added.append((mask, by_ends))
-    else:
-        raise UserError(
-            f"mask {name!r} of shape {shape} is not supported, only [{B}, {S}], [{B}, {T}, {S}], [{B}] or [2 {B}]"
-        )
+    forms: list[tuple[list[Any], Callable[[te.Tensor], Element]]] = [([B, S], by_key), ([B, T, S], by_query)]
+    forms += [([size], form) for size, form in ((B, by_length), (2 * B, by_ends)) if equal(shape[0], size)]
+    for wanted, form in forms:
+        if (checked := with_shape(reading, mask, wanted)) is not None:
+            how.added.append((checked, form))
+            return
+    allowed = ", ".join(map(str, map(sizes_of, ([B, S], [B, T, S], [B], [2 * B]))))
+    raise UserError(f"mask {name!r} of shape {sizes_of(shape)} is not supported, only {allowed}")
+
+
+def with_shape(reading: Reading, x: relax.Expr, wanted: list[Any]) -> relax.Expr | None:
+    """Give x if its sizes must be the wanted ones or 1; None if they are known not to be."""
+    shape = list(x.ty.shape.values)
+    if len(shape) != len(wanted):
+        return None
+    pairs = [(size, other) for size, other in zip(shape, wanted, strict=True) if not is_one(size)]
+    if any(is_number(size) and is_number(other) and int(size) != int(other) for size, other in pairs):
+        return None
+    for size, other in pairs:
+        reading.same_size(size, other)
+    return x
+
+
+def sizes_of(shape: list[Any]) -> list[Any]:
+    """Give the sizes of a shape as messages show them."""
+    return [simplified(size) for size in shape]
 
 
 def _shows_all(reading: Reading, name: str, rank: int) -> bool:
@@ -223,11 +243,13 @@ def _shows_all(reading: Reading, name: str, rank: int) -> bool:
     if not found or rank < 2:
         return False
     positions, analyzer = position_symbols(found[0].shape)
-    return bool(analyzer.can_prove(expression(found[0].at(*positions), "int64") > 0))
+    return bool(analyzer.can_prove(found[0].element(*positions) > 0))
 
 
 def joined(reading: Reading, past: relax.Expr, new: relax.Expr) -> relax.Expr:
     """Put new rows [B, nh, T, hs] behind those of a past [B, nh, P, hs]."""
+    for axis in (0, 1, 3):
+        reading.same_size(past.ty.shape.values[axis], new.ty.shape.values[axis])
     if equal(past.ty.shape.values[2], 0):
         return new
     return reading.emit(op.concat([past, new], axis=2))
@@ -260,7 +282,7 @@ def attention_of_projection(
     if "mask_index" in given:
         add_mask(reading, how, given["mask_index"], (B, T, S), attributes)
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, S])
     causal = attributes.get("unidirectional", 0) == 1
     wants_present = len(node.output) > 1 and bool(node.output[1])
     if causal and past is None and how.are_plain and Cv == C:
@@ -294,7 +316,9 @@ def _multi_head_attention(
     nh = number(attributes, "num_heads")
     q, k, v = _queries_keys_values(reading, given, nh)
     B, T, _, hs = q.ty.shape.values
-    L = k.ty.shape.values[2]
+    L = reading.same_size(k.ty.shape.values[2], v.ty.shape.values[2])
+    for x in (k, v):
+        reading.same_size(x.ty.shape.values[0], B)
     if "past_key" in given:
         k = joined(reading, reading.tensor(given["past_key"]), k)
         v = joined(reading, reading.tensor(given["past_value"]), v)
@@ -303,12 +327,12 @@ def _multi_head_attention(
     if "key_padding_mask" in given:
         add_mask(reading, how, given["key_padding_mask"], (B, T, S), attributes)
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, S])
     if attributes.get("unidirectional", 0) == 1:
         if "past_key" in given and not equal(L, T):
             raise UserError(f"unidirectional with a past, {T} queries and {L} keys is not supported, only as many")
         how.hidden = later_keys(aligned_right="past_key" in given)
-    same = equal(S, T) and equal(*(x.ty.shape.values[3] for x in (q, k, v)))
+    same = equal(S, T) and equal(hs, v.ty.shape.values[3])
     if how.hidden is not None and how.are_plain and "past_key" not in given and same:
         rows = [reading.emit(op.permute_dims(x, SWAP)) for x in (k, v)]
         y = attend_causally(reading, q, rows[0], rows[1], how.scale)
@@ -338,9 +362,10 @@ def _queries_keys_values(reading: Reading, given: dict[str, str], nh: int) -> li
         else:
             parts += [heads_of(reading, reading.tensor(given[name]), nh, name) for name in ("key", "value")]
     else:
+        shape, which = sizes_of(query.ty.shape.values), "with" if "key" in given else "without"
         raise UserError(
-            f"a query of shape {list(query.ty.shape.values)} {'with' if 'key' in given else 'without'} a key is not "
-            "supported, only [B, T, C] with one, or [B, T, nh, 3, hs] without"
+            f"a query of shape {shape} {which} a key is not supported, only [B, T, C] with one, or [B, T, nh, 3, hs] "
+            "without"
         )
     if "bias" in given:
         sizes = [int(part.ty.shape.values[2]) * int(part.ty.shape.values[3]) for part in parts]
@@ -383,8 +408,14 @@ def _group_query_attention(
     seqlens = reading.tensor(given["seqlens_k"])
     q, k, v = _grouped(reading, given, nh, nkv)
     _, T, _, hs = q.ty.shape.values
-    if len(seqlens.ty.shape.values) != 1:
-        seqlens = reading.emit(op.reshape(seqlens, [q.ty.shape.values[0]]))
+    B = q.ty.shape.values[0]
+    for x in (k, v):
+        reading.same_size(x.ty.shape.values[0], B)
+        reading.same_size(x.ty.shape.values[1], T)
+    if len(seqlens.ty.shape.values) == 1:
+        reading.same_size(seqlens.ty.shape.values[0], B)
+    else:  # it may be [B, 1] as well
+        seqlens = reading.emit(op.reshape(seqlens, [B]))
     first = equal(total, T)
 
     def before(b: Any, seqlens: te.Tensor, T: Any, total: Any) -> tvm.ir.Expr:
@@ -397,6 +428,8 @@ def _group_query_attention(
 
     sizes = [] if is_number(total) else [total]
     if attributes.get("do_rotary", 0) == 1:
+        if "cos_cache" not in given or "sin_cache" not in given:
+            raise UserError("do_rotary=1 without cos_cache and sin_cache is not supported")
         cos, sin = (reading.tensor(given[name]) for name in ("cos_cache", "sin_cache"))
         if "position_ids" in given:
             positions = reading.tensor(given["position_ids"])
@@ -416,7 +449,7 @@ def _group_query_attention(
         q, k = (rotated(reading, x, positions, cos, sin, 2 * int(cos.ty.shape.values[1]), interleaved) for x in (q, k))
     how = Scores(scale_of(attributes, int(hs)), float(attributes.get("softcap", 0.0)))
     if "attention_bias" in given:
-        how.add_bias(reading.tensor(given["attention_bias"]))
+        how.add_bias(reading, given["attention_bias"], [B, nh, T, total])
     window = int(attributes.get("local_window_size", -1))
     rows = [reading.emit(op.permute_dims(x, SWAP)) for x in (k, v)]
 
@@ -514,7 +547,8 @@ def rotated(
 
     def rotate(x: te.Tensor, positions: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
         def at(b: Any, t: Any, h: Any, d: Any) -> tvm.ir.Expr:
-            row = positions(0) + t if counted else positions(b, t)
+            place = expression(positions(0), "int64") + expression(t, "int64") if counted else positions(b, t)
+            row = te.max(te.min(expression(place, "int64"), expression(cos.shape[0], "int64") - 1), 0)  # never outside
             pair = tvm.tirx.floordiv(d, 2) if interleaved else tvm.tirx.floormod(d, half)
             first = tvm.tirx.floormod(d, 2) < 1 if interleaved else d < half
             step = 1 if interleaved else half
@@ -613,7 +647,7 @@ def _embed_layer_norm(reading: Reading, node: onnx.NodeProto, attributes: dict[s
     else:
         positions = reading.emit(op.arange(*map(relax.prim_value, (0, T, 1)), dtype="int64"))
     x = reading.emit(op.add(rows("word_embedding", ids), rows("position_embedding", positions)))
-    if "segment_embedding" in given:
+    if "segment_embedding" in given and "segment_ids" in given:
         x = reading.emit(op.add(x, rows("segment_embedding", reading.tensor(given["segment_ids"]))))
     gain, bias = (reading.tensor(given[name]) for name in ("gamma", "beta"))
     y = reading.emit(op.nn.layer_norm(x, gain, bias, axes=[-1], epsilon=attributes.get("epsilon", 1e-12)))

@@ -1,4 +1,4 @@
-"""Converts operators that are a layer: products, LayerNorm, GELU, softmax."""
+"""Converts operators that are a layer: products, LayerNorm, GELU, softmax, attention, the rows of a cache."""
 
 from functools import reduce
 from math import prod
@@ -47,7 +47,7 @@ def _gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     alpha, beta = attributes.get("alpha", 1.0), attributes.get("beta", 1.0)
     a, b = reading.tensor(node.input[0]), reading.tensor(node.input[1])
     a = reading.emit(op.permute_dims(a)) if attributes.get("transA") else a
-    x = _unmerged(reading, a)
+    x = unmerged(reading, a)
     b = reading.emit(op.permute_dims(b)) if attributes.get("transB") else b
     reading.same_size(x.ty.shape.values[-1], b.ty.shape.values[0])
     y = _scaled(reading, reading.emit(op.matmul(x, b)), alpha)
@@ -65,7 +65,7 @@ def _scaled(reading: Reading, x: relax.Expr, factor: float) -> relax.Expr:
     return x if factor == 1.0 else reading.emit(op.multiply(x, relax.const(factor, str(x.ty.dtype))))
 
 
-def _unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
+def unmerged(reading: Reading, a: relax.Expr) -> relax.Expr:
     """Undo the merging of B and T, and of heads, that made a [B·T, C]; give `a` itself if there was none."""
     C = a.ty.shape.values[-1]
     x = before_reshape(reading, a)

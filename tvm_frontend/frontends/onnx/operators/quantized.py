@@ -4,9 +4,10 @@ A weight whose integers, scale and zero point are constants becomes the float32 
 file is read, so every kernel of a linear layer applies to it. Activations are rounded as the file says: to nearest,
 ties to even, and kept within the integers' range.
 
-A product of integers is exact. This project's int8 kernels round activations by row and symmetrically, which is none of
-ONNX's operators, so the integers go through the float32 product: sums of integers are exact in float32, in any order,
-as long as no partial sum exceeds 2²⁴, and a weight with larger sums is divided along k until that holds.
+A product of integers is exact. This project's int8 kernels round activations by row and symmetrically, and its int4
+kernels in groups, which none of these operators does, so the integers go through the float32 product: sums of integers
+are exact in float32, in any order, as long as no partial sum exceeds 2²⁴, and a weight with larger sums is divided
+along k until that holds.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,17 @@ from tvm import relax, te
 from tvm.relax import op
 
 from gpt.cli import UserError
-from tvm_frontend.frontends.onnx.operators import shapes
+from tvm_frontend.frontends.onnx.operators import layers, shapes
 from tvm_frontend.frontends.onnx.operators.context import Converter, Reading, Value, refuse_unless
-from tvm_frontend.frontends.onnx.operators.contrib import attention_of_projection, inputs_of, outputs_of, transposed
-from tvm_frontend.frontends.onnx.operators.symbolic import Indexed, constant, elements, is_number, is_one
+from tvm_frontend.frontends.onnx.operators.contrib import (
+    attention_of_projection,
+    inputs_of,
+    number,
+    outputs_of,
+    sizes_of,
+    transposed,
+)
+from tvm_frontend.frontends.onnx.operators.symbolic import FEW, Indexed, elements, is_number, is_one
 
 EXACT = 2**24  # float32 holds every integer up to this
 LARGEST = 255  # of the magnitudes of an 8-bit integer less its zero point
@@ -47,25 +55,35 @@ INTEGERS = {
 
 
 def array_of(reading: Reading, name: str) -> np.ndarray | None:
-    """Give the numbers of a value that is a constant of the file; None for another."""
+    """Give the numbers of a value that is a constant of the file, or the transpose of one; None for another."""
     value = reading.values[name]
-    if isinstance(value, relax.Var):
-        known = reading.values[value.name] if value.name in reading.weights else None
-        return reading.weights[value.name] if isinstance(known, relax.Var) and known.same_as(value) else None
-    if isinstance(value, tvm.ir.GenericConst):
-        return value.value.numpy()
-    if not isinstance(value, Indexed) or len(value.shape) > 1 or not all(map(is_number, value.shape)):
+    if not isinstance(value, Indexed):
+        return _array_in(reading, value)
+    if not isinstance(value, Indexed) or not all(map(is_number, value.shape)):
+        return None
+    shape = [int(size) for size in value.shape]
+    if np.prod(shape, dtype=int) > FEW:
         return None
     numbers = [getattr(each, "value", each) for each in elements(value)]
     if any(isinstance(each, tvm.ir.Expr) for each in numbers):
         return None
-    return np.array(numbers, HELD_AS.get(value.dtype, value.dtype)).reshape([int(dim) for dim in value.shape])
+    return np.array(numbers, HELD_AS.get(value.dtype, value.dtype)).reshape(shape)
 
 
-def dtype_of(reading: Reading, name: str) -> str:
-    """Name the type of a value's elements, as the file has it."""
-    value = reading.values[name]
-    return value.dtype if isinstance(value, Indexed) else str(value.ty.dtype)
+def _array_in(reading: Reading, expr: relax.Expr) -> np.ndarray | None:
+    if isinstance(expr, tvm.ir.GenericConst):
+        return expr.value.numpy()
+    if not isinstance(expr, relax.Var):
+        return None
+    known = reading.values[expr.name] if expr.name in reading.weights else None
+    if isinstance(known, relax.Var) and known.same_as(expr):
+        return reading.weights[expr.name]
+    value = reading.builder.lookup_binding(expr)
+    if not isinstance(value, relax.Call) or value.op != tvm.ir.Op.get("relax.permute_dims"):
+        return None
+    array = _array_in(reading, value.args[0])
+    axes = value.attrs.axes
+    return None if array is None else np.transpose(array, axes and [int(axis) for axis in axes])
 
 
 def operand(reading: Reading, name: str) -> relax.Expr:
@@ -77,7 +95,7 @@ def operand(reading: Reading, name: str) -> relax.Expr:
             raise UserError(f"{name!r} of type {x.ty.dtype} is not supported, only as a constant")
         return x
     array = array.astype(HELD_AS.get(str(array.dtype), array.dtype), copy=False)
-    if array.size == 1 and array.ndim <= 1:
+    if array.size == 1:
         return relax.const(array.reshape(()), str(array.dtype))
     return (
         reading.tensor(name)
@@ -87,8 +105,9 @@ def operand(reading: Reading, name: str) -> relax.Expr:
 
 
 def folded(reading: Reading, node: onnx.NodeProto, array: np.ndarray) -> Value:
-    """Give a constant result of a node: a number, or a weight of the result's name."""
-    return constant(array) if array.ndim <= 1 and array.size == 1 else reading.add_weight(node.output[0], array)
+    """Give a constant result of a node, by the result's name."""
+    reading.add_constant(node.output[0], array)
+    return reading.values[node.output[0]]
 
 
 def spread(parameter: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
@@ -117,7 +136,7 @@ def _axis_and_block(reading: Reading, scale: str, rank: int, attributes: dict[st
         return 0, 0
     if not -rank <= axis < rank or (len(reading.shape(scale)) != (rank if block else 1)):
         raise UserError(
-            f"a scale of shape {reading.shape(scale)} along axis {axis} of {rank} dimensions"
+            f"a scale of shape {sizes_of(reading.shape(scale))} along axis {axis} of {rank} dimensions"
             f"{f' in blocks of {block}' if block else ''} is not supported"
         )
     return axis % rank, block
@@ -128,7 +147,7 @@ def _quantize_linear(reading: Reading, node: onnx.NodeProto, attributes: dict[st
     given = inputs_of(node, "x", "y_scale", "y_zero_point")
     zero = given.get("y_zero_point", "")
     asked = attributes.get("output_dtype", 0)
-    dtype = dtype_of(reading, zero) if zero else INTEGERS.get(asked, f"number {asked}") if asked else "uint8"
+    dtype = reading.dtype(zero) if zero else INTEGERS.get(asked, f"number {asked}") if asked else "uint8"
     rank = len(reading.shape(given["x"]))
     axis, block = _axis_and_block(reading, given["y_scale"], rank, attributes)
     x, scale, offset = (array_of(reading, name) if name else None for name in (given["x"], given["y_scale"], zero))
@@ -137,15 +156,22 @@ def _quantize_linear(reading: Reading, node: onnx.NodeProto, attributes: dict[st
         y = np.rint(x.astype(np.float32) / spread(scale, x.shape, axis, block))
         y = y if offset is None else y + spread(offset.astype(np.float32), x.shape, axis, block)
         return folded(reading, node, np.clip(y, lowest, highest).astype(HELD_AS.get(dtype, dtype)))
-    return quantized(
-        reading,
-        reading.tensor(given["x"]),
-        operand(reading, given["y_scale"]),
-        operand(reading, zero) if zero else None,
-        dtype,
-        axis,
-        block,
-    )
+    x = reading.tensor(given["x"])
+    scale = operand(reading, given["y_scale"])
+    whole = unmerged(reading, x) if not scale.ty.shape.values else x
+    y = quantized(reading, whole, scale, operand(reading, zero) if zero else None, dtype, axis, block)
+    return shaped_like(reading, y, x)
+
+
+def unmerged(reading: Reading, x: relax.Expr) -> relax.Expr:
+    """Give the [B, T, C] of which x [B·T, C] was made, as fused attention and linear layers take no other; else x."""
+    return layers.unmerged(reading, x) if len(x.ty.shape.values) == 2 else x
+
+
+def shaped_like(reading: Reading, y: relax.Expr, x: relax.Expr) -> relax.Expr:
+    """Merge the dimensions of y [B, T, ...] again, if x is [B·T, ...]."""
+    shape = [*x.ty.shape.values[:-1], y.ty.shape.values[-1]] if x.ty.shape.values else []
+    return y if len(shape) == len(y.ty.shape.values) else reading.emit(op.reshape(y, shape))
 
 
 def quantized(
@@ -190,19 +216,16 @@ def _dequantize_linear(reading: Reading, node: onnx.NodeProto, attributes: dict[
     x, scale, offset = (array_of(reading, name) if name else None for name in (given["x"], given["x_scale"], zero))
     if x is not None and scale is not None and (offset is not None or not zero):
         return folded(reading, node, dequantized_array(x, scale, offset, axis, block))
-    return dequantized(
-        reading,
-        operand(reading, given["x"]),
-        operand(reading, given["x_scale"]),
-        operand(reading, zero) if zero else None,
-        axis,
-        block,
-    )
+    x = operand(reading, given["x"])
+    scale = operand(reading, given["x_scale"])
+    whole = unmerged(reading, x) if not scale.ty.shape.values else x
+    y = dequantized(reading, whole, scale, operand(reading, zero) if zero else None, axis, block)
+    return shaped_like(reading, y, x)
 
 
 def refuse_other_types(reading: Reading, name: str, *more: str) -> None:
     """Raise UserError if a value is not of integers of at most 16 bits, or of one of `more`."""
-    if (dtype := dtype_of(reading, name)) not in (*RANGES, *more):
+    if (dtype := reading.dtype(name)) not in (*RANGES, *more):
         raise UserError(f"{name!r} of type {dtype} is not supported, only {', '.join((*RANGES, *more))}")
 
 
@@ -253,10 +276,11 @@ def dynamically_quantized(reading: Reading, x: relax.Expr) -> list[relax.Expr]:
         kept = tvm.tirx.nearbyint(te.min(te.max(place, nothing), steps))
         return te.compute((), lambda: tvm.tirx.Cast("uint8", kept), name="zero_point")
 
-    low, high = reading.emit(op.min(x)), reading.emit(op.max(x))
+    whole = unmerged(reading, x)
+    low, high = reading.emit(op.min(whole)), reading.emit(op.max(whole))
     scale = reading.builder.emit_te(scale_of, low, high, primfunc_name_hint="scale")
     zero = reading.builder.emit_te(zero_of, low, scale, primfunc_name_hint="zero_point")
-    return [quantized(reading, x, scale, zero, "uint8"), scale, zero]
+    return [shaped_like(reading, quantized(reading, whole, scale, zero, "uint8"), x), scale, zero]
 
 
 def product(
@@ -268,7 +292,7 @@ def product(
     of one for each column, or "".
     """
     if a_zero is not None and not all(map(is_one, a_zero.ty.shape.values)):
-        raise UserError(f"zero points of shape {list(a_zero.ty.shape.values)} of the left factor are not supported")
+        raise UserError(f"zero points of shape {sizes_of(a_zero.ty.shape.values)} of the left factor are not supported")
     refuse_other_types(reading, b)
     weight = array_of(reading, b)
     zeros = array_of(reading, b_zero) if b_zero else np.zeros((), np.int32)
@@ -279,23 +303,18 @@ def product(
         return reading.emit(op.matmul(left, transposed(reading, right) if turned else right, out_dtype="int32"))
     weight = weight.T if turned else weight
     whole = weight.astype(np.int32) - spread(zeros.astype(np.int32).ravel(), weight.shape, 1, 0)
-    x = reading.emit(op.astype(centred(reading, a, a_zero), "float32"))
-    if rank == 2:  # the kernels of linear layers take three dimensions
+    x = reading.emit(op.astype(centred(reading, unmerged(reading, a), a_zero), "float32"))
+    if len(x.ty.shape.values) == 2:  # the kernels of linear layers take three dimensions
         x = reading.emit(op.expand_dims(x, [0]))
-    sums = []
+    y = None
     for start, stop in exact_parts(whole):
-        part = (
-            x
-            if stop - start == len(whole)
-            else reading.emit(op.strided_slice(x, [rank - 1 + (rank == 2)], [start], [stop]))
-        )
+        is_all = stop - start == len(whole)
+        part = x if is_all else reading.emit(op.strided_slice(x, [len(x.ty.shape.values) - 1], [start], [stop]))
         name = f"{b}.less_{b_zero}_{start}_{stop}" + (".turned" if turned else "")
         factor = reading.add_weight(name, np.ascontiguousarray(whole[start:stop], np.float32))
-        sums.append(reading.emit(op.astype(reading.emit(op.matmul(part, factor)), "int32")))
-    y = sums[0]
-    for more in sums[1:]:
-        y = reading.emit(op.add(y, more))
-    return reading.emit(op.squeeze(y, [0])) if rank == 2 else y
+        sums = reading.emit(op.astype(reading.emit(op.matmul(part, factor)), "int32"))
+        y = sums if y is None else reading.emit(op.add(y, sums))
+    return shaped_like(reading, y, a)
 
 
 def exact_parts(whole: np.ndarray) -> list[tuple[int, int]]:
@@ -359,13 +378,13 @@ def _q_linear_matmul(reading: Reading, node: onnx.NodeProto, attributes: dict[st
     ratio = reading.emit(op.divide(reading.emit(op.multiply(*scales[:2])), scales[2]))
     y = _scaled(reading, _product_of(reading, given), ratio)
     zero = given["y_zero_point"]
-    return quantized(reading, y, None, operand(reading, zero), dtype_of(reading, zero))
+    return quantized(reading, y, None, operand(reading, zero), reading.dtype(zero))
 
 
 def _refuse_many(*scales: relax.Expr) -> None:
     for scale in scales:
         if not all(map(is_one, scale.ty.shape.values)):
-            raise UserError(f"a scale of shape {list(scale.ty.shape.values)} is not supported, only one number")
+            raise UserError(f"a scale of shape {sizes_of(scale.ty.shape.values)} is not supported, only one number")
 
 
 def _q_gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -387,7 +406,7 @@ def _q_gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) 
     y = _scaled(reading, sums, reading.emit(op.divide(ratio, operand(reading, given["y_scale"]))))
     zero = given.get("y_zero_point", "")
     return quantized(
-        reading, y, None, operand(reading, zero) if zero else None, dtype_of(reading, zero) if zero else "uint8"
+        reading, y, None, operand(reading, zero) if zero else None, reading.dtype(zero) if zero else "uint8"
     )
 
 
@@ -422,9 +441,9 @@ def block_weight(
     middle of the range if the integers are packed in bytes, 8 for 4 bits, and 0 for ONNX's own 4-bit types.
     """
     array, scale = _constant_of(reading, packed), _constant_of(reading, scales)
-    in_bytes = dtype_of(reading, packed) == "uint8"
+    in_bytes = reading.dtype(packed) == "uint8"
     parameters = [-(-size // block) if each == axis else size for each, size in enumerate(shape)]
-    if zeros and dtype_of(reading, zeros) == "uint8":
+    if zeros and reading.dtype(zeros) == "uint8":
         packed_zeros = _constant_of(reading, zeros).reshape(*parameters[:-1], -1)
         zero = unpacked(packed_zeros, bits)[..., : parameters[-1]]
     elif zeros:
@@ -445,9 +464,9 @@ def _matmul_n_bits(reading: Reading, node: onnx.NodeProto, attributes: dict[str,
     given = inputs_of(node, "A", "B", "scales", "zero_points", "g_idx", "bias")
     if "g_idx" in given:
         raise UserError(f"input g_idx ({given['g_idx']!r}) is not supported")
-    bits, shape = _bits_of(attributes), (attributes["N"], attributes["K"])
+    bits, shape = _bits_of(attributes), (number(attributes, "N"), number(attributes, "K"))
     zeros = given.get("zero_points", "")
-    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, shape, 1, attributes["block_size"])
+    weight = block_weight(reading, given["B"], given["scales"], zeros, bits, shape, 1, number(attributes, "block_size"))
     y = op.matmul(reading.tensor(given["A"]), reading.emit(op.permute_dims(weight)))
     return op.add(reading.emit(y), reading.tensor(given["bias"])) if "bias" in given else y
 
@@ -463,7 +482,7 @@ def _gather_block_quantized(reading: Reading, node: onnx.NodeProto, attributes: 
     given = inputs_of(node, "data", "indices", "scales", "zero_points")
     bits, block = _bits_of(attributes), attributes.get("block_size", 128)
     shape = [int(size) for size in reading.shape(given["data"])]
-    if dtype_of(reading, given["data"]) == "uint8":
+    if reading.dtype(given["data"]) == "uint8":
         shape[-1] *= 8 // bits
     axis = attributes.get("quantize_axis", 1) % len(shape)
     zeros = given.get("zero_points", "")
@@ -478,7 +497,7 @@ def _q_linear_of(function: Callable[[relax.Expr, relax.Expr], relax.Expr]) -> Co
     def convert(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
         a, b, (scale, zero) = node.input[:3], node.input[3:6], [*node.input[6:], ""][:2]
         y = reading.emit(function(*(_as_floats(reading, *names) for names in (a, b))))
-        return _rounded(reading, y, scale, zero, dtype_of(reading, a[0]))
+        return _rounded(reading, y, scale, zero, reading.dtype(a[0]))
 
     return convert
 
@@ -489,7 +508,7 @@ def _q_linear_softmax(reading: Reading, node: onnx.NodeProto, attributes: dict[s
     if attributes["opset"] < 13 and attributes.get("axis", -1) not in (-1, len(reading.shape(x[0])) - 1):
         raise UserError(f"axis={attributes['axis']} of opset {attributes['opset']} is not supported, only the last one")
     y = reading.emit(op.nn.softmax(_as_floats(reading, *x), axis=attributes.get("axis", -1)))
-    return _rounded(reading, y, scale, zero, dtype_of(reading, x[0]))
+    return _rounded(reading, y, scale, zero, reading.dtype(x[0]))
 
 
 def _as_floats(reading: Reading, x: str, scale: str, zero: str) -> relax.Expr:

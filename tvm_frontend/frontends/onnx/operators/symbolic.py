@@ -39,6 +39,37 @@ def constant(array: np.ndarray | np.generic) -> Indexed:
     return arranged(array.ravel().tolist(), list(array.shape), str(array.dtype))
 
 
+def band(array: np.ndarray) -> Indexed | None:
+    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
+
+    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
+    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
+    """
+    rows = array.shape[-1] if array.ndim > 1 else 1
+    if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
+        return None
+    square = array.reshape(rows, rows)
+    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
+        return None
+    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
+    inside = np.flatnonzero(by_distance == square[0, 0])
+    outside = np.unique(by_distance[by_distance != square[0, 0]])
+    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
+    if len(outside) != 1 or last - first + 1 != len(inside):
+        return None
+    dtype = str(array.dtype)
+    counted = "int64" if dtype == "int32" else dtype
+
+    def at(*index: Any) -> Any:
+        query, key = (expression(position, "int64") for position in index[-2:])
+        bounds = [key <= query - int(first)] if first > 1 - rows else []
+        bounds += [query - int(last) <= key] if last < rows - 1 else []
+        chosen = (tvm.tirx.const(each.item(), counted) for each in (square[0, 0], outside[0]))
+        return tvm.tirx.Select(tvm.tirx.all(*bounds), *chosen)
+
+    return Indexed(list(array.shape), dtype, at)
+
+
 def listed(values: list[Any], scalar: bool = False, dtype: str = "int64") -> Indexed:
     """Make a value of a list of numbers and symbols, or (scalar) of the one in it."""
     return arranged(values, [] if scalar else [len(values)], dtype)
@@ -97,36 +128,6 @@ def settled(value: Indexed) -> Indexed:
         return known[key][0]
 
     return Indexed([simplified(dim) for dim in value.shape], value.dtype, at)
-
-
-def band(array: np.ndarray) -> Indexed | None:
-    """Give the formula of an array [.., N, N] of one number in a band along the diagonal and another elsewhere.
-
-    GPTs keep masks so, for the longest sequence, and slice them: the causal one, whose band has no end below, and those
-    of windows. As a formula the former can be proven to be causal. None for an array of another kind.
-    """
-    rows = array.shape[-1] if array.ndim > 1 else 1
-    if rows < 2 or array.shape[-2] != rows or array.size != rows * rows:
-        return None
-    square = array.reshape(rows, rows)
-    if square[0, 0] != square[-1, -1] or not np.array_equal(square[1:, 1:], square[:-1, :-1]):
-        return None
-    by_distance = np.concatenate([square[0, :0:-1], square[:, 0]])  # of the query from the key, from 1 - N to N - 1
-    inside = np.flatnonzero(by_distance == square[0, 0])
-    outside = np.unique(by_distance[by_distance != square[0, 0]])
-    first, last = inside[0] - rows + 1, inside[-1] - rows + 1
-    if len(outside) != 1 or last - first + 1 != len(inside):
-        return None
-    dtype = str(array.dtype)
-
-    def at(*index: Any) -> Any:
-        query, key = (expression(position, "int64") for position in index[-2:])
-        bounds = [key <= query - int(first)] if first > 1 - rows else []
-        bounds += [query - int(last) <= key] if last < rows - 1 else []
-        chosen = (tvm.tirx.const(each.item(), dtype) for each in (square[0, 0], outside[0]))
-        return tvm.tirx.Select(tvm.te.all(*bounds), *chosen)
-
-    return Indexed(list(array.shape), dtype, at)
 
 
 def is_number(value: Any) -> bool:
