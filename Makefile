@@ -8,15 +8,19 @@ RELAY_INSTALLED := .venv-relay/installed
 RELAY_PYTHON ?= $(shell for python in $(PYTHON) python3.11 /usr/bin/python3.11; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
+# Optimum needs an older transformers than this project's.
+MATRIX_INSTALLED := .venv-matrix/installed
+MATRIX_FILES := artifacts/matrix
 NO_RELAY := Relay is left out: its packages need a Python 3.11 with venv; RELAY_PYTHON=path names one
 
-.PHONY: help demo quick test bench relay picture absences docker-test lint clean
+.PHONY: help demo quick test bench matrix relay picture absences docker-test lint clean
 
 help:
 	@echo "make demo    train, export, compile, check, compare, report (CORPUS=path/to.txt takes another text)"
 	@echo "make quick   lint and the tests that are not marked slow"
 	@echo "make test    lint and all tests"
 	@echo "make bench   the benchmarks alone, by pytest-benchmark"
+	@echo "make matrix  docs/support-matrix.md: files of other exporters, made, compiled and run (hours; WORKERS=4)"
 	@echo "make relay   the environment of --frontend relay: TVM 0.17, in .venv-relay (needs Python 3.11)"
 	@echo "make absences     tests with each optional thing absent (some need root)"
 	@echo "make picture      docs/report.png of the report in artifacts, by headless Chromium"
@@ -34,6 +38,11 @@ $(RELAY_INSTALLED): tvm_frontend/relay/requirements.txt
 	@test -n "$(RELAY_PYTHON)" || { echo "$(NO_RELAY)"; exit 2; }
 	$(RELAY_PYTHON) -m venv --clear .venv-relay
 	.venv-relay/bin/python -m pip install --disable-pip-version-check --no-deps -r tvm_frontend/relay/requirements.txt
+	@touch $@
+
+$(MATRIX_INSTALLED): bench/studies/matrix-requirements.txt
+	$(PYTHON) -m venv --clear .venv-matrix
+	.venv-matrix/bin/python -m pip install --disable-pip-version-check -r bench/studies/matrix-requirements.txt
 	@touch $@
 
 # With Relay's rows beside Relax's where Relay's environment can be made.
@@ -58,6 +67,13 @@ test: lint
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench/ --benchmark-only
+
+# Each step goes on where a run before it stopped.
+matrix: $(INSTALLED) $(MATRIX_INSTALLED)
+	$(BIN)/python -m bench.studies.foreign_files $(MATRIX_FILES) --with torch
+	.venv-matrix/bin/python -m bench.studies.foreign_files $(MATRIX_FILES) --with optimum
+	.venv-matrix/bin/python -m bench.studies.foreign_files $(MATRIX_FILES) --with tools
+	$(BIN)/python -m bench.support $(MATRIX_FILES) $(if $(WORKERS),--workers $(WORKERS))
 
 # Which make demo does too, where it can.
 relay: $(RELAY_INSTALLED)
@@ -86,4 +102,4 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-relay artifacts
+	rm -rf .venv .venv-relay .venv-matrix artifacts

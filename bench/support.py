@@ -1,6 +1,7 @@
-"""python -m bench.support                                # 20 minutes of one core → docs/support-matrix.md
+"""python -m bench.support                # → docs/support-matrix.md; make matrix makes the files that it needs before
 
-Test which files each frontend of the compiler accepts: export, compile and run each, and compare it with float64.
+Test which files the compiler accepts: of other exporters, compared with ONNX Runtime, and of this project by each
+frontend, compared with float64.
 """
 
 from gpt.cli import run_main

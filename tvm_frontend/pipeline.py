@@ -34,6 +34,7 @@ from tvm_frontend.passes.merge_projections import merge_projections
 from tvm_frontend.passes.recover_attention import recover_attention
 from tvm_frontend.passes.recover_gelu import recover_gelu
 from tvm_frontend.passes.recover_layer_norm import recover_layer_norm
+from tvm_frontend.passes.rewrite import OPAQUE
 from tvm_frontend.passes.split_head import split_head
 from tvm_frontend.target import CompileTarget
 from tvm_frontend.tvm_patches import patch_attention
@@ -215,8 +216,12 @@ def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
 
 
 def bundle_weights(graph: Graph) -> Graph:
-    """Make all weights one argument: forward(*inputs, *weights) → forward(*inputs, weights)."""
-    return Graph(relax.transform.BundleModelParams("weights")(graph.module), graph.weights)
+    """Make all weights one argument: forward(*inputs, *weights) → forward(*inputs, weights).
+
+    Kernels that nothing calls any more are dropped.
+    """
+    called = relax.transform.DeadCodeElimination(graph.entry_points)(graph.module)
+    return Graph(relax.transform.BundleModelParams("weights")(called), graph.weights)
 
 
 def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:
@@ -228,7 +233,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     builder = relax.BlockBuilder(graph.module)
     with builder.function(FORGET, [], attrs={"global_symbol": FORGET}):
         builder.emit_func_output(relax.prim_value(0))
-    module = builder.get()
+    module = unfused_counts(builder.get())
     if target.kind == "cuda":
         passes = [
             *schedule_cuda(target),
@@ -246,6 +251,22 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     with tvm_target:
         module = tvm.transform.Sequential(passes)(module)
     return Graph(module, graph.weights)
+
+
+def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
+    """Keep ranges that start at a size, as positions behind a past, from being fused with what reads them.
+
+    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one whose start and whose length are both sizes.
+    """
+    calls = [binding.value for block in module[ENTRY].body.blocks for binding in block.bindings]
+    ranges = [call.args for call in calls if getattr(getattr(call, "op", None), "name", "") == "relax.arange"]
+    if not any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges):
+        return module
+    module = relax.transform.LegalizeOps()(module)
+    for name, function in module.functions_items():
+        if isinstance(function, tvm.tirx.PrimFunc) and name.name_hint.rstrip("0123456789") == "arange":
+            module.update_func(name, function.with_attr("op_pattern", OPAQUE))
+    return module
 
 
 def machine_code(

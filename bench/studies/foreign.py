@@ -48,6 +48,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(WIDTH, WIDTH, bias=bias)
         self.n_head, self.written = heads, written
         if written:
+            self.bias: torch.Tensor
             self.register_buffer("bias", torch.tril(torch.ones(LONGEST, LONGEST)).view(1, 1, LONGEST, LONGEST))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,6 +91,9 @@ class Gpt(nn.Module):
     logits: WHOLE gives them for all positions, float32 [B, T, V]; LAST for the last alone, [B, 1, V], as nanoGPT does
     where it is given no targets.
     """
+
+    transformer: Any
+    lm_head: Any
 
     def __init__(self, blocks: list[Block], norm: nn.Module, *, tied: bool, logits: str) -> None:
         super().__init__()
@@ -188,13 +192,14 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
 MODELS = (*OWN_LAYOUTS, *TRANSFORMERS)
 
 
-def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -> nn.Module:
+def make_model(name: str, attention: str = "sdpa", *, use_cache: bool = False) -> Any:
     """Make one of MODELS, with weights that are the same at each call, and large enough that all of them matter.
 
     attention: for transformers, `sdpa`, where the model has it, or `eager`. use_cache: whether those hand on keys and
     values.
     """
     torch.manual_seed(SEED)
+    model: Any
     if name in OWN_LAYOUTS:
         model = OWN_LAYOUTS[name]()
     else:

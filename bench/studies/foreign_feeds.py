@@ -17,6 +17,7 @@ def feed(
     Ids and the past are random, the mask is ones, positions count on.
     """
     given = {}
+    value: np.ndarray
     for name, kind, shape in inputs:
         if name.startswith("past"):
             value = rng.standard_normal((B, int(shape[1]), P, int(shape[3])))

@@ -4,7 +4,7 @@ python -m bench.studies.foreign_files FOLDER --with torch      # torch.onnx's fi
 python -m bench.studies.foreign_files FOLDER --with optimum    # Optimum's, in .venv-matrix
 python -m bench.studies.foreign_files FOLDER --with tools      # the variants of both, in .venv-matrix
 
-A file that is there is not made again. What an exporter or a tool refuses is in FOLDER/refused.json, with its words.
+A file that is there is not made again. What an exporter or a tool refuses is in FOLDER/…-refused.json, with its words.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ import torch
 
 from bench.studies.foreign import OWN_LAYOUTS, make_model
 from bench.studies.foreign_feeds import LONGEST, feed
-from bench.studies.foreign_recipes import OPTIMUM, PLAIN, TORCH, Recipe, recipes
+from bench.studies.foreign_recipes import OPTIMUM, PLAIN, REFUSED, TOOLS, TORCH, VERSIONS, Recipe, recipes
 
-REFUSED = "refused.json"
+PACKAGES = (
+    "torch",
+    "onnxscript",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "onnxslim",
+    "onnxconverter-common",
+)
 
 
 def export(recipe: Recipe, output: Path) -> None:
@@ -40,7 +52,7 @@ def _by_torch(recipe: Recipe, output: Path) -> None:
     """Export by torch.onnx, of token ids alone, or with a mask, or with a mask and a cache."""
     kind, _, more = recipe.exporter.partition("-")
     # Opset 11 has no operator for PyTorch's attention, and the oldest exports are of attention that is written out.
-    model = make_model(recipe.model, "eager" if recipe.opset < 14 else "sdpa", use_cache=more == "past")
+    model: Any = make_model(recipe.model, "eager" if recipe.opset < 14 else "sdpa", use_cache=more == "past")
     ids = torch.arange(10).reshape(2, 5)
     if recipe.model in OWN_LAYOUTS:
         given: dict[str, Any] = {"idx": ids}
@@ -93,7 +105,7 @@ def _of_cache(what: str, layers: int) -> list[str]:
 class _OfTensors(torch.nn.Module):
     """Calls a model of transformers with tensors alone, as exporters know none of its objects."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -273,7 +285,7 @@ def main() -> None:
     """Parse the command line and make files."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--with", dest="what", choices=(TORCH, OPTIMUM, "tools"), required=True)
+    parser.add_argument("--with", dest="what", choices=(TORCH, OPTIMUM, TOOLS), required=True)
     parser.add_argument("--again", action="store_true", help="try again what was refused")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -281,11 +293,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     wanted = []
     for recipe in recipes():
-        by = "tools" if recipe.variant != PLAIN else OPTIMUM if recipe.exporter.startswith(OPTIMUM) else TORCH
+        by = TOOLS if recipe.variant != PLAIN else OPTIMUM if recipe.exporter.startswith(OPTIMUM) else TORCH
         if by == arguments.what:
             wanted.append(recipe)
     words = arguments.folder / f"{arguments.what}-{REFUSED}"
     refused = json.loads(words.read_text()) if words.exists() and not arguments.again else {}
+    here = {name: version(name) for name in PACKAGES if any(distributions(name=name))}
+    (arguments.folder / f"{arguments.what}-{VERSIONS}").write_text(json.dumps(here, indent=1))
     for number, recipe in enumerate(wanted):
         make(arguments.folder, recipe, refused)
         words.write_text(json.dumps(refused, indent=1))

@@ -10,7 +10,8 @@ KINDS = (("simplified", "slimmed"), ("fp16", "fp16-inside"), ("int8",), ("qdq",)
 VARIANTS = (PLAIN, *(variant for kind in KINDS for variant in kind), "int4")
 PLAIN_ALONE = ("nanogpt-biases", "nanogpt-one-head", "mingpt-one-head")
 # Exporters with the environment that they run in and the opsets that they are asked for.
-TORCH, OPTIMUM = "torch", "optimum"
+TORCH, OPTIMUM, TOOLS = "torch", "optimum", "tools"
+REFUSED, VERSIONS = "refused.json", "versions.json"  # the ends of the names of what stands beside the files
 OPSETS_OF_OWN = {"dynamo": (18, 20, 23, 24), "torchscript": (11, 14, 17, 20)}
 OPSETS_OF_THEIRS = {
     "dynamo": (18, 20, 23, 24),

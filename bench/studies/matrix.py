@@ -3,9 +3,11 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from bench.harness.worker import Worker, WorkerError
@@ -60,29 +62,72 @@ def in_mixed_order(recipes: Iterable[Recipe]) -> list[Recipe]:
     return ordered
 
 
-def run_cells(folder: Path, recipes: Iterable[Recipe], results: Path, *, import_only: bool = False) -> None:
-    """Try files of a folder and add what each came to to the results. A worker that dies is an outcome too."""
+def cells_to_try(folder: Path, recipes: Iterable[Recipe], results: Mapping[str, Result]) -> list[Recipe]:
+    """List the cells whose file or code is another than when they were tried last, or that were never tried."""
     code = code_hash()
-    worker: Worker | None = None
-    tried = 0
-    try:
-        for recipe in progress_bar(list(recipes), desc="matrix", unit="cell"):
-            path = folder / recipe.name
-            if worker is None:
-                worker, tried = Worker("bench.studies.matrix_cell:Cell", threads=1), 0
-            try:
-                found = worker.call("import_only" if import_only else "whole", str(path), deadline_s=DEADLINE_S)
-                outcome = Outcome(**found)
-                tried += 1
-            except WorkerError as error:
-                outcome = Outcome(CRASHED, str(error))
-                tried = CELLS_A_WORKER
-            result = Result(recipe.name, sha256_file(path), code, outcome)
-            with results.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(asdict(result)) + "\n")
-            if tried >= CELLS_A_WORKER:
-                worker.close()
-                worker = None
-    finally:
-        if worker is not None:
-            worker.close()
+
+    def is_known(recipe: Recipe) -> bool:
+        known = results.get(recipe.name)
+        return known is not None and known.code == code and known.sha256 == sha256_file(folder / recipe.name)
+
+    return [recipe for recipe in in_mixed_order(recipes) if not is_known(recipe)]
+
+
+def run_cells(
+    folder: Path, recipes: Iterable[Recipe], results: Path, *, import_only: bool = False, workers: int = 1
+) -> None:
+    """Try files of a folder and add what each came to to the results, a line each. A worker that dies is an outcome."""
+    code = code_hash()
+    todo = list(recipes)
+    rest = iter(todo)
+    lock = Lock()
+    with progress_bar(total=len(todo), desc="matrix", unit="cell") as bar, results.open("a", encoding="utf-8") as lines:
+
+        def work() -> None:
+            with _Cells("import_only" if import_only else "whole") as cells:
+                while True:
+                    with lock:
+                        recipe = next(rest, None)
+                    if recipe is None:
+                        return
+                    path = folder / recipe.name
+                    result = Result(recipe.name, sha256_file(path), code, cells.outcome_of(path))
+                    with lock:
+                        lines.write(json.dumps(asdict(result)) + "\n")
+                        lines.flush()
+                        bar.update()
+
+        with ThreadPoolExecutor(workers) as pool:
+            for done in [pool.submit(work) for _ in range(workers)]:
+                done.result()
+
+
+class _Cells:
+    """Tries files in a worker process; a new process takes over now and then, and after a fault."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._worker: Worker | None = None
+        self._tried = 0
+
+    def __enter__(self) -> "_Cells":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def outcome_of(self, path: Path) -> Outcome:
+        """Try a file."""
+        if self._worker is None:
+            self._worker, self._tried = Worker("bench.studies.matrix_cell:Cell", threads=1), 0
+        try:
+            outcome = Outcome(**self._worker.call(self._method, str(path), deadline_s=DEADLINE_S))
+        except WorkerError as error:
+            self.__exit__()
+            return Outcome(CRASHED, str(error))
+        self._tried += 1
+        if self._tried == CELLS_A_WORKER:
+            self.__exit__()
+        return outcome

@@ -1,10 +1,10 @@
-"""Tests which files each frontend accepts: exports, compiles and runs each, and compares it with float64."""
+"""Tests which files are accepted: what others export, and by each frontend what this project does."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -14,8 +14,10 @@ import torch
 import tyro
 from tabulate import tabulate
 
+from bench.studies.foreign_recipes import OPTIMUM, REFUSED, TOOLS, TORCH, VERSIONS, recipes
+from bench.studies.matrix import cells_to_try, read_results, run_cells
+from bench.studies.matrix_page import foreign_part, short
 from export.artifact import PRECISIONS
-from export.foreign import adopt
 from export.onnx import EXPORTERS, Request, export_onnx
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
@@ -35,7 +37,6 @@ MODELS = {
     "ReLU, untied head": replace(SMALL, activation="relu", tied_head=False),
     "bigram": GPTConfig.bigram(block_size=17, vocab_size=37),
 }
-THEIRS = {f"transformers, {attention}": attention for attention in ("sdpa", "eager")}
 FORMS = ("forward", "last", "cached", "past")
 SHAPES = ((1, 1), (3, 1), (1, 17), (3, 17))  # (B, T)
 FIXED = SHAPES[-1]
@@ -45,22 +46,27 @@ COLUMNS: dict[str, dict[str, Any]] = {  # options of `compile_model`
     "relax-onnx, one shape": {"frontend": "relax-onnx", "fixed_shape": FIXED},
 }
 ROUNDING = 2e-6  # error over the largest logit; a larger one is not float32 rounding alone and gets its own row
-HEAD = """# Files that each frontend accepts
+HEAD = """# Files that the compiler accepts
 
-Written by `python -m bench.support`, which exports, compiles and runs each file. A number is the largest error over the
-files of its row and over B = 1 and 3, T = 1 and 17, divided by the largest logit; the reference is the model in float64
-with the weights that the file holds. `no` is a refusal, with its message below. The models have {n_layer} layers and
-random weights.
+Written by `make matrix`, which makes, compiles and runs each file.
+
+"""
+OWN_HEAD = """## This project's exports, by each frontend
+
+A number is the largest error over the files of its row and over B = 1 and 3, T = 1 and 17, divided by the largest
+logit; the reference is the model in float64 with the weights that the file holds. `no` is a refusal, with its message
+below. The models have {n_layer} layers and random weights.
 
 - `onnx` is this project's importer. `relax-onnx` is TVM's own, with dynamic B and T and with one shape
   (`--batch 3 --tokens 17`).
 - `last` is `--last`, `cached` is `--with-cache`, run token by token, and `past` is `--cache past`.
-- `transformers` is that library's GPT-2, exported by torch.onnx without this project's exporter, and converted to this
-  project's form as `python -m bench --onnx` does.
 - Rounding the weights moves the logits by {bf16} in bf16 and by {fp16} in fp16; this is not counted.
   Where such files decompose attention, its scale is rounded too, and the errors of their rows include that.
 - Versions: {versions}.
 """
+
+RESULTS = "results.jsonl"  # of the files of others, in their folder
+ENVIRONMENTS = {TORCH: "torch.onnx's files by", OPTIMUM: "Optimum's by", TOOLS: "changed by"}
 
 Outcome = float | str  # the largest error, or the message of a refusal
 
@@ -90,7 +96,7 @@ def all_files() -> list[File]:
         File(model, form, precision, exporter, opset)
         for form in FORMS
         for precision in PRECISIONS
-        for model in (*MODELS, *THEIRS)
+        for model in MODELS
         for exporter, opsets in EXPORTERS.items()
         for opset in opsets
     ]
@@ -98,8 +104,6 @@ def all_files() -> list[File]:
 
 
 def _is_asked(file: File) -> bool:
-    if file.model in THEIRS:
-        return (file.form, file.precision, file.exporter) == ("forward", "fp32", "dynamo")
     if file.model == next(iter(MODELS)):
         return file.form in ("forward", "cached") or file.precision == "fp32"
     forms = ("forward",) if MODELS[file.model].model == "bigram" else ("forward", "cached")
@@ -118,23 +122,13 @@ def _is_written(file: File) -> bool:
 def try_file(file: File, folder: Path) -> Tried:
     """Export a file into a folder, compile it by each frontend, run and compare."""
     path = folder / "model.onnx"
-    if file.model in THEIRS:
-        model = export_theirs(THEIRS[file.model], file.opset, path)
-    else:
-        checkpoint = random_checkpoint(MODELS[file.model], folder / "ckpt.pt")
-        form, last = ("forward", True) if file.form == "last" else (file.form, False)
-        export_onnx(
-            folder / "ckpt.pt",
-            path,
-            file.opset,
-            form=form,
-            exporter=file.exporter,
-            precision=file.precision,
-            last=last,
-        )
-        model = rounded(checkpoint, file.precision).build()
-    model = model.double()
+    checkpoint = random_checkpoint(MODELS[file.model], folder / "ckpt.pt")
     last = file.form == "last"
+    form = "forward" if last else file.form
+    export_onnx(
+        folder / "ckpt.pt", path, file.opset, form=form, exporter=file.exporter, precision=file.precision, last=last
+    )
+    model = rounded(checkpoint, file.precision).build().double()
     return Tried(file, tuple(outcome_of(path, folder / name, model, last, **how) for name, how in COLUMNS.items()))
 
 
@@ -153,34 +147,6 @@ def rounded(checkpoint: Checkpoint, precision: str) -> Checkpoint:
     return replace(checkpoint, state={name: tensor.to(dtype).float() for name, tensor in checkpoint.state.items()})
 
 
-def export_theirs(attention: str, opset: int, path: Path) -> torch.nn.Module:
-    """Export transformers' GPT-2 with random weights by torch.onnx, and convert it to this project's form at `path`."""
-    import transformers
-
-    torch.manual_seed(0)
-    shape = {name: getattr(SMALL, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-    others = {"use_cache": False, "bos_token_id": 0, "eos_token_id": 0, "attn_implementation": attention}
-    settings = transformers.GPT2Config(n_positions=SMALL.block_size, **shape, **others)
-    model = transformers.GPT2LMHeadModel(settings).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    theirs = path.with_name("theirs.onnx")
-    torch.onnx.export(
-        model,
-        kwargs={"input_ids": torch.arange(16).reshape(2, 8)},
-        f=theirs,
-        input_names=["input_ids"],
-        output_names=["logits"],
-        opset_version=opset,
-        dynamo=True,
-        dynamic_shapes={"input_ids": dict.fromkeys((0, 1), torch.export.Dim.AUTO)},
-        verbose=False,
-    )
-    adopt(theirs, path)
-    return model
-
-
 def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = False, **how: Any) -> Outcome:
     """Compile a file with the options `how`, run it at SHAPES and return its largest error against a float64 model.
 
@@ -194,8 +160,7 @@ def outcome_of(path: Path, output: Path, model: torch.nn.Module, last: bool = Fa
     for B, T in [FIXED] if "fixed_shape" in how else SHAPES:
         ids = np.random.default_rng([B, T]).integers(0, SMALL.vocab_size, (B, T))
         with torch.inference_mode():
-            expected = model(torch.from_numpy(ids))
-        expected = getattr(expected, "logits", expected).numpy()  # [B, T, V]
+            expected = model(torch.from_numpy(ids)).numpy()  # [B, T, V]
         if isinstance(session, CachedSession):
             session.begin(B)
             steps = [session.step(ids[:, t : t + 1], np.full(B, t)) for t in range(T)]  # T × [B, 1, V]
@@ -216,29 +181,24 @@ def words_of(error: UserError) -> str:
     return re.sub(r"node '[^']*' \((.+?)(, ai\.onnx opset \d+)?\)", r"a node (\1)", said)
 
 
-def page_of(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) -> str:
-    """Format the page: a row for all files of one form and precision with the same outcome, the refusals below."""
+def own_part(tried: Iterable[Tried], checkpoints: dict[str, Outcome], head: str) -> str:
+    """Format a part: a row for all files of one form and precision with the same outcome, the refusals below."""
     words: dict[str, int] = {}
 
     def cell(outcome: Outcome) -> str:
         if isinstance(outcome, str):
             return f"no ({words.setdefault(outcome, len(words) + 1)})"
-        return _short(outcome)
+        return short(outcome)
 
     files = []
     for (form, precision, written, _), rows in _rows(tried).items():
         models, outcomes = zip(*rows, strict=True)
         files.append([form, precision, written, " · ".join(models), *map(cell, _worst(outcomes))])
     lines = [head, _table(files, "form", "precision", "written by", "model", *COLUMNS)]
-    lines += ["", "## Checkpoints", "", "`torch` is TVM's importer of torch.export programs, with dynamic B and T."]
+    lines += ["", "### Checkpoints", "", "`torch` is TVM's importer of torch.export programs, with dynamic B and T."]
     lines += ["", _table([[model, cell(outcome)] for model, outcome in checkpoints.items()], "model", "torch")]
-    lines += ["", "## Refusals", "", *(f"{number}. {said}" for said, number in words.items())]
+    lines += ["", "### The refusals of exports", "", *(f"{number}. {said}" for said, number in words.items())]
     return "\n".join(lines) + "\n"
-
-
-def _short(error: float) -> str:
-    """Format an error with one digit: 3e-7."""
-    return f"{error:.0e}".replace("e-0", "e-") if error else "0"
 
 
 def _table(rows: list[list[str]], *heads: str) -> str:
@@ -283,28 +243,49 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def head_of(folder: Path) -> str:
-    """Fill in the page's head: versions, and the effect of rounding the weights."""
+    """Fill in the part's head: versions, and the effect of rounding the weights."""
     checkpoint = random_checkpoint(SMALL, folder / "ckpt.pt")
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, SMALL.vocab_size, FIXED))
     with torch.inference_mode():
         logits = {precision: rounded(checkpoint, precision).build().double()(ids) for precision in PRECISIONS}
     largest = float(logits["fp32"].abs().max())
-    moved = {name: _short(float((each - logits["fp32"]).abs().max()) / largest) for name, each in logits.items()}
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxscript", "transformers", "apache-tvm"))
-    return HEAD.format(versions=versions, n_layer=SMALL.n_layer, **moved)
+    moved = {name: short(float((each - logits["fp32"]).abs().max()) / largest) for name, each in logits.items()}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxscript", "apache-tvm"))
+    return OWN_HEAD.format(versions=versions, n_layer=SMALL.n_layer, **moved)
 
 
-def write_support(output: Path, files: Iterable[File]) -> None:
-    """Test files and checkpoints, and write the page. Raises UserError if transformers is not installed."""
-    if find_spec("transformers") is None:
-        raise UserError('python -m bench.support: needs transformers; pip install -c constraints.txt -e ".[engines]"')
+def write_support(output: Path, folder: Path, workers: int = 1) -> None:
+    """Try the files of a folder and this project's exports, and write the page.
+
+    What was tried before, with the same code and the same file, is not tried again. Raises UserError for a folder
+    without files.
+    """
     check_output(output)
+    cells = [recipe for recipe in recipes() if (folder / recipe.name).exists()]
+    if not cells:
+        raise UserError(f"{folder}: no files of the matrix are in it; make matrix makes them")
+    kept = folder / RESULTS
     with hold_output(output):
-        tried = [_in_a_folder(try_file, file) for file in progress_bar(list(files), desc="support", unit="file")]
+        run_cells(folder, cells_to_try(folder, cells, read_results(kept)), kept, workers=workers)
+        results = read_results(kept)
+        tried = [_in_a_folder(try_file, file) for file in progress_bar(all_files(), desc="support", unit="file")]
         checkpoints = {name: _in_a_folder(try_checkpoint, name) for name in MODELS}
-        page = page_of(tried, checkpoints, _in_a_folder(head_of))
+        theirs = foreign_part([(cell, results[cell.name]) for cell in cells], *_beside(folder))
+        ours = own_part(tried, checkpoints, _in_a_folder(head_of))
         with atomic_output(output) as part:
-            part.write_text(page, encoding="utf-8")
+            part.write_text(f"{HEAD}{theirs}\n{ours}", encoding="utf-8")
+
+
+def _beside(folder: Path) -> tuple[dict[str, str], str]:
+    """Read what stands beside the files: the words of exporters and tools that refused, and all versions."""
+    refused: dict[str, str] = {}
+    versions = []
+    for which in (TORCH, OPTIMUM, TOOLS):
+        refused |= json.loads((folder / f"{which}-{REFUSED}").read_text(encoding="utf-8"))
+        found = json.loads((folder / f"{which}-{VERSIONS}").read_text(encoding="utf-8"))
+        versions.append(f"{ENVIRONMENTS[which]} {', '.join(f'{name} {number}' for name, number in found.items())}")
+    here = ", ".join(f"{name} {version(name)}" for name in ("apache-tvm", "onnxruntime-gpu"))
+    return refused, "; ".join([*versions, f"compiled and run with {here}"])
 
 
 def try_checkpoint(name: str, folder: Path) -> Outcome:
@@ -319,14 +300,18 @@ def _in_a_folder(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def support_command(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = Path("artifacts/matrix"),
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="PAGE")] = Path("docs/support-matrix.md"),
+    workers: int = 1,
 ) -> None:
-    """Test every kind of file with every frontend and write the outcomes as a page.
+    """Compile and run every kind of file, others' and our own, and write what each came to as a page.
 
     Args:
+        folder: where make matrix puts the files of others; results are kept there too, so that a run goes on
         output: the page to write
+        workers: how many of those files are tried at once, each on one core
     """
-    write_support(output, all_files())
+    write_support(output, folder, workers)
     print(f"wrote {output}")
 
 

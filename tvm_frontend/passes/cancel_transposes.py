@@ -1,6 +1,7 @@
-"""Removes two transposes that undo each other."""
+"""Makes one transpose of two, or none where they undo each other."""
 
 from tvm import relax
+from tvm.relax import op
 from tvm.relax.dpl import is_op, wildcard
 
 from tvm_frontend.graph import Graph
@@ -8,7 +9,7 @@ from tvm_frontend.passes.rewrite import Matched, Rewriting
 
 
 def cancel_transposes(graph: Graph) -> Graph:
-    """Rewrite permute_dims(permute_dims(x)) → x where the second restores the order of the first."""
+    """Rewrite permute_dims(permute_dims(x)) → permute_dims(x), or x where the second undoes the first."""
     rewriting = Rewriting(graph)
     x = wildcard()
     inner = is_op("relax.permute_dims")(x)
@@ -16,8 +17,8 @@ def cancel_transposes(graph: Graph) -> Graph:
 
     def drop(call: relax.Expr, matched: Matched) -> relax.Expr | None:
         first, second = (_axes(matched[pattern]) for pattern in (inner, outer))
-        undone = [first[axis] for axis in second] == list(range(len(first)))
-        return matched[x] if undone else None
+        both = [first[axis] for axis in second]
+        return matched[x] if both == list(range(len(both))) else op.permute_dims(matched[x], both)
 
     rewriting.apply(outer, drop)
     return rewriting.finish()

@@ -211,11 +211,13 @@ class _Preallocating:
 
     def _rows(self, expr: relax.Expr) -> relax.Var | None:
         """Give the joined keys or values [B, nh, P+T, hs] that are turned to [B, P+T, nh, hs]; None for others."""
+        axes = list(range(len(SWAP)))
         value = self._value.get(expr, expr)
-        if not calls(value, "permute_dims") or [int(axis) for axis in value.attrs.axes or ()] != SWAP:
-            return None
-        joined = self._without_cast(value.args[0])
-        return joined if self._written(joined) is not None else None
+        while calls(value, "permute_dims") and len(value.attrs.axes or ()) == len(SWAP):
+            axes = [int(value.attrs.axes[axis]) for axis in axes]
+            expr = self._without_cast(value.args[0])
+            value = self._value.get(expr, expr)
+        return expr if axes == SWAP and self._written(expr) is not None else None
 
     def _first_position(self, indices: relax.Expr) -> int | None:
         """Give c if indices count c + P, c + P + 1, … along T tokens, in whatever shape; None for others."""

@@ -1,4 +1,4 @@
-"""Tests python -m bench.support: cells hold the measured errors, and the committed page covers all files."""
+"""Tests python -m bench.support of exports: cells hold the measured errors, and the kept page covers all files."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.studies.support import (
     Tried,
     all_files,
     outcome_of,
-    page_of,
+    own_part,
     random_checkpoint,
     try_file,
     words_of,
@@ -28,7 +28,7 @@ WANTED = """# Head
 | forward | fp32 | dynamo 20 | a | 2e-4 | no (1) | 0 |
 | past | fp32 | dynamo 23 | a | no (2) | no (1) | no (1) |
 
-## Checkpoints
+### Checkpoints
 
 `torch` is TVM's importer of torch.export programs, with dynamic B and T.
 
@@ -37,7 +37,7 @@ WANTED = """# Head
 | a | 3e-7 |
 | b | no (3) |
 
-## Refusals
+### The refusals of exports
 
 1. of a node
 2. grows
@@ -99,11 +99,11 @@ def test_what_came_out_alike_is_one_row_with_the_largest_error() -> None:
         Tried(File("b", exporter="torchscript", opset=18), (9e-7, "of a node", 0.0)),
         Tried(File("a", "past", opset=23), ("grows", "of a node", "of a node")),
     ]
-    assert without_padding(page_of(tried, {"a": 3e-7, "b": "None"}, "# Head\n")) == WANTED
+    assert without_padding(own_part(tried, {"a": 3e-7, "b": "None"}, "# Head\n")) == WANTED
 
 
 def test_the_page_that_is_kept_is_of_all_files() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8").partition("## This project's exports")[2]
     heads, *rows = [row for row in rows_of(page) if len(row) > 2]
     assert heads == ["form", "precision", "written by", "model", *COLUMNS]
     found = [file for row in rows for file in files_of(row)]

@@ -40,13 +40,13 @@ class Attributes(dict[str, Any]):
 def import_onnx(proto: onnx.ModelProto, *, keep_types: bool = False) -> Graph:
     """Read a decoder of ONNX into a Relax function `forward(*inputs, *weights)`.
 
-    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions
-    that the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own;
-    where the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's
-    attribute `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads
-    behind a table's end and has no result. keep_types: inputs and outputs have the file's own types, those of 16
-    bits too, and are cast on the way in and out; else floats of 16 bits are float32 there as well. Raises UserError
-    for a file that cannot be read, naming the node with its operator, domain and opset.
+    Its result is the file's one output, or a tuple of all; inputs and outputs are in the file's order. Dimensions that
+    the file names (B, T) become symbolic integers, one for each name, and each without a name one of its own; where
+    the graph needs two of them to be equal, or one to be the sum of others, it becomes that. The function's attribute
+    `limits`, if it is there, says how large sizes may be, as {"T": 64}: beyond that, the file reads behind the end of a
+    table, and has no result. keep_types: inputs and outputs have the file's own types, those of 16 bits too, and are
+    cast on the way in and out; else floats of 16 bits are float32 there as well. Raises UserError for a file that
+    cannot be read, naming the node with its operator, domain and opset.
     """
     opset = check_operators(proto)
     nodes = _in_order(proto.graph, list(_inlined(proto)))
@@ -135,12 +135,11 @@ def _read_with(
             outputs[0] if len(outputs) == 1 else relax.Tuple(outputs),
             [*inputs, *(reading.values[name] for name in reading.weights)],
         )
-    graph = Graph(reading.builder.finalize(), reading.weights)
-    graph = Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
+    module = reading.builder.finalize()
     if reading.limits:
-        function = graph.module[ENTRY].with_attr("limits", reading.limits)
-        graph.module.update_func(graph.module.get_global_var(ENTRY), function)
-    return graph
+        module.update_func(module.get_global_var(ENTRY), module[ENTRY].with_attr("limits", reading.limits))
+    graph = Graph(module, reading.weights)
+    return Rewriting(graph).finish()  # without weights that only stood for others, as integers do for floats
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -23,10 +23,12 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_number,
     is_one,
     position_symbols,
+    said,
     settled,
     simplified,
     sizes_in,
     smallest_of,
+    written,
 )
 
 Value: TypeAlias = relax.Expr | Indexed
@@ -136,7 +138,7 @@ class Reading:
             return left if is_number(left) or not is_number(right) else right
         difference = simplified(left - right)
         if is_number(difference):
-            raise Unequal(f"sizes {left} and {right} differ")
+            raise Unequal(f"sizes {said(left)} and {said(right)} differ")
         bare = [each for each in (left, right) if isinstance(each, tvm.tirx.Var)]
         own = [symbol for symbol in reversed(self.sizes) if any(symbol.same_as(each) for each in sizes_in(difference))]
         own.sort(key=lambda symbol: not any(symbol.same_as(each) for each in bare))
@@ -146,17 +148,18 @@ class Reading:
             if factor and (is_number(linear[1]) or abs(factor) == 1):
                 solved = simplified(-linear[1] // factor if abs(factor) != 1 else -linear[1] * factor)
                 if is_number(solved) and (solved < 1 or solved * factor != -linear[1]):
-                    raise Unequal(f"sizes {left} and {right} would be equal for {symbol} = {solved} only")
+                    raise Unequal(
+                        f"sizes {said(left)} and {said(right)} would be equal for {said(symbol)} = {solved} only"
+                    )
                 raise Learnt(symbol, solved)
         for symbol, most in (*smallest_of(left), *smallest_of(right)):
             self.limit(symbol, most)
             raise Learnt(symbol, most=most)
-        raise UserError(f"sizes {left} and {right}: whether they are equal is only known when it runs")
+        raise UserError(f"sizes {said(left)} and {said(right)}: whether they are equal is only known when it runs")
 
     def limit(self, size: Any, most: Any) -> None:
-        """Note that a size of inputs, a symbol or a sum of them, is at most a number where the file has a result."""
-        if not is_number(size) and is_number(most):
-            key = str(size)
+        """Note the most that a size of the inputs, a symbol or a sum of them, may be."""
+        if not is_number(size) and is_number(most) and (key := written(size)):
             self.limits[key] = min(int(most), self.limits.get(key, int(most)))
 
     def broadcast(self, *shapes: list[Any]) -> list[Any]:
@@ -215,6 +218,13 @@ def axis_in(axis: int, rank: int) -> int:
 def held_as(dtype: str) -> str:
     """Give the dtype in which values of another are held: 16-bit floats in float32."""
     return "float32" if dtype in ("bfloat16", "float16") else dtype
+
+
+def known(size: Any, what: str) -> int:
+    """Give a size that must be a number. Raises UserError for a symbol."""
+    if not is_number(size):
+        raise UserError(f"{what}, {said(size)}, is not supported, only a number")
+    return int(size)
 
 
 def refuse_unless(attributes: dict[str, Any], **expected: Any) -> None:

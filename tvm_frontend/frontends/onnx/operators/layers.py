@@ -19,6 +19,7 @@ from tvm_frontend.frontends.onnx.operators.context import (
     axis_in,
     computed,
     given,
+    known,
     refuse_unless,
 )
 from tvm_frontend.frontends.onnx.operators.shapes import before_reshape
@@ -128,7 +129,7 @@ def _rotary_embedding(reading: Reading, node: onnx.NodeProto, attributes: dict[s
         x = reading.emit(op.reshape(x, [*shape[:2], heads, int(shape[2]) // heads]))
     else:
         x = reading.emit(op.permute_dims(x, [0, 2, 1, 3]))  # [B, T, nh, hs]
-    size = int(x.ty.shape.values[3])
+    size = known(x.ty.shape.values[3], "the size of a head")
     rotated = attributes.get("rotary_embedding_dim", 0) or size
     tables = [reading.tensor(name) for name in node.input[1:3]]
     if given(node, 3):

@@ -16,13 +16,14 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_zero,
     position_symbols,
     simplified,
+    sizes_in,
 )
 
 # The kernels by which `passes.recover_attention` knows scores whose later keys are hidden: by a number that no score
-# makes up for, and by one that hides them where the scores are small beside it.
-HIDE_LATER, HIDE_LATER_A_LITTLE = "hide_later", "later_hidden_a_little"
+# makes up for, or by one, between this prefix and an underscore, that hides them where scores are small beside it.
+HIDE_LATER, HIDE_LATER_BY = "hide_later", "hide_later_by_"
 SURELY_HIDDEN = -1e30  # a mask that adds at most this hides a key beside any score below 1e29
-HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little more: it hides among scores of some 1000
+HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little more
 
 
 def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen: bool = False) -> relax.Expr | None:
@@ -34,20 +35,26 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
     if hidden is None:
         return None
 
-    def hide_later(scores: te.Tensor) -> te.Tensor:
-        lowest = tvm.tirx.const(hidden, scores.dtype)
+    T, S = scores.ty.shape.values[-2:]
+    earlier = simplified(S - T)
+    sizes = sizes_in(earlier)
+
+    def hide_later(scores: te.Tensor, *passed: tvm.tirx.Var) -> te.Tensor:
+        lowest, first = tvm.tirx.const(hidden, scores.dtype), earlier
+        for size, given in zip(sizes, passed, strict=True):  # a kernel knows only the sizes of its arguments
+            first = tvm.tirx.Let(size, given, first)
         return te.compute(
             scores.shape,
             lambda *index: tvm.tirx.Select(
-                index[-1] <= index[-2] + scores.shape[-1] - scores.shape[-2],
+                index[-1] <= index[-2] + first,
                 scores(*index),
                 lowest if chosen else scores(*index) + lowest,
             ),
             name=HIDE_LATER,
         )
 
-    name = HIDE_LATER if hidden <= SURELY_HIDDEN else HIDE_LATER_A_LITTLE
-    return reading.builder.call_te(hide_later, scores, primfunc_name_hint=name)
+    name = HIDE_LATER if hidden <= SURELY_HIDDEN else f"{HIDE_LATER_BY}{int(-hidden)}_"
+    return reading.builder.call_te(hide_later, scores, *sizes, primfunc_name_hint=name)
 
 
 def is_causal(mask: Indexed, shape: list[Any]) -> bool:

@@ -22,6 +22,7 @@ from tvm_frontend.frontends.onnx.operators.context import (
     computed,
     given,
     held_as,
+    known,
     refuse_unless,
 )
 from tvm_frontend.frontends.onnx.operators.symbolic import (
@@ -38,6 +39,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     is_zero,
     listed,
     position_symbols,
+    said,
     simplified,
     unflat,
 )
@@ -78,8 +80,8 @@ def _whole(number: Any) -> Any:
     if isinstance(number, tvm.tirx.Cast) and str(number.value.ty.dtype) == "int64":
         return number.value
     if isinstance(number, tvm.tirx.FloatImm):
-        return int(number.value) if float(number.value).is_integer() else float(number.value)
-    return number
+        number = float(number.value)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _constant_of_shape(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
@@ -371,7 +373,7 @@ def pieces_of(reading: Reading, name: str, axis: int, sizes: list[Any]) -> tuple
     if len(sizes) == 1:
         return (reading.values[name],)
     ends = [simplified(end) for end in accumulate(sizes)]
-    if reading.indexed(name) or not all(map(is_number, ends)):
+    if reading.indexed(name) or not all(map(is_number, ends)) or any(map(is_zero, sizes)):
         starts = [0, *ends[:-1]]
         return tuple(
             sliced(reading, name, [axis], [first], [end], [1]) for first, end in zip(starts, ends, strict=True)
@@ -454,9 +456,9 @@ def _gather_nd(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
     batch = attributes.get("batch_dims", 0)
     shape, places = reading.shape(node.input[0]), reading.shape(node.input[1])
     depth, count = places[-1], len(places) - 1
-    if not is_number(depth) or not 1 <= int(depth) <= len(shape) - batch or batch > count:
-        raise UserError(f"places of shape {places} in {len(shape)} dimensions")
-    depth = int(depth)
+    depth = known(depth, "the length of a place")
+    if not 1 <= depth <= len(shape) - batch or batch > count:
+        raise UserError(f"places of {depth} numbers in {len(shape)} dimensions")
     for left, right in zip(shape[:batch], places[:batch], strict=True):
         reading.same_size(left, right)
     after = [*places[:-1], *shape[batch + depth :]]
@@ -521,7 +523,7 @@ def _scatter(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any])
         raise UserError(f"reduction {attributes['reduction']} is not supported")
     data, rows, updates = map(reading.tensor, node.input)
     if node.op_type == "ScatterND":
-        sizes = shape[: int(reading.shape(node.input[1])[-1])]
+        sizes = shape[: known(reading.shape(node.input[1])[-1], "the length of a place")]
         rows = reading.emit(_all_from_the_front(reading, rows, sizes))
         return op.scatter_nd(data, rows, updates, reduction=reduction)
     axis = axis_in(attributes.get("axis", 0), len(shape))
@@ -683,8 +685,11 @@ def resolved(reading: Reading, before: list[Any], wanted: list[Any], allow_zero:
         size = simplified(many // few)
         if not equal(size * few, many):
             for left, right in zip(*_beside(before, shape, rest[0]), strict=False):
-                reading.same_size(left, right)
-            raise UserError(f"{many} elements in rows of {few}: whether they are whole is only known when it runs")
+                if not (is_number(left) or is_number(right)):
+                    reading.same_size(left, right)
+            raise UserError(
+                f"{said(many)} elements in rows of {said(few)}: whether they are whole is only known when it runs"
+            )
         shape[rest[0]] = size
     elif not (is_zero(simplified(prod(before))) and is_zero(simplified(prod(shape)))):
         reading.same_size(simplified(prod(old)), simplified(prod(new)))

@@ -1,5 +1,6 @@
 """Values that follow from shapes alone: formulas over sizes and positions, computed only where a tensor is needed."""
 
+import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -166,6 +167,24 @@ def simplified(value: Any) -> Any:
     """Simplify a size or an element, to a Python number if it is an integer."""
     value = analyzer_of(value).simplify(value) if isinstance(value, tvm.ir.Expr) else value
     return int(value) if is_number(value) and not isinstance(value, bool) else value
+
+
+def written(size: Any) -> str:
+    """Write a size that is a symbol, or sums and products of them, as Python would; "" if it is another formula."""
+    if is_number(size):
+        return str(int(size))
+    if isinstance(size, tvm.tirx.Var):
+        return str(size.name)
+    signs = {tvm.tirx.Add: "+", tvm.tirx.Sub: "-", tvm.tirx.Mul: "*"}
+    sign = next((sign for kind, sign in signs.items() if isinstance(size, kind)), "")
+    sides = [written(size.a), written(size.b)] if sign else [""]
+    sides = [f"({side})" if sign == "*" and " " in side else side for side in sides]
+    return f" {sign} ".join(sides) if all(sides) else ""
+
+
+def said(size: Any) -> str:
+    """Write any size for a person to read."""
+    return written(size) or re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size))
 
 
 def smallest_of(value: Any) -> list[tuple[tvm.tirx.Var, int]]:
