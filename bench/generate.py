@@ -71,6 +71,8 @@ def run(
         refuse_absent([engine], [candidate])
     tokenizer = None if prompt_ids else _tokenizer_of(found, config)
     ids = list(prompt_ids) if tokenizer is None else tokenizer.encode(prompt)
+    if not ids:
+        raise UserError("no token ids: a model needs at least one to start from; give a --prompt")
     wanted = _room_for(ids, tokens, config)
     prepare(found, [candidate], [Generate.phase])
     loaded = _load(candidate, found, config, threads)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 
 from bench.generate import MOST_TOKENS, run
 from bench.models.artifacts import Artifacts
 from bench.models.build import SEEDED
+from bench.models.external import Reference, open_external, read_external
 from gpt.checkpoint import load_checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig
@@ -93,3 +95,63 @@ def test_the_command_ends_with_one_line(python: Callable[..., CompletedProcess])
     assert done.returncode == 2
     assert done.stderr.startswith("error: engine 'nonesuch': not known")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def theirs(foreign_file: Callable[..., Path], tmp_path: Path) -> Path:
+    """An ONNX file of others with a past, for 16 tokens at most; each of its 37 ids is a letter, a digit or a space."""
+    return foreign_file(tmp_path / "theirs.onnx", ("input_ids", "attention_mask"))
+
+
+def greedily(path: Path, ids: list[int], tokens: int) -> list[int]:
+    """The likeliest tokens by the file in float64, without its past."""
+    artifacts, _ = open_external(path, path.parent)
+    reference, found = Reference(), list(ids)
+    reference.load(artifacts, read_external(path).shape, 1, "")
+    for _ in range(tokens):
+        found.append(int(reference.logits(np.array([found]))[0, -1].argmax()))
+    return found[len(ids) :]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "tvm"])
+def test_a_file_of_others_is_continued_by_numbers(
+    engine: str, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(engine, tokens=9, artifacts=tmp_path, threads=1, onnx=theirs, prompt_ids=(3, 1, 4))
+    assert capsys.readouterr().out.split() == [str(token) for token in greedily(theirs, [3, 1, 4], 9)]
+
+
+def test_the_tokenizer_beside_a_file_is_its_own(theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = string.ascii_lowercase + string.digits + " "
+    model = tokenizers.models.WordLevel({letter: index for index, letter in enumerate(letters)}, unk_token=" ")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.save(str(theirs.with_name("tokenizer.json")))
+    run("onnxruntime", "abc", 5, tmp_path, threads=1, onnx=theirs)
+    expected = "".join(letters[token] for token in greedily(theirs, [0, 1, 2], 5))
+    assert capsys.readouterr().out == f"abc{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("engine", "past", "how", "says"),
+    [
+        ("onnxruntime", False, {}, r"theirs.onnx has no KV cache to generate with; export it with inputs of past keys"),
+        (
+            "onnxruntime",
+            True,
+            {},
+            r"theirs.onnx: nothing says what its 37 tokens are, as a tokenizer.json beside",
+        ),
+        ("eager", True, {}, "'eager' was asked for and is absent: needs the model's checkpoint"),
+        ("onnxruntime", True, {"prompt_ids": (3,) * 17}, "after a prompt of 17: none fits, as block_size=16"),
+        ("onnxruntime", True, {"prompt_ids": (40,)}, r"token id 40: must be in 0 … 36"),
+    ],
+)
+def test_what_cannot_be_generated_by_a_file_is_said(
+    engine: str, past: bool, how: dict, says: str, foreign_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = foreign_file(tmp_path / "theirs.onnx", past=past)
+    with pytest.raises(UserError, match=says):
+        run(engine, artifacts=tmp_path, threads=1, onnx=path, **how)
