@@ -204,7 +204,7 @@ def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
     may choose a weight's layout.
     """
     tvm_target = target.to_tvm()
-    passes = cpu_generic.legalize_passes(tvm_target)
+    passes = [relax.backend.DispatchSortScan(), *cpu_generic.legalize_passes(tvm_target)]
     if opt_level == 0:
         passes.append(relax.transform.AttachAttrLayoutFreeBuffers())
     with tvm_target:
@@ -244,7 +244,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
         passes = [relax.get_pipeline("default")]
     else:
         passes = [
-            *([] if legalized else cpu_generic.legalize_passes(tvm_target)),
+            *([] if legalized else [relax.backend.DispatchSortScan(), *cpu_generic.legalize_passes(tvm_target)]),
             *cpu_generic.dataflow_lower_passes(tvm_target),
             *cpu_generic.finalize_passes(tvm_target),
         ]

@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gpt.checkpoint import save_checkpoint
 from gpt.cli import UserError
@@ -323,3 +324,21 @@ def test_without_a_cuda_compiler_the_user_is_told_what_to_install(model, command
     assert (code, out) == (2, "")
     assert re.fullmatch(r"error: target cuda needs a CUDA compiler, [^\n]*pip install nvidia-cuda-nvrtc[^\n]*\n", err)
     assert names(model.parent) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("opt_level", [0, 3])
+def test_running_sums_of_an_input_compile(tmp_path: Path, opt_level: int) -> None:
+    """OPT and BLOOM count the tokens that a mask shows, by an operator that TVM lowers in a pass of its own."""
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "T"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["B", "T", 3])
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    held = [numpy_helper.from_array(np.array(1), "axis"), numpy_helper.from_array(table, "table")]
+    nodes = [
+        helper.make_node("CumSum", ["attention_mask", "axis"], ["sums"]),
+        helper.make_node("Gather", ["table", "sums"], ["rows"]),
+    ]
+    graph = helper.make_graph(nodes, "counts", [mask], [rows], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    session = open_session(compile_model(tmp_path / "m.onnx", options=CompileOptions(opt_level=opt_level)))
+    given = np.array([[1, 0, 1, 1], [0, 0, 1, 1]])
+    assert session.run({"attention_mask": given})["rows"].tolist() == table[given.cumsum(1)].tolist()
