@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
     run_main("export.ctranslate2")
 
 import io
+import json
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,11 @@ from typing import Annotated
 import tyro
 
 from export.huggingface import export_huggingface
+from gpt.checkpoint import load_checkpoint
 from gpt.cli import UserError
-from gpt.files import atomic_output, beside, check_replaceable, find_input, sha256_file
+from gpt.config import GPTConfig
+from gpt.files import atomic_output, beside, check_replaceable, find_input
+from gpt.foreign.huggingface import TOKENIZER
 from gpt.sealed import check_folder, read_folder, seal_folder
 
 NEEDED = ("ctranslate2", "transformers")
@@ -38,16 +42,39 @@ def convert_ctranslate2(checkpoint_path: Path, output: Path) -> Path:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(f"CTranslate2's converter is not installed: pip install {' '.join(missing)}")
     check_replaceable(output, is_ours, "such model of ours")
+    checkpoint = load_checkpoint(checkpoint_path)
+    _check_computed(checkpoint_path, checkpoint.config)
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # the converter's own call is of a form that transformers advises against
     with atomic_output(output, directory=True) as folder, TemporaryDirectory(dir=folder.parent) as scratch:
         source = export_huggingface(checkpoint_path, Path(scratch, "huggingface"))
+        _complete_vocabulary(source / TOKENIZER, checkpoint.config.vocab_size)
         with redirect_stderr(io.StringIO()):  # transformers shows a progress bar
             TransformersConverter(str(source)).convert(str(folder), force=True)
-        seal_folder(folder, DESCRIPTION, {ORIGIN: sha256_file(checkpoint_path)})
+        seal_folder(folder, DESCRIPTION, {ORIGIN: checkpoint.sha256})
     return output
+
+
+def _check_computed(path: Path, config: GPTConfig) -> None:
+    """Raise UserError for what the converter would leave out of a GPT-2 without a word, and so compute otherwise."""
+    usual = GPTConfig()
+    for name in ("layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+        if (value := getattr(config, name)) != getattr(usual, name):
+            raise UserError(f"{path}: {name}={value!r}: CTranslate2's GPT-2 has {getattr(usual, name)!r} only")
+    if config.activation == "tanh":
+        raise UserError(f"{path}: activation='tanh': CTranslate2's GPT-2 does not have it")
+
+
+def _complete_vocabulary(path: Path, vocab_size: int) -> None:
+    """Give names to the ids that a tokenizer leaves out, as of a padded vocabulary: CTranslate2 wants one for each."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    vocab, added = found["model"]["vocab"], found.get("added_tokens") or []
+    if isinstance(vocab, dict):
+        used = {*vocab.values(), *(each["id"] for each in added)}
+        found["model"]["vocab"] = vocab | {f"<{index}>": index for index in range(vocab_size) if index not in used}
+        path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
 
 
 def is_ours(folder: Path) -> bool:

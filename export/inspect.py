@@ -160,8 +160,8 @@ def _model_lines(signature: Signature, reader: GraphReader) -> Iterator[str]:
 def _use_lines(path: Path, proto: onnx.ModelProto, signature: Signature) -> Iterator[str]:
     """Yield the commands that take the file, or why none does; what becomes of each node is the compiler's to say."""
     try:
-        check_readable(proto, path)
         read_weights(proto, path)
+        check_readable(proto, path)
         check_numbers(proto, path)
     except UserError as error:
         yield f"cannot be used: {str(error).removeprefix(f'{path}: ')}"

@@ -398,7 +398,7 @@ def _coder_of(folder: Path, manifest: dict[str, Any]) -> TextTokenizer:
     """Return the tokenizer of a manifest. Raises UserError for one that is not ours, or that knows no text."""
     coder = tokenizer_from_json(manifest["tokenizer"])
     if not isinstance(coder, CharTokenizer | GPT2Tokenizer):
-        raise UserError(f"{folder / MANIFEST}: names no tokenizer of a corpus; remove {folder} and make it again")
+        raise UserError(f"{folder / MANIFEST}: names no tokenizer; remove {folder} and make it again")
     return coder
 
 

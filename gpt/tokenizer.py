@@ -217,7 +217,9 @@ class HuggingFaceTokenizer:
     @cached_property
     def _tokenizer(self) -> "tokenizers.Tokenizer":
         if importlib.util.find_spec("tokenizers") is None:
-            raise UserError("this model's tokenizer needs the package tokenizers; install it: pip install tokenizers")
+            raise UserError(
+                "this model's tokenizer needs the package tokenizers; install it with: pip install tokenizers"
+            )
         import tokenizers
 
         try:

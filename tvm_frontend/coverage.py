@@ -15,6 +15,7 @@ from tvm_frontend.passes.rewrite import calls
 # Kernels whose work is products, by their names without the number that tells equal ones apart.
 LINEAR = ("linear", "linear_gelu", "linear_gelu_tanh", "linear_relu", "linear_residual")
 MOVES = ("broadcast_to", "concat", "expand_dims", "permute_dims", "reshape", "split", "squeeze", "strided_slice")
+KINDS = 4  # kinds of nodes that are named in the line of text
 NAMED = 2  # nodes of a kind that are named in the line of text
 
 
@@ -79,7 +80,9 @@ class Coverage:
             nodes = groups.setdefault((each.operator, each.reason), [])
             nodes += [each.node] if each.node not in nodes else []
         named = [f"{operator} {_listed(nodes)} ({reason})" for (operator, reason), nodes in groups.items()]
-        return f"{said}; not: {', '.join(named)}"
+        rest = len(named) - KINDS
+        more = [f"and {rest} smaller kind{'s' if rest > 1 else ''} of nodes"] if rest > 0 else []
+        return f"{said}; not: {', '.join(named[:KINDS] + more)}"
 
 
 def _listed(names: list[str]) -> str:
@@ -227,16 +230,30 @@ class _Reader:
     def _reason(self, var: relax.Var, value: relax.Call) -> str:
         """Say why no kernel of this project was put in the place of a call."""
         if calls(value, "nn.attention"):
+            kinds = {"TopLeft": "causal attention", "BottomRight": "attention to a past"}
+            kind = kinds.get(str(value.attrs.causal_mask), "attention without a mask")
+            if kind != "causal attention" or self._is_of_thirds(value):
+                return f"{kind} that no kernel takes"
             return "attention whose q, k and v are no thirds of one linear layer"
         if calls(value, "matmul"):
-            if any(each in self._weights for each in value.args):
-                return "a product with a weight that is no matrix of float32"
+            factors = [self._bound.get(each, each) for each in value.args]
+            factors = [each.args[0] if calls(each, "permute_dims") else each for each in factors]
+            if weights := [each for each in factors if isinstance(each, relax.Var) and each in self._weights]:
+                is_matrix = len(weights[0].ty.shape.values) == 2
+                return (
+                    "a linear layer that no kernel takes" if is_matrix else "a product with a weight that is no matrix"
+                )
             if self._leads_to_softmax(var) or any(self._comes_from_softmax(each) for each in value.args):
                 return "attention with a mask that is not the causal one alone"
             return "a product of two values that are computed"
         if calls(value, "take"):
             return "a table that is looked up on its own"
         return "no kernel for it"
+
+    def _is_of_thirds(self, attention: relax.Call) -> bool:
+        heads: list[Any] = [self._bound.get(each) for each in attention.args[:3]]
+        parts = [self._bound.get(each.args[0]) for each in heads if calls(each, "reshape")]
+        return len(parts) == 3 and all(isinstance(part, relax.TupleGetItem) for part in parts)
 
     def _leads_to_softmax(self, var: relax.Var) -> bool:
         for _ in range(16):  # the scale, a cap, masks, a change of type: never many

@@ -122,13 +122,16 @@ def read_external(source: Path) -> External:
                 f"{source}: an export with a preallocated cache, which is compared where its checkpoint is: "
                 f"python -m bench --artifacts {source.parent}; or export it with --cache past"
             )
-    check_readable(file.proto, source)
-    check_known(proto := inlined(file.proto))
-    sha256 = sha256_onnx(file)
+    proto, sha256 = inlined(file.proto), sha256_onnx(file)
     if exported is not None and exported.form == "forward" and exported.precision in PRECISIONS:
         sha256 = exported.sha256  # as the compiler records it
     read_weights(proto, source)
+    check_readable(proto, source)
     check_numbers(proto, source)
+    try:
+        check_known(proto)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     signature = signature_of(proto)
     try:
         shape = _shape_of(proto, signature, exported)

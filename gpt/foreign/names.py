@@ -24,7 +24,7 @@ CONV1D = tuple(f"{name.rpartition('.')[2]}.weight" for name in LINEARS)  # trans
 # What tensors of other models are called, and what the model is. The first that matches is it.
 OTHERS = (
     (r"attn\.c_q\.weight", "a nanochat model: rotary positions, RMSNorm, separate queries, keys and values"),
-    (r"gpt_neox\.|attention\.query_key_value.*", "a GPT-NeoX: rotary positions, attention and MLP side by side"),
+    (r"gpt_neox\.|\battention\.query_key_value\.", "a GPT-NeoX: rotary positions, attention and MLP side by side"),
     (r"word_embeddings_layernorm\.", "a BLOOM: ALiBi in the place of positions, a LayerNorm behind the embedding"),
     (r"self_attention\.query_key_value\.", "a Falcon or a BLOOM: rotary positions or ALiBi, one fused projection"),
     (r"attn\.attention\.q_proj\.", "a GPT-Neo: local attention in every second layer, unscaled scores"),

@@ -52,7 +52,7 @@ def is_token_folder(folder: Path) -> bool:
 def open_tokens(folder: Path) -> tuple[CharTokenizer | GPT2Tokenizer, dict[str, np.ndarray]]:
     """Map train.bin and val.bin of a folder into memory: uint16, by the characters of its meta.pkl, or else GPT-2's.
 
-    Raises UserError for a file that is empty or cut.
+    Raises UserError for a file that is empty or cut, and for tokens beyond the vocabulary.
     """
     tokenizer = tokenizer_of_meta(folder / META) if (folder / META).exists() else GPT2Tokenizer()
     found: dict[str, np.ndarray] = {}
@@ -62,4 +62,7 @@ def open_tokens(folder: Path) -> tuple[CharTokenizer | GPT2Tokenizer, dict[str, 
         if size == 0 or size % DTYPE.itemsize:
             raise UserError(f"{path}: has {size} bytes, no whole number of tokens of {DTYPE.itemsize}; make it again")
         found[part] = np.memmap(path, DTYPE, "r")
+        if (most := int(found[part].max())) >= tokenizer.vocab_size:
+            whose = f"its {META} has" if (folder / META).exists() else f"there is no {META}, and GPT-2 has"
+            raise UserError(f"{path}: has the token {most}, and {whose} {tokenizer.vocab_size} of them")
     return tokenizer, found

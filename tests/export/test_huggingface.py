@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from export.huggingface import FILES, export_huggingface
+from export.ctranslate2 import VOCABULARY, convert_ctranslate2
+from export.huggingface import FILES, export_huggingface, tokenizer_of
 from gpt.checkpoint import Checkpoint, save_checkpoint, seeded_checkpoint
 from gpt.cli import UserError
 from gpt.config import GPTConfig
 from gpt.pretrained import load_pretrained
-from gpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from gpt.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 
 SMALL = {"block_size": 32, "vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 32}
 CASES = [
@@ -21,6 +22,14 @@ CASES = [
     {"bias": False},
     {"activation": "gelu", "tied_head": False},
     {"activation": "relu", "n_layer": 3, "n_head": 1},
+    {"activation": "quick_gelu", "n_inner": 40},
+    {"activation": "silu", "bias": False},
+]
+NOT_CTRANSLATE2S = [
+    {"activation": "tanh"},
+    {"layer_norm_epsilon": 1e-3},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
 ]
 
 
@@ -39,7 +48,7 @@ def random_ids(config: GPTConfig, B: int = 2) -> torch.Tensor:
     return torch.randint(config.vocab_size, (B, config.block_size), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("settings", CASES, ids=str)
+@pytest.mark.parametrize("settings", [*CASES, *NOT_CTRANSLATE2S], ids=str)
 def test_transformers_gives_equal_logits(settings: dict, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     checkpoint = checkpoint_of(**settings)
@@ -72,6 +81,37 @@ def test_ctranslate2_converts_and_agrees(settings: dict, tmp_path: Path) -> None
     settings = {"max_length": 27, "sampling_topk": 1, "end_token": [], "include_prompt_in_result": False}
     [found] = generator.generate_batch([tokens[0][:5]], **settings)
     assert found.sequences_ids[0] == greedy[0, 5:].tolist()
+
+
+@pytest.mark.parametrize("settings", NOT_CTRANSLATE2S, ids=str)
+def test_what_ctranslate2_would_compute_otherwise_is_refused(settings: dict, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    pytest.importorskip("transformers")
+    save_checkpoint(tmp_path / "ckpt.pt", checkpoint_of(**settings))
+    [(name, value)] = settings.items()
+    with pytest.raises(UserError, match=f"ckpt.pt: {name}={value!r}: CTranslate2's GPT-2 "):
+        convert_ctranslate2(tmp_path / "ckpt.pt", tmp_path / "ctranslate2")
+    assert not (tmp_path / "ctranslate2").exists()
+
+
+def test_ctranslate2_speaks_of_ids_that_the_tokenizer_has_not(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    pytest.importorskip("transformers")
+    padded = replace(checkpoint_of(vocab_size=61), tokenizer=CharTokenizer("abc").to_json())
+    save_checkpoint(tmp_path / "ckpt.pt", padded)
+    vocabulary = json.loads((convert_ctranslate2(tmp_path / "ckpt.pt", tmp_path / "out") / VOCABULARY).read_text())
+    assert vocabulary[:4] == ["a", "b", "c", "<3>"]
+    assert len(set(vocabulary)) == 61
+
+
+def test_a_tokenizer_of_hugging_faces_is_handed_on(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    characters = tokenizer_of(replace(checkpoint_of(vocab_size=3), tokenizer=CharTokenizer("abc").to_json()))
+    own = HuggingFaceTokenizer.of(characters["tokenizer.json"], "tokenizer.json")
+    folder = folder_of(replace(checkpoint_of(), tokenizer=own.to_json()), tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(folder)("cab")["input_ids"] == own.encode("cab") == [2, 0, 1]
+    assert load_pretrained(str(folder)).tokenizer == own.to_json()
 
 
 def test_it_reads_back_as_the_same_checkpoint(tmp_path: Path) -> None:

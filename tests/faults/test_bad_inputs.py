@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from export.huggingface import export_huggingface
 from export.onnx import export_onnx
@@ -55,6 +56,11 @@ gpt.train tiny --corpus empty → empty: is empty
 gpt.train tiny --corpus folder → folder: no corpus (manifest.json is absent)
 gpt.train tiny --corpus latin1.txt → latin1.txt: not UTF-8 text (byte 1)
 gpt.train tiny --corpus random → random: not UTF-8 text (byte 0)
+gpt.train tiny --corpus nanogpt/train.bin → nanogpt/train.bin: not text but bytes (it holds '\\x00', place 0)
+gpt.train tiny --corpus nanogpt-odd → nanogpt-odd/val.bin: has 501 bytes, no whole number of tokens of 2
+gpt.train tiny --corpus nanogpt-beyond → nanogpt-beyond/val.bin: has the token 61, and its meta.pkl has 28 of them
+gpt.train tiny --corpus nanogpt --tokenizer gpt2 → nanogpt: was made with tokenizer 'characters', not 'gpt2'
+gpt.train tiny --corpus code-in-meta → code-in-meta/meta.pkl: not nanoGPT's meta.pkl
 gpt.train tiny --corpus nowhere → nowhere: cannot be read (No such file or directory)
 gpt.train tiny --corpus loop → loop: cannot be read (Too many levels of symbolic links)
 gpt.train tiny --corpus short.txt → short.txt: 1 tokens to train on and 1 to validate on are too few for block_size=32
@@ -65,7 +71,7 @@ gpt.train tiny --corpus corpus-up → corpus-up/manifest.json: is damaged
 gpt.train tiny --corpus corpus-cut → corpus-cut/train-00000.bin: is absent or not 1,584 tokens long
 gpt.train tiny --corpus corpus-gone → corpus-gone/val-00000.bin: is absent or not 176 tokens long
 gpt.train tiny --corpus corpus --tokenizer gpt2 → corpus: was made with tokenizer 'characters', not 'gpt2'
-gpt.train tiny --corpus text.txt --init-from not-here → no such folder, and not one of gpt2, gpt2-medium, gpt2-large
+gpt.train tiny --corpus text.txt --init-from not-here → no such file or folder, and not one of gpt2, gpt2-medium
 gpt.train tiny --corpus text.txt --init-from cut.pt → cut.pt: is truncated or damaged
 gpt.train tiny --corpus text.txt --init-from ckpt.pt → block_size=32: ckpt.pt has 16
 # Numbers out of range, choices that are none, flags that exclude each other
@@ -117,7 +123,7 @@ gpt.train tiny --corpus text.txt -o '' → text.txt is read from there
 gpt.generate not-here.pt → not-here.pt: cannot be read (No such file or directory)
 gpt.generate empty → empty: not a checkpoint
 gpt.generate folder → folder: cannot be read (Is a directory)
-gpt.generate hf → hf: not a checkpoint but a folder of Hugging Face's
+gpt.generate hf-llama → hf-llama/config.json: model_type='llama' (rotary positions, RMSNorm, a gated MLP), not 'gpt2'
 gpt.generate model.onnx → model.onnx: not a checkpoint but an ONNX file
 gpt.generate text.txt → text.txt: not a checkpoint
 gpt.generate random → random: not a checkpoint
@@ -133,8 +139,15 @@ gpt.generate shape.pt → shape.pt: does not fit its own config: lm_head.weight 
 gpt.generate unknown.pt → unknown.pt: is damaged (the config has fields that this code does not know: rope)
 gpt.generate heads.pt → heads.pt: is damaged (n_embd=32: must be a multiple of n_head=5)
 gpt.generate tokens.pt → tokens.pt: is damaged ({'kind': 'words'}: not a tokenizer of ours
-gpt.generate letters.pt → letters.pt: does not fit: its tokenizer has 2 ids, but vocab_size=28
-gpt.generate other.pt → other.pt: not a checkpoint of this project
+gpt.generate letters.pt → letters.pt: does not fit: its tokenizer has 30 ids, but vocab_size=28
+gpt.generate other.pt → other.pt: not a checkpoint: holds a dict of a, and no state dict of a model
+gpt.generate bare.pt → not say its heads and activation; make a checkpoint of it with: python -m gpt.pretrained bare.pt
+gpt.generate llama.pt → llama.pt: this is a Llama or its like: rotary positions, RMSNorm, a gated MLP; only GPT-2s
+gpt.generate code.pt → code.pt: refused, because it holds more than tensors and plain values and could run code when
+gpt.generate code-legacy.pt → refused, because it holds more than tensors and plain values and could run code when
+gpt.generate code-in-meta/ckpt.pt → code-in-meta/meta.pkl: not nanoGPT's meta.pkl, a pickle of a dict with itos (it
+gpt.generate cut.safetensors → cut.safetensors: not a readable safetensors file
+gpt.generate cut.bin → cut.bin: is truncated or damaged (2,048 of
 gpt.generate nowhere → nowhere: cannot be read (No such file or directory)
 gpt.generate loop → loop: cannot be read (Too many levels of symbolic links)
 gpt.generate {long} → File name too long
@@ -192,34 +205,38 @@ gpt.corpus text.txt --tokenizer characters -o corpus-json → corpus-json/manife
 gpt.corpus text.txt --tokenizer characters -o {long} → File name too long
 # Hugging Face's folders
 gpt.pretrained → Missing from python -m gpt.pretrained
-gpt.pretrained not-here → not-here: no such folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl
-gpt.pretrained folder → folder/config.json: cannot be read as JSON ([Errno 2] No such file or directory
-gpt.pretrained ckpt.pt → ckpt.pt: no such folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl
+gpt.pretrained not-here → not-here: no such file or folder, and not one of gpt2, gpt2-medium, gpt2-large, gpt2-xl
+gpt.pretrained folder → folder: a folder without a config.json; give one of transformers, or the file of a model
+gpt.pretrained ckpt.pt -o ckpt.pt → ckpt.pt is read from there
+gpt.pretrained text.txt -o new.pt → text.txt: not a checkpoint; it is no file of torch.save, safetensors or llm.c
+gpt.pretrained bare.pt --heads 3 -o new.pt → bare.pt: a GPT-2's weights, and the file does not say its activation
+gpt.pretrained bare.pt --heads 3 --activation gelu -o new.pt → n_embd=32: must be a multiple of n_head=3
+gpt.pretrained bare.pt --activation swiglu → invalid choice 'swiglu' for argument '--activation'
+gpt.pretrained llama.pt -o new.pt → llama.pt: this is a Llama or its like
 gpt.pretrained hf-json -o new.pt → hf-json/config.json: cannot be read as JSON
 gpt.pretrained hf-list -o new.pt → hf-list/config.json: is not a JSON object
 gpt.pretrained hf-deep -o new.pt → hf-deep/config.json: cannot be read as JSON
 gpt.pretrained hf-latin1 -o new.pt → hf-latin1/config.json: cannot be read as JSON
-gpt.pretrained hf-llama -o new.pt → model_type='llama', not 'gpt2', the only kind that can be read
+gpt.pretrained hf-llama -o new.pt → model_type='llama' (rotary positions, RMSNorm, a gated MLP), not 'gpt2', the only
 gpt.pretrained hf-kind -o new.pt → model_type=['gpt2'], not 'gpt2', the only kind that can be read
 gpt.pretrained hf-activation -o new.pt → activation_function={'a': 1}: must be one of gelu_new
 gpt.pretrained hf-heads -o new.pt → hf-heads/config.json: n_head='two': must be a whole number of at least 1
 gpt.pretrained hf-embd -o new.pt → hf-embd/config.json: n_embd=33: must be a multiple of n_head=2
 gpt.pretrained hf-layers -o new.pt → hf-layers: does not fit its config.json
 gpt.pretrained hf-vocab -o new.pt → hf-vocab/config.json: vocab_size=-1: must be a whole number of at least 1
-gpt.pretrained hf-inner -o new.pt → hf-inner/config.json: n_inner='wide': must be 4 times n_embd=32, or absent
-gpt.pretrained hf-epsilon -o new.pt → layer_norm_epsilon=None: must be 1e-05, as in the published
-gpt.pretrained hf-no-config -o new.pt → cannot be read as JSON ([Errno 2] No such file or directory
+gpt.pretrained hf-inner -o new.pt → hf-inner/config.json: n_inner='wide': must be a whole number of at least 1
+gpt.pretrained hf-epsilon -o new.pt → layer_norm_epsilon=None: must be a finite number of at least 0
+gpt.pretrained hf-no-config -o new.pt → hf-no-config: a folder without a config.json
 gpt.pretrained hf-no-weights -o new.pt → hf-no-weights: holds no model.safetensors
 gpt.pretrained hf-weights -o new.pt → hf-weights/model.safetensors: not a readable safetensors file
 gpt.pretrained hf-cut -o new.pt → hf-cut/model.safetensors: not a readable safetensors file
-gpt.pretrained hf-tokenizer -o new.pt → hf-tokenizer/tokenizer.json: has no list of merges in its model
-gpt.pretrained hf-merges -o new.pt → hf-merges/tokenizer.json: has no list of merges in its model
-gpt.pretrained hf-merges-txt -o new.pt → hf-merges-txt/merges.txt: cannot be read as UTF-8 text
+gpt.pretrained hf-tokenizer -o new.pt → hf-tokenizer/tokenizer.json: holds no vocabulary
+gpt.pretrained hf-merges -o new.pt → hf-merges/tokenizer.json: holds no vocabulary
 gpt.pretrained hf-up -o new.pt → '../hf/model.safetensors', no file of this folder
 gpt.pretrained hf-absolute -o new.pt → '/etc/hostname', no file of this folder
 gpt.pretrained hf-shards -o new.pt → ['model.safetensors'], no file of this folder
 gpt.pretrained hf-shard-number -o new.pt → 3, no file of this folder
-gpt.pretrained hf-shard-missing -o new.pt → hf-shard-missing/model-00001.safetensors: not a readable safetensors file
+gpt.pretrained hf-shard-missing -o new.pt → hf-shard-missing/model-00001.safetensors: cannot be read (No such file or
 gpt.pretrained hf-flipped -o new.pt → missing, damaged or edited: it does not match its hash
 gpt.pretrained hf -o folder → cannot write folder: it is a directory
 gpt.pretrained hf -o hf/config.json → hf/config.json is read from there
@@ -228,7 +245,8 @@ gpt.pretrained hf -o text.txt/new.pt → cannot write text.txt/new.pt: File exis
 export.onnx not-here.pt → not-here.pt: cannot be read (No such file or directory)
 export.onnx empty -o new.onnx → empty: not a checkpoint
 export.onnx model.onnx -o new.onnx → model.onnx: not a checkpoint but an ONNX file
-export.onnx hf -o new.onnx → hf: not a checkpoint but a folder of Hugging Face's
+export.onnx hf-llama -o new.onnx → model_type='llama' (rotary positions, RMSNorm, a gated MLP), not
+export.onnx bare.pt -o new.onnx → python -m gpt.pretrained bare.pt --heads N --activation gelu_tanh -o artifacts/ckpt.pt
 export.onnx tvm -o new.onnx → tvm: not a checkpoint but a compiled model
 export.onnx cut.pt -o new.onnx → cut.pt: is truncated or damaged
 export.onnx flipped.pt -o new.onnx → flipped.pt: is truncated or damaged
@@ -519,10 +537,43 @@ def make_checkpoints(folder: Path, checkpoint: Checkpoint) -> None:
         "unknown": {"config": sound["config"] | {"rope": True}},
         "heads": {"config": sound["config"] | {"n_head": 5}},
         "tokens": {"tokenizer": {"kind": "words"}},
-        "letters": {"tokenizer": CharTokenizer("ab").to_json()},
+        "letters": {"tokenizer": CharTokenizer(CHARACTERS + "é~").to_json()},
     }.items():
         torch.save(sound | changes, folder / f"{name}.pt")
     torch.save({"a": 1}, folder / "other.pt")
+    make_foreign(folder, sound["state"])
+
+
+def make_foreign(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write what other projects' training leaves."""
+    torch.save(state, folder / "bare.pt")
+    torch.save({"model.layers.0.self_attn.q_proj.weight": torch.zeros(2, 2)}, folder / "llama.pt")
+    for name, zipped in (("code.pt", True), ("code-legacy.pt", False)):
+        torch.save({"model": state, "config": Intruder()}, folder / name, _use_new_zipfile_serialization=zipped)
+    save_file({"wte.weight": torch.zeros(2, 2)}, folder / "cut.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "cut.safetensors").read_bytes()[:-3])
+    (folder / "cut.bin").write_bytes(np.array([20240326, 3, 16, 28, 1, 2, 32, 128], "<i4").tobytes() + bytes(2048 - 32))
+    tokens = np.arange(2000, dtype="<u2") % 28
+    meta = pickle.dumps({"itos": dict(enumerate(CHARACTERS))})
+    for name, val, pickled in (
+        ("nanogpt", tokens.tobytes(), meta),
+        ("nanogpt-odd", bytes(501), meta),
+        ("nanogpt-beyond", (tokens + 34).tobytes(), meta),
+        ("code-in-meta", tokens.tobytes(), pickle.dumps({"itos": Intruder()})),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "train.bin").write_bytes(tokens.tobytes())
+        (folder / name / "val.bin").write_bytes(val)
+        (folder / name / "meta.pkl").write_bytes(pickled)
+    arguments = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 28, "bias": True}
+    torch.save({"model": state, "model_args": arguments}, folder / "code-in-meta" / "ckpt.pt")
+
+
+class Intruder:
+    """An object that writes a file when it is unpickled as its class says."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("intruded",)
 
 
 def make_exports(folder: Path) -> None:
@@ -600,7 +651,6 @@ def make_folders(folder: Path) -> None:
         "hf-cut": {"model.safetensors": weights["model.safetensors"][:-100]},
         "hf-tokenizer": {"tokenizer.json": {"model": []}},
         "hf-merges": {"tokenizer.json": {"model": {"merges": 3}}},
-        "hf-merges-txt": {"merges.txt": b"a \xff\n"},
         "hf-up": shards({"wte.weight": "../hf/model.safetensors"}),
         "hf-absolute": shards({"wte.weight": "/etc/hostname"}),
         "hf-shards": shards(["model.safetensors"]),

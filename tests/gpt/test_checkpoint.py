@@ -195,7 +195,7 @@ def test_a_head_that_is_not_tied(saved, config):
         {"config": {"depth": 3}},
         {"config": None},
         {"tokenizer": {"kind": "bpe"}},
-        {"tokenizer": {"kind": "characters", "characters": "ab"}},
+        {"tokenizer": {"kind": "characters", "characters": "abcdefghijkl"}},
     ],
 )
 def test_entries_that_make_no_sense(saved, changes):

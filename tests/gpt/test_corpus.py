@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -357,3 +358,47 @@ def test_killed_command_goes_on_to_the_same_files(run, start, tmp_path):
 def test_opening_a_corpus_needs_neither_datasets_nor_pyarrow():
     code = "import sys, gpt.corpus; assert not {'datasets', 'pyarrow', 'tiktoken'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+# nanoGPT's token files
+
+
+def save_tokens(folder: Path, characters: str | None, train: list[int], val: list[int]) -> Path:
+    folder.mkdir()
+    for part, ids in (("train", train), ("val", val)):
+        np.array(ids, np.uint16).tofile(folder / f"{part}.bin")
+    if characters is not None:
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
+    return folder
+
+
+def test_nanogpts_tokens_are_a_corpus_of_its_characters(tmp_path):
+    corpus = load_corpus(save_tokens(tmp_path / "data", "ba\n", [0, 1, 2, 0], [1, 1, 2]))
+    assert corpus.tokenizer == CharTokenizer("ba\n")
+    assert corpus.tokenizer.decode(corpus.train.read(0, 4)) == "ba\nb"
+    assert corpus.val.read(0, 3).tolist() == [1, 1, 2]
+
+
+def test_nanogpts_tokens_without_a_meta_are_gpt2s(tmp_path):
+    corpus = load_corpus(save_tokens(tmp_path / "data", None, [50256, 0], [1]))
+    assert corpus.tokenizer == GPT2Tokenizer()
+    assert corpus.train.read(0, 2).tolist() == [50256, 0]
+
+
+def test_a_change_of_nanogpts_tokens_is_noticed(tmp_path):
+    folder = save_tokens(tmp_path / "data", "ab", [0, 1, 1], [1])
+    before = load_corpus(folder).identity()
+    assert load_corpus(folder).change_since(before) is None
+    np.array([0, 1, 0], np.uint16).tofile(folder / "train.bin")
+    assert load_corpus(folder).change_since(before) == "its tokens of train are others"
+
+
+@pytest.mark.parametrize(
+    ("val", "words"),
+    [(b"", "has 0 bytes"), (b"abc", "has 3 bytes, no whole number"), (b"\2\0", "the token 2, and its meta")],
+)
+def test_nanogpts_tokens_that_make_no_sense_are_refused(tmp_path, val, words):
+    folder = save_tokens(tmp_path / "data", "ab", [0, 1], [1])
+    (folder / "val.bin").write_bytes(val)
+    with pytest.raises(UserError, match=f"val.bin: has {words}"):
+        load_corpus(folder)

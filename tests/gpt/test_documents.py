@@ -1,7 +1,9 @@
 import json
+import re
 import string
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -185,3 +187,30 @@ def test_a_dataset_that_breaks_off_says_how_to_go_on(monkeypatch):
     assert next(documents).text == "one"
     with pytest.raises(UserError, match=r"the line went dead \(after 1 rows\); mend it and run the same command"):
         next(documents)
+
+
+# Files of bytes, of which many are valid UTF-8
+
+
+@pytest.mark.parametrize(
+    ("content", "first"),
+    [
+        (np.arange(65, dtype="<u2").tobytes(), "\\x00"),  # nanoGPT's train.bin
+        (np.arange(1, 65, dtype="u1").tobytes(), "\\x01"),
+        ("text of two bytes a character".encode("utf-16-le"), "\\x00"),
+        (b"text with one \0 in it " + b"x" * 1000, "\\x00"),
+    ],
+    ids=["uint16", "uint8", "utf-16", "NUL"],
+)
+def test_a_file_of_bytes_is_no_text(tmp_path, content, first):
+    (tmp_path / "train.bin").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"train.bin: not text but bytes (it holds '{first}', place ")):
+        read_text(tmp_path / "train.bin")
+    with pytest.raises(UserError, match="not text but bytes"):
+        list(find_source(str(tmp_path / "train.bin")).documents())
+
+
+def test_a_control_character_that_strayed_into_a_text_is_kept(tmp_path):
+    text = "a page\f, a bell\a, a colour \x1b[31m\r\n\v\t" + "and many words " * 20
+    (tmp_path / "text").write_bytes(text.encode())
+    assert read_text(tmp_path / "text") == text.replace("\r\n", "\n")

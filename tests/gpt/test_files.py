@@ -422,7 +422,7 @@ def test_a_file_of_another_kind_is_named_with_the_command_that_takes_it(tmp_path
     assert other_kind(onnx, "ONNX file") is None
     assert other_kind(compiled, "ONNX file") == "a compiled model; compare it with: python -m bench"
     assert other_kind(compiled, "compiled model") is None
-    assert other_kind(huggingface, "checkpoint").endswith(f"python -m gpt.pretrained {huggingface}")
+    assert other_kind(huggingface, "checkpoint").endswith(f"python -m export.onnx {huggingface}")
     (tmp_path / "text").write_text("PK or not")
     for unknown in (tmp_path, tmp_path / "text", tmp_path / "none"):
         assert other_kind(unknown, "checkpoint") is None

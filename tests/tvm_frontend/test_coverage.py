@@ -42,6 +42,7 @@ def test_a_cache_is_covered_too(export, exported):
     assert (found.flops_share, found.bytes_share, found.left) == (1, 1, [])
 
 
+@pytest.mark.slow
 def test_what_no_kernel_does_is_all_of_the_rest(file, exported):
     config, T = exported.config, 9
     whole = config.n_layer * 2 * config.n_embd * (T + 1) * T  # attention's part of prefill_flops_per_token
@@ -49,11 +50,14 @@ def test_what_no_kernel_does_is_all_of_the_rest(file, exported):
     assert without.flops_share == pytest.approx(1 - whole / (prefill_flops_per_token(config, T) * T))
     assert without.bytes_share == 1
     assert [each.operator for each in without.left] == ["attention"] * config.n_layer
+    assert {each.reason for each in without.left} == {"causal attention that no kernel takes"}
     assert sum(each.flops for each in without.left) == whole
 
     nothing = coverage_of(rewritten(file, opt_level=0), tokens=T)
     assert (nothing.flops_share, nothing.bytes_share) == (0, 0)
     assert sum(each.flops for each in nothing.left) == prefill_flops_per_token(config, T) * T
+    products = {each.reason for each in nothing.left if each.operator == "matmul"}
+    assert products == {"a linear layer that no kernel takes"}
     read = sum(each.bytes for each in nothing.left)
     assert 4 * matmul_parameters(config) < read <= sum(w.nbytes for w in rewritten(file, opt_level=0).weights.values())
 

@@ -45,10 +45,10 @@ def read(model: Path, fixed_shape: tuple[int, int] | None, shapes: Mapping[str, 
 def _read_as_it_is(file: OnnxFile, exported: ExportedModel | None, shapes: Mapping[str, Sequence[int]]) -> Source:
     """Read a file with its own inputs and outputs."""
     proto, sha256 = file.proto, sha256_onnx(file)
-    check_readable(proto, file.path)
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     read_weights(proto, file.path)
+    check_readable(proto, file.path)
     check_numbers(proto, file.path)
     if shapes:
         with_shapes(proto, shapes)

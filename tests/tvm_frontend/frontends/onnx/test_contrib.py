@@ -5,15 +5,17 @@ There is no reference of these operators but ONNX Runtime's own kernels.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from tests.tvm_frontend.frontends.onnx.judge import Case, compare, compare_at, compiled, file_of, refusal
 from tvm_frontend.frontends.onnx.operators import contrib
 
 Random = np.random.Generator
-CASES = 5  # of each operator, compiled together
+CASES = 4  # of each operator, compiled together
 
 
 def floats(random: Random, *shape: int) -> np.ndarray:
@@ -336,6 +338,18 @@ def test_causal_attention_is_one_kernel() -> None:
     assert sorted(name.rstrip("0123456789") for name in kernels) == ["causal_attention", "linear"]
 
 
+def attention_with_ones(B: int, T: int) -> Case:
+    """With a mask that hides nothing: ones, of the shape of the input."""
+    ones = numpy_helper.from_array(np.array([1], np.int32))
+    before = (("Shape", ["x"], "shape", {"end": 2}), ("ConstantOfShape", ["shape"], "mask", {"value": ones}))
+    return replace(plain_attention(B, T), order=["x", "w", "b", "mask"], before=before)
+
+
+def test_a_mask_of_ones_hides_nothing() -> None:
+    kernels = compare_at(attention_with_ones, [(1, 1), (2, 7)], opt_level=3)
+    assert sorted(name.rstrip("0123456789") for name in kernels) == ["causal_attention", "linear"]
+
+
 def packed(count: int) -> tuple[Case, Case]:
     """MultiHeadAttention of q, k and v in one input (3), or of k and v in one (2), and the same of three inputs."""
     random = np.random.default_rng(9)
@@ -367,7 +381,7 @@ def of_attention(more: dict[str, np.ndarray], order: list[str], **attributes) ->
 
 def of_groups(order: list[str], outputs: tuple[int, ...] = (1, 1, 1), **attributes) -> Case:
     inputs = {"q": np.zeros((2, 3, 32), np.float32), "seqlens": LENGTHS["seqlens"]}
-    inputs |= {name: np.zeros((2, 3, 16), np.float32) for name in "kv"}
+    inputs |= {name: np.zeros((2, 3, 16), np.float32) for name in "kv"} | {"given": LENGTHS["total"]}
     sink = {"sink": np.zeros(2, np.float32)}
     return Case("com.microsoft.GroupQueryAttention", order, inputs, LENGTHS | sink, GROUPED | attributes, outputs)
 
@@ -390,6 +404,10 @@ REFUSED = {
     "rotary positions without angles": (of_groups(GQA, do_rotary=1), "do_rotary=1 without cos_cache and sin_cache"),
     "heads that do not divide": (of_attention({}, ["x", "w"], num_heads=3), "is divisible by 3"),
     "a sink": (of_groups([*GQA, "", "", "", "", "sink"]), "input head_sink .'sink0'. is not supported"),
+    "a length that is only known when it runs": (
+        of_groups([*GQA[:6], "given"]),
+        "'given0' is a tensor where a shape, known while compiling, is needed",
+    ),
     "smooth softmax": (of_groups(GQA, smooth_softmax=1), "attribute smooth_softmax=1 is not supported"),
     "a key without a value": (of_groups(["q", "k", "", "", "", "seqlens", "total"]), "only supported together"),
     "the mean of a skipped LayerNorm": (

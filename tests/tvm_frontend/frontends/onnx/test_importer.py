@@ -230,6 +230,41 @@ f (float[B,4,T,8] q, float[B,2,T,8] k, float[B,2,P,8] past, bool[B,1,T,S] mask, 
 """
 
 
+# The keys are twice as many as the queries, and a mask shows each query those up to T places behind its own position;
+# is_causal and windows count a query's position from the first key.
+TWICE = """
+<ir_version: 10, opset_import: ["" : 25]>
+f (float[B,2,T,8] x) => (float[B,2,T,8] a, float[B,2,T,8] b, float[B,2,T,8] c)
+<int64 zero = {0}, int64 one = {1}, int64[1] zeros = {0}, int64[1] ones = {1}>
+{
+    T1 = Shape <start = 2, end = 3> (x)
+    T = Squeeze (T1)
+    S = Add (T, T)
+    queries = Range (T, S, one)
+    places = Range (zero, S, one)
+    key = Unsqueeze (places, zeros)
+    query = Unsqueeze (queries, ones)
+    seen = LessOrEqual (key, query)
+    keys = Concat <axis = 2> (x, x)
+    a = Attention (x, keys, keys, seen)
+    b = Attention <is_causal = 1> (x, keys, keys, seen)
+    c = Attention <left_window_size = 1> (x, keys, keys, seen)
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_causal_mask_of_more_keys_than_queries_is_not_what_is_causal_says():
+    proto = onnx.parser.parse_model(TWICE)
+    made = compile_graph(lambda: import_onnx(proto), TARGET, CompileOptions(opt_level=0))
+    forward = relax.VirtualMachine(made.executable, tvm.cpu())["forward"]
+    for T in (1, 2, 7):
+        x = np.random.default_rng(T).normal(size=(2, 2, T, 8)).astype("float32")
+        expected = ReferenceEvaluator(proto).run(None, {"x": x})
+        for found, wanted in zip(forward(tvm.runtime.tensor(x), []), expected, strict=True):
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.slow
 def test_one_attention_serves_every_batch_length_and_past():
     proto = onnx.parser.parse_model(ATTENTIONS)

@@ -373,6 +373,7 @@ CASES_OF: dict[str, Callable[[Random], Case]] = {
     "Relu": one("Relu"),
     "Reshape": reshape,
     "Shape": shape_op,
+    "Sigmoid": one("Sigmoid"),
     "Slice": slices,
     "Softmax": softmax,
     "Split": split,

@@ -237,15 +237,17 @@ def _attention(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any
         pasts = [reading.tensor(given[key]) for key in ("past_key", "past_value")]
         first = pasts[0].ty.shape.values[2]
         k, v = (reading.emit(op.concat([past, new], axis=2)) for past, new in zip(pasts, (k, v), strict=True))
+    left, right = (attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
     if "mask" in given:
         formula = reading.indexed(given["mask"])
         shape = [*q.ty.shape.values[:3], k.ty.shape.values[2]]
-        if formula and "filled" not in given and is_causal(as_added(formula[0]), shape):
-            causal, first = True, simplified(shape[3] - shape[2])
+        before = simplified(shape[3] - shape[2])  # the first query's position, for the mask
+        agree = same_sizes([first, before]) or not (causal or max(left, right) >= 0)
+        if formula and agree and "filled" not in given and is_causal(as_added(formula[0]), shape):
+            causal, first = True, before
         else:
             mask = reading.tensor(given["mask"])
     filled = reading.tensor(given["filled"]) if "filled" in given else None
-    left, right = (attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
     found = attend(
         reading,
         q,

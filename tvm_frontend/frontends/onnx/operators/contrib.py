@@ -547,7 +547,8 @@ def rotated(
 
     def rotate(x: te.Tensor, positions: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
         def at(b: Any, t: Any, h: Any, d: Any) -> tvm.ir.Expr:
-            row = positions(0) + t if counted else positions(b, t)
+            place = expression(positions(0), "int64") + expression(t, "int64") if counted else positions(b, t)
+            row = te.max(te.min(expression(place, "int64"), expression(cos.shape[0], "int64") - 1), 0)  # never outside
             pair = tvm.tirx.floordiv(d, 2) if interleaved else tvm.tirx.floormod(d, half)
             first = tvm.tirx.floormod(d, 2) < 1 if interleaved else d < half
             step = 1 if interleaved else half

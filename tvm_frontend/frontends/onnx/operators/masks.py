@@ -20,10 +20,10 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
 )
 
 # The kernels by which `passes.recover_attention` knows scores whose later keys are hidden: by a number that no score
-# makes up for, and by one that hides them where the scores are small beside it.
-HIDE_LATER, HIDE_LATER_A_LITTLE = "hide_later", "later_hidden_a_little"
+# makes up for, or by one, between this prefix and an underscore, that hides them where scores are small beside it.
+HIDE_LATER, HIDE_LATER_BY = "hide_later", "hide_later_by_"
 SURELY_HIDDEN = -1e30  # a mask that adds at most this hides a key beside any score below 1e29
-HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little more: it hides among scores of some 1000
+HIDDEN = -1e4  # GPT-2's own code added this, and files of float16 have little more
 
 
 def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen: bool = False) -> relax.Expr | None:
@@ -53,7 +53,7 @@ def hidden_later(reading: Reading, scores: relax.Expr, mask: Indexed, *, chosen:
             name=HIDE_LATER,
         )
 
-    name = HIDE_LATER if hidden <= SURELY_HIDDEN else HIDE_LATER_A_LITTLE
+    name = HIDE_LATER if hidden <= SURELY_HIDDEN else f"{HIDE_LATER_BY}{int(-hidden)}_"
     return reading.builder.call_te(hide_later, scores, *sizes, primfunc_name_hint=name)
 
 

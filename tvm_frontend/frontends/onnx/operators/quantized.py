@@ -4,9 +4,10 @@ A weight whose integers, scale and zero point are constants becomes the float32 
 file is read, so every kernel of a linear layer applies to it. Activations are rounded as the file says: to nearest,
 ties to even, and kept within the integers' range.
 
-A product of integers is exact. This project's int8 kernels round activations by row and symmetrically, which is none of
-ONNX's operators, so the integers go through the float32 product: sums of integers are exact in float32, in any order,
-as long as no partial sum exceeds 2²⁴, and a weight with larger sums is divided along k until that holds.
+A product of integers is exact. This project's int8 kernels round activations by row and symmetrically, and its int4
+kernels in groups, which none of these operators does, so the integers go through the float32 product: sums of integers
+are exact in float32, in any order, as long as no partial sum exceeds 2²⁴, and a weight with larger sums is divided
+along k until that holds.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tvm_frontend.frontends.onnx.operators.contrib import (
     inputs_of,
     number,
     outputs_of,
+    sizes_of,
     transposed,
 )
 from tvm_frontend.frontends.onnx.operators.symbolic import FEW, Indexed, elements, is_number, is_one
@@ -53,13 +55,10 @@ INTEGERS = {
 
 
 def array_of(reading: Reading, name: str) -> np.ndarray | None:
-    """Give the numbers of a value that is a constant of the file; None for another."""
+    """Give the numbers of a value that is a constant of the file, or the transpose of one; None for another."""
     value = reading.values[name]
-    if isinstance(value, relax.Var):
-        known = reading.values[value.name] if value.name in reading.weights else None
-        return reading.weights[value.name] if isinstance(known, relax.Var) and known.same_as(value) else None
-    if isinstance(value, tvm.ir.GenericConst):
-        return value.value.numpy()
+    if not isinstance(value, Indexed):
+        return _array_in(reading, value)
     if not isinstance(value, Indexed) or not all(map(is_number, value.shape)):
         return None
     shape = [int(size) for size in value.shape]
@@ -69,6 +68,22 @@ def array_of(reading: Reading, name: str) -> np.ndarray | None:
     if any(isinstance(each, tvm.ir.Expr) for each in numbers):
         return None
     return np.array(numbers, HELD_AS.get(value.dtype, value.dtype)).reshape(shape)
+
+
+def _array_in(reading: Reading, expr: relax.Expr) -> np.ndarray | None:
+    if isinstance(expr, tvm.ir.GenericConst):
+        return expr.value.numpy()
+    if not isinstance(expr, relax.Var):
+        return None
+    known = reading.values[expr.name] if expr.name in reading.weights else None
+    if isinstance(known, relax.Var) and known.same_as(expr):
+        return reading.weights[expr.name]
+    value = reading.builder.lookup_binding(expr)
+    if not isinstance(value, relax.Call) or value.op != tvm.ir.Op.get("relax.permute_dims"):
+        return None
+    array = _array_in(reading, value.args[0])
+    axes = value.attrs.axes
+    return None if array is None else np.transpose(array, axes and [int(axis) for axis in axes])
 
 
 def operand(reading: Reading, name: str) -> relax.Expr:
@@ -121,7 +136,7 @@ def _axis_and_block(reading: Reading, scale: str, rank: int, attributes: dict[st
         return 0, 0
     if not -rank <= axis < rank or (len(reading.shape(scale)) != (rank if block else 1)):
         raise UserError(
-            f"a scale of shape {reading.shape(scale)} along axis {axis} of {rank} dimensions"
+            f"a scale of shape {sizes_of(reading.shape(scale))} along axis {axis} of {rank} dimensions"
             f"{f' in blocks of {block}' if block else ''} is not supported"
         )
     return axis % rank, block
@@ -277,7 +292,7 @@ def product(
     of one for each column, or "".
     """
     if a_zero is not None and not all(map(is_one, a_zero.ty.shape.values)):
-        raise UserError(f"zero points of shape {list(a_zero.ty.shape.values)} of the left factor are not supported")
+        raise UserError(f"zero points of shape {sizes_of(a_zero.ty.shape.values)} of the left factor are not supported")
     refuse_other_types(reading, b)
     weight = array_of(reading, b)
     zeros = array_of(reading, b_zero) if b_zero else np.zeros((), np.int32)
@@ -369,7 +384,7 @@ def _q_linear_matmul(reading: Reading, node: onnx.NodeProto, attributes: dict[st
 def _refuse_many(*scales: relax.Expr) -> None:
     for scale in scales:
         if not all(map(is_one, scale.ty.shape.values)):
-            raise UserError(f"a scale of shape {list(scale.ty.shape.values)} is not supported, only one number")
+            raise UserError(f"a scale of shape {sizes_of(scale.ty.shape.values)} is not supported, only one number")
 
 
 def _q_gemm(reading: Reading, node: onnx.NodeProto, attributes: dict[str, Any]) -> Value:
