@@ -254,19 +254,23 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
 
 
 def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
-    """Keep ranges that start at a size, as positions behind a past, from being fused with what reads them.
+    """Keep kernels that are given a size as a number, as positions behind a past, from being fused with their readers.
 
-    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one whose start and whose length are both sizes.
+    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one of which a parameter and the length are sizes.
     """
     calls = [binding.value for block in module[ENTRY].body.blocks for binding in block.bindings]
     ranges = [call.args for call in calls if getattr(getattr(call, "op", None), "name", "") == "relax.arange"]
-    if not any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges):
-        return module
-    module = relax.transform.LegalizeOps()(module)
+    from_a_size = any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges)
+    module = relax.transform.LegalizeOps()(module) if from_a_size else module
     for name, function in module.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc) and name.name_hint.rstrip("0123456789") == "arange":
+        if isinstance(function, tvm.tirx.PrimFunc) and _takes_a_number(function):
             module.update_func(name, function.with_attr("op_pattern", OPAQUE))
     return module
+
+
+def _takes_a_number(kernel: tvm.tirx.PrimFunc) -> bool:
+    """Tell if a parameter is not a tensor."""
+    return any(isinstance(param.ty, tvm.ir.PrimType) for param in kernel.params)
 
 
 def machine_code(

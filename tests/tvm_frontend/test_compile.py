@@ -342,3 +342,31 @@ def test_running_sums_of_an_input_compile(tmp_path: Path, opt_level: int) -> Non
     session = open_session(compile_model(tmp_path / "m.onnx", options=CompileOptions(opt_level=opt_level)))
     given = np.array([[1, 0, 1, 1], [0, 0, 1, 1]])
     assert session.run({"attention_mask": given})["rows"].tolist() == table[given.cumsum(1)].tolist()
+
+
+def test_positions_behind_a_past_are_multiplied_in_a_kernel_of_their_own(tmp_path: Path) -> None:
+    """Rotary positions are floats that begin at the length of the past and are as many as the new tokens."""
+    inputs = [
+        helper.make_tensor_value_info("new", TensorProto.FLOAT, ["T"]),
+        helper.make_tensor_value_info("old", TensorProto.FLOAT, ["P"]),
+    ]
+    angles = helper.make_tensor_value_info("angles", TensorProto.FLOAT, ["T", 3])
+    rates = np.array([1.0, 0.5, 0.25], np.float32)
+    held = {"one": np.array(1), "first": np.array([0]), "last axis": np.array([1]), "rates": rates}
+    nodes = [
+        helper.make_node("Shape", ["old"], ["P list"]),
+        helper.make_node("Squeeze", ["P list", "first"], ["P"]),
+        helper.make_node("Shape", ["new"], ["T list"]),
+        helper.make_node("Squeeze", ["T list", "first"], ["T"]),
+        helper.make_node("Add", ["P", "T"], ["end"]),
+        helper.make_node("Range", ["P", "end", "one"], ["positions"]),
+        helper.make_node("Cast", ["positions"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "last axis"], ["column"]),
+        helper.make_node("Mul", ["column", "rates"], ["angles"]),
+    ]
+    weights = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "angles", inputs, [angles], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    session = open_session(compile_model(tmp_path / "m.onnx"))
+    found = session.run({"new": np.zeros(2, np.float32), "old": np.zeros(5, np.float32)})["angles"]
+    assert found.tolist() == (np.array([[5.0], [6.0]], np.float32) * rates).tolist()
