@@ -204,7 +204,7 @@ def legalize(graph: Graph, target: CompileTarget, opt_level: int) -> Graph:
     may choose a weight's layout.
     """
     tvm_target = target.to_tvm()
-    passes = [*cpu_generic.library_dispatch_passes(tvm_target), *cpu_generic.legalize_passes(tvm_target)]
+    passes = _to_kernels(tvm_target)
     if opt_level == 0:
         passes.append(relax.transform.AttachAttrLayoutFreeBuffers())
     with tvm_target:
@@ -244,10 +244,7 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
         passes = [relax.get_pipeline("default")]
     else:
         passes = [
-            *(
-                [] if legalized else cpu_generic.library_dispatch_passes(tvm_target)
-            ),  # for sums along an axis, and top-k
-            *([] if legalized else cpu_generic.legalize_passes(tvm_target)),
+            *([] if legalized else _to_kernels(tvm_target)),
             *cpu_generic.dataflow_lower_passes(tvm_target),
             *cpu_generic.finalize_passes(tvm_target),
         ]
@@ -256,20 +253,29 @@ def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: boo
     return Graph(module, graph.weights)
 
 
-def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
-    """Keep ranges that start at a size, as positions behind a past, from being fused with what reads them.
+def _to_kernels(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    """List the passes from Relax operators to fused kernels; running sums and top-k have passes of their own."""
+    return [*cpu_generic.library_dispatch_passes(target), *cpu_generic.legalize_passes(target)]
 
-    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one whose start and whose length are both sizes.
+
+def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
+    """Keep kernels that are given a size as a number, as positions behind a past, from being fused with their readers.
+
+    TVM's FuseTIR defines a symbol twice in a kernel that it makes of one of which a parameter and the length are sizes.
     """
     calls = [binding.value for block in module[ENTRY].body.blocks for binding in block.bindings]
     ranges = [call.args for call in calls if getattr(getattr(call, "op", None), "name", "") == "relax.arange"]
-    if not any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges):
-        return module
-    module = relax.transform.LegalizeOps()(module)
+    from_a_size = any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges)
+    module = relax.transform.LegalizeOps()(module) if from_a_size else module
     for name, function in module.functions_items():
-        if isinstance(function, tvm.tirx.PrimFunc) and name.name_hint.rstrip("0123456789") == "arange":
+        if isinstance(function, tvm.tirx.PrimFunc) and _takes_a_number(function):
             module.update_func(name, function.with_attr("op_pattern", OPAQUE))
     return module
+
+
+def _takes_a_number(kernel: tvm.tirx.PrimFunc) -> bool:
+    """Tell if a parameter is not a tensor."""
+    return any(isinstance(param.ty, tvm.ir.PrimType) for param in kernel.params)
 
 
 def machine_code(

@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gpt.checkpoint import save_checkpoint
 from gpt.cli import UserError
@@ -323,3 +324,49 @@ def test_without_a_cuda_compiler_the_user_is_told_what_to_install(model, command
     assert (code, out) == (2, "")
     assert re.fullmatch(r"error: target cuda needs a CUDA compiler, [^\n]*pip install nvidia-cuda-nvrtc[^\n]*\n", err)
     assert names(model.parent) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("opt_level", [0, 3])
+def test_running_sums_of_an_input_compile(tmp_path: Path, opt_level: int) -> None:
+    """OPT and BLOOM count the tokens that a mask shows, by an operator that TVM lowers in a pass of its own."""
+    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "T"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["B", "T", 3])
+    table = np.arange(15, dtype=np.float32).reshape(5, 3)
+    held = [numpy_helper.from_array(np.array(1), "axis"), numpy_helper.from_array(table, "table")]
+    nodes = [
+        helper.make_node("CumSum", ["attention_mask", "axis"], ["sums"]),
+        helper.make_node("Gather", ["table", "sums"], ["rows"]),
+    ]
+    graph = helper.make_graph(nodes, "counts", [mask], [rows], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    session = open_session(compile_model(tmp_path / "m.onnx", options=CompileOptions(opt_level=opt_level)))
+    given = np.array([[1, 0, 1, 1], [0, 0, 1, 1]])
+    assert session.run({"attention_mask": given})["rows"].tolist() == table[given.cumsum(1)].tolist()
+
+
+def test_positions_behind_a_past_are_multiplied_in_a_kernel_of_their_own(tmp_path: Path) -> None:
+    """Rotary positions are floats that begin at the length of the past and are as many as the new tokens."""
+    inputs = [
+        helper.make_tensor_value_info("new", TensorProto.FLOAT, ["T"]),
+        helper.make_tensor_value_info("old", TensorProto.FLOAT, ["P"]),
+    ]
+    angles = helper.make_tensor_value_info("angles", TensorProto.FLOAT, ["T", 3])
+    rates = np.array([1.0, 0.5, 0.25], np.float32)
+    held = {"one": np.array(1), "first": np.array([0]), "last axis": np.array([1]), "rates": rates}
+    nodes = [
+        helper.make_node("Shape", ["old"], ["P list"]),
+        helper.make_node("Squeeze", ["P list", "first"], ["P"]),
+        helper.make_node("Shape", ["new"], ["T list"]),
+        helper.make_node("Squeeze", ["T list", "first"], ["T"]),
+        helper.make_node("Add", ["P", "T"], ["end"]),
+        helper.make_node("Range", ["P", "end", "one"], ["positions"]),
+        helper.make_node("Cast", ["positions"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["floats", "last axis"], ["column"]),
+        helper.make_node("Mul", ["column", "rates"], ["angles"]),
+    ]
+    weights = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "angles", inputs, [angles], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    session = open_session(compile_model(tmp_path / "m.onnx"))
+    found = session.run({"new": np.zeros(2, np.float32), "old": np.zeros(5, np.float32)})["angles"]
+    assert found.tolist() == (np.array([[5.0], [6.0]], np.float32) * rates).tolist()

@@ -1,6 +1,7 @@
 """Tests the matrix of other people's files: what is made, how a cell is judged, how a run goes on, and the page."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from bench.studies import matrix
+from bench.studies import matrix, support
 from bench.studies.foreign import LONGEST, OWN_LAYOUTS, make_model
 from bench.studies.foreign_feeds import feed, padded
 from bench.studies.foreign_files import make
@@ -181,7 +182,7 @@ def test_a_difference_is_infinite_where_one_alone_is_no_number() -> None:
 
 
 def test_a_run_tries_what_changed_and_survives_a_worker(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell, results = Recipe("mingpt", "torchscript", 14), made / "results.jsonl"
+    cell, results = Recipe("mingpt", "torchscript", 14), made / "died.jsonl"
 
     class Dies:
         def __init__(self, factory: str, threads: int) -> None:
@@ -241,6 +242,26 @@ def test_the_page_counts_and_names_what_is_wrong_or_refused() -> None:
 
 def test_messages_that_differ_by_names_alone_are_one() -> None:
     assert general("/tmp/a/x.onnx failed at Name:'a/b' | 1") == "the file failed at a node \\| 1"
+
+
+@pytest.mark.slow
+def test_the_command_tries_what_is_there_and_writes_the_page(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is of both parts: this file of others, and one export of the smallest model."""
+    for which in ("torch", "optimum", "tools"):
+        (made / f"{which}-refused.json").write_text(json.dumps({f"{which}.onnx": f"no by {which}"}))
+        (made / f"{which}-versions.json").write_text(json.dumps({which: "1.0"}))
+    monkeypatch.setattr(support, "MODELS", {"bigram": support.MODELS["bigram"]})
+    monkeypatch.setattr(support, "all_files", lambda: [support.File("bigram", opset=18)])
+    page = tmp_path / "page.md"
+    write_support(page, made)
+    text = page.read_text()
+    assert "1 files run in ONNX Runtime. **1 of them (100.0%)" in text
+    assert re.search(r"\| mingpt +\| torchscript +\| 14 +\| \de-7", text)
+    assert re.search(r"\| forward +\| fp32 +\| dynamo 18 +\| bigram ", text)
+    assert all(f"no by {which}" in text and f"{which} 1.0" in text for which in ("torch", "optimum", "tools"))
+    assert cells_to_try(made, [Recipe("mingpt", "torchscript", 14)], read_results(made / "results.jsonl")) == []
 
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def schedule_cuda(target: CompileTarget) -> list[Pass]:
     B and T may be symbolic. The passes that follow (dataflow lowering, memory planning) are the same for all targets.
     """
     return [
+        relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
