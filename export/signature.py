@@ -3,8 +3,11 @@
 This is data, without ONNX: `export.interface` reads it from a file.
 """
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from operator import add, mul, sub
 from typing import Any
 
 import ml_dtypes
@@ -34,7 +37,8 @@ class Signature:
     None where there is none that could be told. roles: what every other input is, by its name: `mask`, `positions`,
     `past`, `zeros`; an input that nobody knows is not in it. presents: for each past the output that holds it longer by
     the new tokens. vocab_size: the rows of the table that the ids look up, None if no table is found. longest: the
-    most tokens, with those of the past, that its positions go up to; None where nothing says.
+    most tokens, with those of the past, that its positions go up to; None where nothing says. limits: the most that
+    sizes, or sums and products of them, may be for the file to have a result, as {"P + T": 64}.
     """
 
     inputs: tuple[Port, ...]
@@ -45,6 +49,7 @@ class Signature:
     presents: dict[str, str]
     vocab_size: int | None
     longest: int | None
+    limits: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -132,6 +137,16 @@ class Signature:
             given[port.name] = value
         return given
 
+    def check_limits(self, given: Mapping[str, Any]) -> None:
+        """Raise UserError for inputs that are larger than the file has a result for."""
+        sizes: dict[str, int] = {}
+        for port in self.inputs:
+            for axis, (dim, size) in enumerate(zip(port.dims, given[port.name].shape, strict=True)):
+                sizes[_identifier(f"{port.name}.{axis}")] = sizes[_identifier(str(dim))] = int(size)
+        for formula, most in self.limits.items():
+            if (size := _value(ast.parse(formula, mode="eval").body, sizes)) is not None and size > most:
+                raise UserError(f"{formula} is {size}, and the file has a result for at most {most}")
+
     def empty(self, name: str, B: int) -> np.ndarray:
         """Return a past of no tokens for B sequences. Raises UserError if its shape does not say its other sizes."""
         port, length = self.input(name), self.length_axis(name)
@@ -147,6 +162,25 @@ class Signature:
             else:
                 raise UserError(f"input {name}: nothing says how large its dimension {dim!r} is")
         return np.zeros(shape, dtype_named(port.dtype))
+
+
+def _identifier(name: str) -> str:
+    """Return a name as formulas of `Signature.limits` have it."""
+    return re.sub(r"\W+", "_", name)
+
+
+def _value(formula: ast.expr, sizes: Mapping[str, int]) -> int | None:
+    """Return the value of a formula of sizes, None if it needs a size that no input has."""
+    match formula:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=name):
+            return sizes.get(name)
+        case ast.BinOp(left=left, op=operator, right=right):
+            x, y = _value(left, sizes), _value(right, sizes)
+            function = {ast.Add: add, ast.Sub: sub, ast.Mult: mul}[type(operator)]
+            return None if x is None or y is None else function(x, y)
+    raise ValueError(f"a limit that is no formula: {ast.unparse(formula)}")
 
 
 def check_shape(port: Port, shape: Sequence[int]) -> None:

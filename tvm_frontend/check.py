@@ -130,16 +130,16 @@ def _calls(signature: Signature, reference: Reference) -> Iterator[dict[str, np.
 
 
 def _over_a_past(session: Any, signature: Signature, reference: Reference) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pair what a session gives for a prompt and the tokens behind it with what the file gives for all of them."""
+    """Pair what a session gives for a prompt and the tokens behind it with what the file gives, over its own past."""
     length = tokens_to_try(signature, T)
     ids = np.random.default_rng(SEED + 1).integers(0, signature.vocab_size or 1, (B, length))
-    expected = reference(signature.feed(ids))[signature.logits]
-    if expected.shape[1] != length:  # the last position alone
-        return
     prompt = max(1, length - STEPS)
-    yield session.fill(ids[:, :prompt]), expected[:, prompt - 1]
+    expected = reference(signature.feed(ids[:, :prompt]))
+    yield session.fill(ids[:, :prompt]), expected[signature.logits][:, -1]
     for at in range(prompt, length):
-        yield session.decode(ids[:, at : at + 1], at), expected[:, at]
+        past = {name: expected[present] for name, present in signature.presents.items()}
+        expected = reference(signature.feed(ids[:, at : at + 1], past))
+        yield session.decode(ids[:, at : at + 1], at), expected[signature.logits][:, -1]
 
 
 def _anything(signature: Signature, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C in them is one 
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -46,12 +46,12 @@ from tvm_frontend.check import check_only, check_or_why_not
 from tvm_frontend.coverage import Coverage
 from tvm_frontend.cuda_toolchain import find_compiler, verify_cuda_library
 from tvm_frontend.frontends import DEFAULT, Source, read_source
-from tvm_frontend.graph import Graph
+from tvm_frontend.graph import ENTRY, Graph
 from tvm_frontend.kernels import PRECISIONS, Precision
 from tvm_frontend.kernels.cuda import FORMATS, OLDEST_ARCH
 from tvm_frontend.options import DEFAULT_OPTIONS, CompileOptions
 from tvm_frontend.passes.preallocate import NotPossible, preallocate
-from tvm_frontend.pipeline import OPT_LEVELS, compile_graph
+from tvm_frontend.pipeline import OPT_LEVELS, Compiled, compile_graph
 from tvm_frontend.relay.compile import OptLevel, compile_relay
 from tvm_frontend.target import CompileTarget, resolve_target
 from tvm_frontend.tvm_patches import register_errors
@@ -137,7 +137,7 @@ def compile_model(
                 "checkpoint_sha256": source.checkpoint_sha256,
                 "search": search.to_json() if search else None,
                 "coverage": compiled.coverage.to_json() if compiled.coverage else None,
-                "signature": source.signature and source.signature.to_json(),
+                "signature": source.signature and replace(source.signature, limits=_limits(made)).to_json(),
                 "parts": {
                     part: {
                         "weights": names[part],
@@ -182,6 +182,16 @@ def _with_cache(import_graph: Callable[[], Graph], signature: Signature) -> Grap
     presents = {inputs.index(past): outputs.index(present) for past, present in signature.presents.items()}
     ids, logits = inputs.index(signature.ids), outputs.index(signature.logits)
     return preallocate(import_graph(), ids, logits, presents, signature.longest)
+
+
+def _limits(made: Mapping[str, Compiled]) -> dict[str, int]:
+    """Give how large sizes may be, by what was found while each graph but that of a preallocated cache was imported."""
+    limits: dict[str, int] = {}
+    for part in ("", PLAIN):
+        attributes = made[part].graph.module[ENTRY].attrs if part in made else {}
+        for formula, most in dict(attributes.get("limits", {}) if attributes else {}).items():
+            limits[str(formula)] = min(int(most), limits.get(str(formula), int(most)))
+    return limits
 
 
 def _shared(parts: dict[str, dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

@@ -115,6 +115,7 @@ class GraphSession(Loaded):
         given = self.signature.feed(ids, past)
         P, T = self._tokens(given)
         self._check_length(P + T)
+        self.signature.check_limits(given)
         return self._results(given, plain=self._plain is not None)
 
     def _logits(self, results: Mapping[str, tvm.runtime.Tensor]) -> tvm.runtime.Tensor:
@@ -160,6 +161,7 @@ class GraphSession(Loaded):
         if self.signature.ids is not None:
             check_vocabulary(given[self.signature.ids], self.signature.vocab_size)
         self._check_lengths(given)
+        self.signature.check_limits(given)
         return given
 
     def _check_sizes(self, port: Port, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
