@@ -40,7 +40,7 @@ on, where there is a cache.
 - `simplified` is by onnxsim or onnxslim; `fp16` by ONNX Runtime's or onnxconverter_common's converter; `int8`, `QDQ`
   and `int4` by ONNX Runtime's quantize_dynamic, quantize_static and MatMulNBitsQuantizer; `ORT` is what ONNX Runtime
   wrote down of its extended optimisations, `fused` what its optimiser of transformers made. Where there are two tools
-  for the same, they take turns.
+  for the same, they take turns. int8 weights have 7 bits: with 8, sums saturate in ONNX Runtime on CPUs without VNNI.
 - Agreement is {fp32:.0e} for fp32 and int4, {fp16:.0e} for fp16, and {int8:.0e} for int8 and QDQ, where a sum that
   differs in its last bit may round an activation to the next of 255 steps.
 - A percentage is the share of the FLOPs in products that this project's own kernels do; TVM's code does the rest.
