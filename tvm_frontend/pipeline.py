@@ -265,7 +265,7 @@ def unfused_counts(module: tvm.IRModule) -> tvm.IRModule:
     """
     calls = [binding.value for block in module[ENTRY].body.blocks for binding in block.bindings]
     ranges = [call.args for call in calls if getattr(getattr(call, "op", None), "name", "") == "relax.arange"]
-    from_a_size = any(isinstance(getattr(each, "value", each), tvm.tirx.Var) for each, *_ in ranges)
+    from_a_size = any(not isinstance(getattr(each, "value", each), int | tvm.tirx.IntImm) for each, *_ in ranges)
     module = relax.transform.LegalizeOps()(module) if from_a_size else module
     for name, function in module.functions_items():
         if isinstance(function, tvm.tirx.PrimFunc) and _takes_a_number(function):
