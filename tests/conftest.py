@@ -3,6 +3,7 @@
 Those marked `relay` are skipped where that is absent, and `long` ones run if asked for.
 """
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,11 @@ def write_decoder(
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the tests of it also in a run in the background, which inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

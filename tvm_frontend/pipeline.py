@@ -220,8 +220,20 @@ def bundle_weights(graph: Graph) -> Graph:
 
     Kernels that nothing calls any more are dropped.
     """
-    called = relax.transform.DeadCodeElimination(graph.entry_points)(graph.module)
-    return Graph(relax.transform.BundleModelParams("weights")(called), graph.weights)
+    module = graph.module.clone()
+    called = set(graph.entry_points)
+
+    def note(node: relax.Expr) -> None:
+        if isinstance(node, tvm.ir.GlobalVar):
+            called.add(node.name_hint)
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, note)
+    for name in module.get_global_vars():
+        if name.name_hint not in called:
+            del module[name]
+    return Graph(relax.transform.BundleModelParams("weights")(module), graph.weights)
 
 
 def lower(graph: Graph, target: CompileTarget, opt_level: int, *, legalized: bool = False) -> Graph:

@@ -395,10 +395,10 @@ def test_a_change_of_nanogpts_tokens_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     ("val", "words"),
-    [(b"", "has 0 bytes"), (b"abc", "has 3 bytes, no whole number"), (b"\2\0", "the token 2, and its meta")],
+    [(b"", "has 0 bytes"), (b"abc", "has 3 bytes, no whole number"), (b"\2\0", "has the token 2, and its meta")],
 )
 def test_nanogpts_tokens_that_make_no_sense_are_refused(tmp_path, val, words):
     folder = save_tokens(tmp_path / "data", "ab", [0, 1], [1])
     (folder / "val.bin").write_bytes(val)
-    with pytest.raises(UserError, match=f"val.bin: has {words}"):
+    with pytest.raises(UserError, match=f"val.bin: {words}"):
         load_corpus(folder)

@@ -286,8 +286,12 @@ def sliced(
             raise UserError("a step of 0")
         first, last = (slice_bound(reading, position, shape[axis], step) for position in (start, stop))
         length = simplified((last - first + step - 1) // step if step > 0 else (first - last - step - 1) // -step)
-        pieces[axis] = (first, step, max(length, 0) if is_number(length) else length)
+        pieces[axis] = (first, step, _at_least_none(length))
     pieces = {axis: piece for axis, piece in pieces.items() if not _is_whole(piece, shape[axis])}
+    cut = [pieces[axis][2] if axis in pieces else dim for axis, dim in enumerate(shape)]
+    if any(is_zero(length) for _, _, length in pieces.values()):  # TVM's kernels are not made for no elements
+        dtype = reading.dtype(name)
+        return Indexed(cut, dtype, lambda *_: tvm.tirx.const(0, dtype))
     if found := reading.indexed(name):
         (x,) = found
 
@@ -298,7 +302,7 @@ def sliced(
                 places.append(simplified(first + i * step))
             return x.at(*places)
 
-        return Indexed([pieces[axis][2] if axis in pieces else dim for axis, dim in enumerate(shape)], x.dtype, at)
+        return Indexed(cut, x.dtype, at)
     tensor = reading.tensor(name)
     plain = [axis for axis, piece in pieces.items() if piece[1] == 1]
     if plain:
@@ -310,6 +314,16 @@ def sliced(
             rows = _progression(first, step, length)
             tensor = reading.emit(op.take(tensor, reading.emit(computed(reading, rows)), axis=axis, mode="clip"))
     return tensor
+
+
+def _at_least_none(length: Any) -> Any:
+    """Give a length that is 0 where it would be negative: the end of a piece may lie before its start."""
+    if is_number(length):
+        return max(length, 0)
+    analyzer = analyzer_of(length)
+    if analyzer.can_prove(length >= 0):
+        return length
+    return 0 if analyzer.can_prove(length <= 0) else simplified(tvm.tirx.Max(length, tvm.tirx.const(0, "int64")))
 
 
 def _progression(first: Any, step: int, length: Any) -> Indexed:
