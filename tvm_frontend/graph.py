@@ -49,7 +49,13 @@ class Graph:
 
     @property
     def caches(self) -> list[dict[str, Any]]:
-        """List the dtype, and the shape after B, of each KV cache that forward takes after ids and pos."""
+        """List the dtype, and the shape after B, of each KV cache that forward takes after ids and pos.
+
+        Other inputs, as masks and pasts of any length, are none.
+        """
         function = self.module[ENTRY]
         types = [param.ty for param in function.params[2 : int(function.attrs["num_input"])]]
+        sizes = [size for each in types for size in each.shape.values[1:]]
+        if not all(isinstance(size, tvm.tirx.IntImm) for size in sizes) or any(len(each.shape) != 4 for each in types):
+            return []
         return [{"dtype": str(each.dtype), "shape": [int(size) for size in each.shape.values[1:]]} for each in types]

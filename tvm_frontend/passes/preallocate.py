@@ -101,7 +101,7 @@ class _Preallocating:
         caches = {past: relax.Var(past.name, relax.TensorType(shape, "float32")) for past in self._pasts}
         new: dict[relax.Var, relax.Expr] = {weight: weight for weight in self._weights}
         builder = reading.builder
-        with builder.function(ENTRY, attrs={"num_input": 2 + len(caches)}):
+        with reading.function(2 + len(caches)):
             with builder.dataflow():
                 dtype = str(self._ids.ty.dtype)
                 new[self._ids] = ids if dtype == "int64" else builder.emit(op.astype(ids, dtype))

@@ -124,7 +124,7 @@ def _read_with(
     reading.sizes = list(sizes.symbols.values())
     reading.convert = lambda node: _convert(reading, node)
     _declare_initializers(reading, proto.graph)
-    with reading.builder.function(ENTRY, attrs={"num_input": len(inputs)}):
+    with reading.function(len(inputs)):
         with reading.builder.dataflow():
             for value, var in zip(declared, inputs, strict=True):
                 reading.values[value.name] = reading.emit(_cast(var, held_as(var.ty.dtype)))

@@ -1,6 +1,7 @@
 """Holds the graph while it is being read: the value of each name in the ONNX file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ from tvm_frontend.frontends.onnx.operators.symbolic import (
     smallest_of,
     written,
 )
+from tvm_frontend.graph import ENTRY
 
 Value: TypeAlias = relax.Expr | Indexed
 
@@ -67,6 +69,19 @@ class Reading:
     sequences: dict[str, list[Value]] = field(default_factory=dict)
     convert: Callable[[onnx.NodeProto], None] = lambda node: None
     _computed: dict[str, relax.Expr] = field(default_factory=dict)
+
+    @contextmanager
+    def function(self, inputs: int) -> Iterator[None]:
+        """Build the function `forward` within the block, which has that many inputs before its weights.
+
+        An error in the block ends the function too, as TVM prints a warning of each that is left open.
+        """
+        with self.builder.function(ENTRY, attrs={"num_input": inputs}):
+            try:
+                yield
+            except BaseException:
+                self.builder._end_block()
+                raise
 
     def add_constant(self, name: str, array: np.ndarray) -> None:
         """Give a name the value of an array in the file: a formula of few integers, of one number, or of a mask.
