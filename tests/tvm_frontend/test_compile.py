@@ -281,6 +281,17 @@ def test_cuda_is_compiled_to_machine_code_of_the_arch_without_a_gpu(compiler, mo
 
 
 @pytest.mark.slow
+def test_a_file_of_others_is_compiled_for_a_gpu_with_all_its_parts(compiler, foreign_file, tmp_path, command):
+    code, out, _ = command(foreign_file(tmp_path / "theirs.onnx"), "--target", "cuda", "-o", tmp_path / "compiled")
+    assert code == 0
+    assert "not checked: this artifact needs a GPU" in out or "checked at" in out
+    compiled = load_compiled(tmp_path / "compiled")
+    assert list(compiled.parts) == ["", "plain"]
+    for part in compiled.parts:
+        assert cubin_archs(compiled.library("sm_86", part).read_bytes()) == {"sm_86"}
+
+
+@pytest.mark.slow
 def test_one_artifact_has_the_machine_code_of_several_archs(compiler, model, command):
     code, out, err = command(model, "--target", "cuda", "--arch", "sm_80,sm_86", "--fast-math", "--opt-level", "0")
     assert (code, err) == (0, "")
