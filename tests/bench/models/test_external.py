@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bench.__main__
 from bench.__main__ import those_that_can
-from bench.backends import find_candidates, refuse_absent
+from bench.backends import candidates_of, find_candidates, refuse_absent
 from bench.correctness.agreement import calibration_shapes
 from bench.harness.plan import works_of
 from bench.harness.work import PHASES, phases_of
@@ -294,7 +294,7 @@ def test_tools_that_know_our_exports_alone_are_absent_with_words(foreign_file: C
         assert (
             that_can(candidate, artifacts).absent == "its tool for fewer bits is given this project's own exports alone"
         )
-    for candidate in find_candidates(["eager", "ctranslate2"]):
+    for candidate in (*candidates_of("eager"), *candidates_of("ctranslate2")):
         assert that_can(replace(candidate, absent=None), artifacts).absent == external.NEEDS
 
 
