@@ -110,6 +110,11 @@ def compile_model(
                 except NotPossible as why:
                     say(f"its KV cache stays as it is in the file, copied in every step: {why}")
                     continue
+                except tvm.error.InternalError as error:
+                    if source.form != "graph":
+                        raise
+                    line = " ".join(str(error).split())[:300]
+                    raise UserError(f"{model}: TVM cannot compile what it was read as ({line})") from error
                 _link(made[part].executable, folder / library_name(one.arch, part))
                 phases_s.update(made[part].phases_s)
         compiled = made[next(reversed(made))]
