@@ -5,7 +5,7 @@ from tvm.relax.dpl import is_op, wildcard
 
 from tvm_frontend.graph import Graph
 from tvm_frontend.kernels import Kernels
-from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, same_shape
+from tvm_frontend.passes.rewrite import Matched, Rewriting, add_of, calls, same_shape
 
 
 def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
@@ -33,6 +33,8 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
         (V, C), (block_size, _) = (table.shape for table in tables)
         *batch, length = matched[ids].ty.shape.values
         behind = pos in matched
+        if not all(_is_given(rewriting, matched[each]) for each in (ids, pos) if each in matched):
+            return None
         *before, rows, _ = matched[of_positions].ty.shape.values
         if len(batch) != 1 or not same_shape([rows], [length]) or (before and not _repeats(before, batch, behind)):
             return None
@@ -44,6 +46,12 @@ def fuse_embedding(graph: Graph, kernels: Kernels) -> Graph:
 
     rewriting.apply(add_of(of_tokens, of_positions), fuse)
     return rewriting.finish()
+
+
+def _is_given(rewriting: Rewriting, expr: relax.Expr) -> bool:
+    """Tell if a value is an input: the kernel reads rows unchecked, and a session checks its inputs alone."""
+    value = rewriting.value(expr)
+    return rewriting.is_input(value.args[0] if calls(value, "astype") else value)
 
 
 def _repeats(before: list, batch: list, behind: bool) -> bool:

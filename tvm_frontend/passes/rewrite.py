@@ -48,9 +48,13 @@ class Rewriting:
         """Give the name of the weight that `expr` is."""
         return next(name for name, var in self.variables.items() if var.same_as(expr))
 
+    def is_input(self, expr: relax.Expr) -> bool:
+        """Tell if `expr` is an input of the function, which a weight is not."""
+        return any(expr.same_as(var) for var in self.inputs)
+
     def is_input_used_once(self, expr: relax.Expr) -> bool:
         """Tell if `expr` is an input of the function that one operation reads, so that it may be written to."""
-        if not any(expr.same_as(var) for var in self.inputs):
+        if not self.is_input(expr):
             return False
         readers = self._readers(expr)
         return len(readers) == 1 and not readers[0].same_as(self.function.body.body)

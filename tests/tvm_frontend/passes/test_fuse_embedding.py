@@ -56,7 +56,13 @@ def test_positions_behind_a_cache_are_in_the_kernel(graph_of, calls, kernels, re
     rewritten(before, after, [np.random.default_rng(2).integers(0, V, (3, 4)), np.array([0, 5, 2])])
 
 
+def computed_ids(emit, ids, tokens, positions):
+    """Ids that no session checks, as they are twice what is given."""
+    return embedding()(emit, emit(op.add(ids, ids)), tokens, positions)
+
+
 LEFT_ALONE = {
+    "ids that are computed": (computed_ids, IDS, TABLES),
     "positions along the batch": (embedding_behind(axis=0), {"ids": ((T, T), "int64"), "pos": ((T,), "int64")}, TABLES),
     "positions that begin later": (embedding(start=1, stop=T + 1), IDS, TABLES),
     "every other position": (embedding(stop=2 * T, step=2), IDS, TABLES),
