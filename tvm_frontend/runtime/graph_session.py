@@ -43,6 +43,8 @@ class GraphSession(Loaded):
         super()._make_own()
         self._past: dict[str, tvm.runtime.Tensor] = {}
         self._filled = (0, 0)  # the sequences and the tokens of each that the past holds
+        self._for_prefill: CachedSession | None = None
+        self._prefilled = 0  # the sequences that its cache is of
 
     @exclusive
     def clone(self) -> "GraphSession":
@@ -66,7 +68,15 @@ class GraphSession(Loaded):
 
         Raises UserError for a file whose inputs or logits are not known, and for ids that it does not take.
         """
-        return self._logits(self._step(ids, None)).numpy()
+        if self._cached is None:
+            return self._logits(self._step(ids, None)).numpy()
+        ids = self.model.check_ids(ids)
+        if self._for_prefill is None:  # with a cache of its own, as one that is being continued stays as it is
+            self._for_prefill = self._cached.clone()
+        if len(ids) != self._prefilled:
+            self._for_prefill.begin(len(ids))
+            self._prefilled = len(ids)
+        return self._for_prefill.step(ids, np.zeros(len(ids), np.int64))
 
     @exclusive
     def fill(self, ids: np.ndarray) -> np.ndarray:

@@ -283,6 +283,8 @@ def test_a_past_becomes_a_preallocated_cache(export, eager):
     session, ids = open_session(compiled, threads=2), ids_of(3, 20)
     expected = eager(checkpoint, ids)
     close(session.fill(ids[:, :17]), expected[:, 16])
+    for B in (3, 1, 3):  # whole prompts, with what is in the cache left alone
+        close(session.prefill(ids[:B]), expected[:B])
     for at in (17, 18, 19):
         close(session.decode(ids[:, at : at + 1], at), expected[:, at])
 
