@@ -65,6 +65,9 @@ def check_readable(proto: onnx.ModelProto, source: Path) -> None:
     """
     if "ai.onnx" not in opsets_of(proto):
         raise UserError(f"{source}: names no opset of ONNX itself; export it again")
+    newest = onnx.defs.onnx_opset_version()
+    if (opset := opsets_of(proto)["ai.onnx"]) > newest:
+        raise UserError(f"{source}: opset {opset}, and ONNX has none above {newest}; export it with one of those")
     if not proto.graph.output:
         raise UserError(f"{source}: gives no output; export it again")
     try:

@@ -316,7 +316,7 @@ tvm_frontend.compile dims.onnx -o new → dims.onnx: weight 'transformer.wpe.wei
 tvm_frontend.compile up.onnx -o new → said to lie at '../data', which is not beside it: refused
 tvm_frontend.compile absolute.onnx -o new → said to lie at '/etc/hostname', which is not beside it: refused
 tvm_frontend.compile nameless.onnx -o new → said to lie at '', which is not beside it: refused
-tvm_frontend.compile missing.onnx -o new → (not-here.data: No such file or directory); copy them beside it again
+tvm_frontend.compile missing.onnx -o new → missing.onnx: its weights in not-here.data cannot be read: No such file or directory
 tvm_frontend.compile short.onnx -o new → (text.txt: ends before the 2,048 bytes of 'transformer.wpe.weight' at 0)
 tvm_frontend.compile beyond.onnx -o new → ends before the 2,048 bytes of 'transformer.wpe.weight' at 10,000,000)
 tvm_frontend.compile negative.onnx -o new → (where 'transformer.wpe.weight' lies is not said)
@@ -326,7 +326,7 @@ tvm_frontend.compile undefined.onnx -o new → ONNX's checker refuses it (Nodes 
 tvm_frontend.compile twice.onnx -o new → ONNX's checker refuses it (Graph must be in single static assignment (SSA)
 tvm_frontend.compile operator.onnx -o new → operator Nonsense of domain ai.onnx (opset 23)
 tvm_frontend.compile domain.onnx -o new → ONNX's checker refuses it (No opset import for domain 'com.example'
-tvm_frontend.compile opset.onnx -o new → opset 99: supported are
+tvm_frontend.compile opset.onnx -o new → opset.onnx: opset 99, and ONNX has none above
 tvm_frontend.compile no-opset.onnx -o new → no-opset.onnx: names no opset of ONNX itself
 tvm_frontend.compile no-nodes.onnx -o new → no-nodes.onnx: holds no graph
 tvm_frontend.compile no-input.onnx -o new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
@@ -408,27 +408,27 @@ bench --onnx ckpt.pt --artifacts new → ckpt.pt: not an ONNX file but a checkpo
 bench --onnx cut.onnx --artifacts new → cut.onnx: not a readable ONNX file
 bench --onnx theirs.onnx --seeded tiny --artifacts new → seeded 'tiny' and theirs.onnx: which of the two models is it
 bench --onnx nan.onnx --artifacts new → nan.onnx: weight 'transformer.wpe.weight' holds NaN or infinity
-bench --onnx dims.onnx --artifacts new → not a GPT-2 that could be recognised: it gathers from tables [28, 32]
+bench --onnx dims.onnx --artifacts new → dims.onnx: weight 'transformer.wpe.weight' does not fit its shape
 bench --onnx up.onnx --artifacts new → said to lie at '../data', which is not beside it: refused
 bench --onnx absolute.onnx --artifacts new → said to lie at '/etc/hostname', which is not beside it: refused
 bench --onnx nameless.onnx --artifacts new → said to lie at '', which is not beside it: refused
-bench --onnx missing.onnx --artifacts new → (not-here.data: No such file or directory); copy them beside it again
+bench --onnx missing.onnx --artifacts new → missing.onnx: its weights in not-here.data cannot be read: No such file or directory
 bench --onnx short.onnx --artifacts new → (text.txt: ends before the 2,048 bytes of 'transformer.wpe.weight' at 0)
 bench --onnx beyond.onnx --artifacts new → ends before the 2,048 bytes of 'transformer.wpe.weight' at 10,000,000)
 bench --onnx negative.onnx --artifacts new → (where 'transformer.wpe.weight' lies is not said)
 bench --onnx words.onnx --artifacts new → (where 'transformer.wpe.weight' lies is not said)
 bench --onnx length.onnx --artifacts new → 'transformer.wpe.weight' has 2,048 bytes, not the 17 at 0 that are said
-bench --onnx dangling.onnx --artifacts new → (nowhere: No such file or directory)
-bench --onnx looped.onnx --artifacts new → (loop: Too many levels of symbolic links)
-bench --onnx undefined.onnx --artifacts new → not a GPT-2 that could be recognised: it gathers from tables [28, 32]
+bench --onnx dangling.onnx --artifacts new → dangling.onnx: its weights in nowhere cannot be read: No such file or directory
+bench --onnx looped.onnx --artifacts new → looped.onnx: its weights in loop cannot be read: Too many levels of symbolic links
+bench --onnx undefined.onnx --artifacts new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
 bench --onnx twice.onnx --artifacts new → ONNX's checker refuses it (Graph must be in single static assignment (SSA)
-bench --onnx operator.onnx --artifacts new → not a GPT-2 that could be recognised: it gathers from tables [28, 32]
-bench --onnx domain.onnx --artifacts new → operator Gather of domain com.example: not of ONNX itself, so only some
-bench --onnx opset.onnx --artifacts new → opset.onnx: ONNX Runtime cannot run it
-bench --onnx no-opset.onnx --artifacts new → no-opset.onnx: it names no opset of ONNX itself
+bench --onnx operator.onnx --artifacts new → no float64 reference: operator Nonsense is not defined in ONNX, nor known here
+bench --onnx domain.onnx --artifacts new → ONNX's checker refuses it (No opset import for domain 'com.example'
+bench --onnx opset.onnx --artifacts new → opset.onnx: opset 99, and ONNX has none above
+bench --onnx no-opset.onnx --artifacts new → no-opset.onnx: names no opset of ONNX itself
 bench --onnx no-nodes.onnx --artifacts new → no-nodes.onnx: holds no graph
-bench --onnx no-input.onnx --artifacts new → no input of token ids, an int64 [B, T] (and 1 more: python -m
-bench --onnx no-output.onnx --artifacts new → no-output.onnx: no output of logits, a float32 [B, T, V]
+bench --onnx no-input.onnx --artifacts new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
+bench --onnx no-output.onnx --artifacts new → no-output.onnx: gives no output
 bench --onnx utf8.onnx --artifacts new → utf8.onnx: not a readable ONNX file (a name in it is no UTF-8 text)
 bench.generate → Missing from python -m bench.generate
 bench.generate --engine nonsense → engine 'nonsense': not known
