@@ -316,7 +316,7 @@ tvm_frontend.compile dims.onnx -o new → dims.onnx: weight 'transformer.wpe.wei
 tvm_frontend.compile up.onnx -o new → said to lie at '../data', which is not beside it: refused
 tvm_frontend.compile absolute.onnx -o new → said to lie at '/etc/hostname', which is not beside it: refused
 tvm_frontend.compile nameless.onnx -o new → said to lie at '', which is not beside it: refused
-tvm_frontend.compile missing.onnx -o new → missing.onnx: its weights in not-here.data cannot be read: No such file or directory
+tvm_frontend.compile missing.onnx -o new → its weights in not-here.data cannot be read: No such file or directory
 tvm_frontend.compile short.onnx -o new → (text.txt: ends before the 2,048 bytes of 'transformer.wpe.weight' at 0)
 tvm_frontend.compile beyond.onnx -o new → ends before the 2,048 bytes of 'transformer.wpe.weight' at 10,000,000)
 tvm_frontend.compile negative.onnx -o new → (where 'transformer.wpe.weight' lies is not said)
@@ -412,17 +412,17 @@ bench --onnx dims.onnx --artifacts new → dims.onnx: weight 'transformer.wpe.we
 bench --onnx up.onnx --artifacts new → said to lie at '../data', which is not beside it: refused
 bench --onnx absolute.onnx --artifacts new → said to lie at '/etc/hostname', which is not beside it: refused
 bench --onnx nameless.onnx --artifacts new → said to lie at '', which is not beside it: refused
-bench --onnx missing.onnx --artifacts new → missing.onnx: its weights in not-here.data cannot be read: No such file or directory
+bench --onnx missing.onnx --artifacts new → its weights in not-here.data cannot be read: No such file or directory
 bench --onnx short.onnx --artifacts new → (text.txt: ends before the 2,048 bytes of 'transformer.wpe.weight' at 0)
 bench --onnx beyond.onnx --artifacts new → ends before the 2,048 bytes of 'transformer.wpe.weight' at 10,000,000)
 bench --onnx negative.onnx --artifacts new → (where 'transformer.wpe.weight' lies is not said)
 bench --onnx words.onnx --artifacts new → (where 'transformer.wpe.weight' lies is not said)
 bench --onnx length.onnx --artifacts new → 'transformer.wpe.weight' has 2,048 bytes, not the 17 at 0 that are said
-bench --onnx dangling.onnx --artifacts new → dangling.onnx: its weights in nowhere cannot be read: No such file or directory
-bench --onnx looped.onnx --artifacts new → looped.onnx: its weights in loop cannot be read: Too many levels of symbolic links
+bench --onnx dangling.onnx --artifacts new → its weights in nowhere cannot be read: No such file or directory
+bench --onnx looped.onnx --artifacts new → its weights in loop cannot be read: Too many levels of symbolic links
 bench --onnx undefined.onnx --artifacts new → ONNX's checker refuses it (Nodes in a graph must be topologically sorted
 bench --onnx twice.onnx --artifacts new → ONNX's checker refuses it (Graph must be in single static assignment (SSA)
-bench --onnx operator.onnx --artifacts new → no float64 reference: operator Nonsense is not defined in ONNX, nor known here
+bench --onnx operator.onnx --artifacts new → no float64 reference: operator Nonsense is not defined in ONNX
 bench --onnx domain.onnx --artifacts new → ONNX's checker refuses it (No opset import for domain 'com.example'
 bench --onnx opset.onnx --artifacts new → opset.onnx: opset 99, and ONNX has none above
 bench --onnx no-opset.onnx --artifacts new → no-opset.onnx: names no opset of ONNX itself
