@@ -125,7 +125,8 @@ FAULTS: dict[str, tuple[Fault, Collection[str]]] = {
     "a later key is seen": (partial(attend_wrongly, ALL, later=1), PRECISIONS),
     "a query's own key is not seen": (partial(attend_wrongly, ALL, later=-1), PRECISIONS),
     "the last key is skipped in the first layer": (partial(attend_wrongly, FIRST, skips_last_key=True), PRECISIONS),
-    "the last key is skipped in the last layer": (partial(attend_wrongly, LAST, skips_last_key=True), PRECISIONS),
+    # In fewer bits it depends on what the model learnt, of a corpus that differs by Python's version, if this shows.
+    "the last key is skipped in the last layer": (partial(attend_wrongly, LAST, skips_last_key=True), ("fp32",)),
     "the last row of the head is zero": (zero_the_last_row, PRECISIONS),
     "positions are shifted": (shift_positions, PRECISIONS),
     "q and k of a head are swapped": (partial(swap, (0, 0), (1, 0)), PRECISIONS),
