@@ -58,7 +58,7 @@ def _listed(dims: Sequence[int | str]) -> str:
 
 
 def check_readable(proto: onnx.ModelProto, source: Path) -> None:
-    """Raise UserError for a model that is no valid ONNX, or that has control flow.
+    """Raise UserError for a model that is no valid ONNX.
 
     Operators of domains other than ONNX's own are for its reader to know, and so are those that ONNX Runtime writes in
     ONNX's domain although ONNX has none of that name.

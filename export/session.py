@@ -77,7 +77,7 @@ def check_step(ids: np.ndarray, lengths: np.ndarray, exported: ExportedModel) ->
         raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T] with T from 1 to {block_size}")
     if ids.dtype != np.int64:
         raise UserError(f"ids of dtype {ids.dtype}: must be int64")
-    check_ids(ids, exported.config)
+    check_ids(ids, exported.config.vocab_size)
     if exported.form == "forward":
         return
     if len(ids) != B or lengths.dtype != np.int64:

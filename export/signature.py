@@ -97,15 +97,6 @@ class Signature:
             raise UserError(f"input {name} of {list(past)}: its shape does not say along which axis its tokens lie")
         return named[0]
 
-    def size_of(self, name: str, dim: int, sizes: Mapping[str, int]) -> int:
-        """Return a dimension of an input as a number, given the sizes that have names. Raises UserError if unknown."""
-        size = self.input(name).dims[dim]
-        if isinstance(size, str):
-            if size not in sizes:
-                raise UserError(f"input {name}: nothing says how large its dimension {size!r} is")
-            return sizes[size]
-        return size
-
     def feed(self, ids: np.ndarray, past: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what to give every input for ids int64 [B, T] without padding, after a past; by default an empty one.
 

@@ -108,7 +108,7 @@ def generate_samples(
     meaning. Beyond that each token has another position than before, so all are computed anew. Raises UserError, before
     anything is computed, for ids or settings out of range and for more samples than this machine's memory holds.
     """
-    check_ids(ids, model.config)
+    check_ids(ids, model.config.vocab_size)
     if tokens < 0:
         raise UserError(f"tokens={tokens}: must be at least 0")
     if not 1 <= samples < 2**31:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from gpt.cli import UserError
-from gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     import tiktoken
@@ -289,19 +288,20 @@ def check_unicode(text: str, where: str) -> None:
         )
 
 
-def check_ids(ids: Any, config: GPTConfig) -> None:
+def check_ids(ids: Any, vocab_size: int | None) -> None:
     """Raise UserError unless `ids`, a list or array of any shape, has at least one id and all are whole and in [0, V).
 
-    For the doors where users enter ids: a kernel that gathers rows of the embedding does not look.
+    For the doors where users enter ids: a kernel that gathers rows of the embedding does not look. vocab_size: V, None
+    where nothing says it.
     """
     ids = np.asarray(ids)
     if ids.size == 0:
         raise UserError("no token ids: a model needs at least one to start from")
     if ids.dtype.kind not in "iu":
         raise UserError(f"token ids of dtype {ids.dtype}: must be whole numbers")
-    bad = ids[(ids < 0) | (ids >= config.vocab_size)]
-    if bad.size:
-        raise UserError(f"token id {bad[0]}: must be in 0 … {config.vocab_size - 1} (vocab_size={config.vocab_size})")
+    if vocab_size is not None and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+        bad = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise UserError(f"token id {bad}: must be in 0 … {vocab_size - 1} (vocab_size={vocab_size})")
 
 
 def _checked(index: int) -> int:

@@ -17,6 +17,7 @@ from export.signature import Signature, dtype_named
 from gpt.cli import UserError
 from gpt.config import GPTConfig, config_from_json
 from gpt.files import other_kind
+from gpt.tokenizer import check_ids
 
 FORMAT = 9
 WEIGHTS, DESCRIPTION = "weights.bin", "model.json"
@@ -138,19 +139,8 @@ class CompiledModel:
             raise UserError(f"ids of shape {list(ids.shape)}{after}: must be [B, T] with T from 1 {to}")
         if self.fixed_shape and list(ids.shape) != self.fixed_shape:
             raise UserError(f"ids of shape {list(ids.shape)}: this model was compiled for {self.fixed_shape} alone")
-        check_vocabulary(ids, self.vocab_size)
+        check_ids(ids, self.vocab_size)
         return ids
-
-
-def check_vocabulary(ids: np.ndarray, vocab_size: int | None) -> None:
-    """Raise UserError unless there is at least one id and all are whole and in [0, V); V is unknown if it is None."""
-    if ids.size == 0:
-        raise UserError("no token ids: a model needs at least one to start from")
-    if ids.dtype.kind not in "iu":
-        raise UserError(f"token ids of dtype {ids.dtype}: must be whole numbers")
-    if vocab_size is not None and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-        bad = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UserError(f"token id {bad}: must be in 0 … {vocab_size - 1} (vocab_size={vocab_size})")
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

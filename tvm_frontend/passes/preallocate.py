@@ -16,10 +16,9 @@ from tvm.relax import op
 from tvm_frontend.frontends.onnx.operators.attention import Seen, attend, scatter_rows
 from tvm_frontend.frontends.onnx.operators.context import Reading
 from tvm_frontend.graph import ENTRY, Graph
-from tvm_frontend.passes.recover_attention import recover_attention
+from tvm_frontend.passes.recover_attention import SWAP, recover_attention
 from tvm_frontend.passes.rewrite import calls, same_shape
 
-SWAP = [0, 2, 1, 3]  # [B, nh, T, hs] to [B, T, nh, hs], and back
 LONGEST_PATH = 8  # the most operators between a range of positions and the table that they look up
 MOVES = ("expand_dims", "broadcast_to", "reshape", "squeeze", "astype")  # give positions another shape or type
 

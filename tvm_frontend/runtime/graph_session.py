@@ -14,7 +14,8 @@ import tvm
 
 from export.signature import COUNTED, SEEN, Port, Signature, check_shape, dtype_named
 from gpt.cli import UserError
-from tvm_frontend.artifact import CACHED, PLAIN, CompiledModel, as_array, check_vocabulary
+from gpt.tokenizer import check_ids
+from tvm_frontend.artifact import CACHED, PLAIN, CompiledModel, as_array
 from tvm_frontend.runtime.exclusive import exclusive
 from tvm_frontend.runtime.session import CachedSession, Loaded
 from tvm_frontend.runtime.threads import use_threads
@@ -121,7 +122,7 @@ class GraphSession(Loaded):
         ids = as_array("ids", ids)
         if ids.ndim != 2 or not ids.size:
             raise UserError(f"ids of shape {list(ids.shape)}: must be [B, T], with at least one token")
-        check_vocabulary(ids, self.signature.vocab_size)
+        check_ids(ids, self.signature.vocab_size)
         given = self.signature.feed(ids, past)
         P, T = self._tokens(given)
         self._check_length(P + T)
@@ -169,7 +170,7 @@ class GraphSession(Loaded):
             check_shape(port, array.shape)
             self._check_sizes(port, array.shape, sizes)
         if self.signature.ids is not None:
-            check_vocabulary(given[self.signature.ids], self.signature.vocab_size)
+            check_ids(given[self.signature.ids], self.signature.vocab_size)
         self._check_lengths(given)
         self.signature.check_limits(given)
         return given
